@@ -1,0 +1,259 @@
+"""The typed data of the program: Samples (raw) and what travels beside them.
+
+A Sample holds monotonic counters as the kernel holds them, with one
+timestamp. It is made by the engine, crosses the stream, and two of them give
+a Snapshot (snapshot.py). Nothing here computes anything.
+
+Units are in the names: ``_ns`` nanoseconds, ``_khz`` kilohertz, ``_ratio``
+0..1; a plain name is a count. None means "cannot be had here"; the reason
+stands in Host.missing under the field's group name.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from agenttop.words import COMPUTE_PARTS, GATES, SOURCES, STAGES
+
+#: Version of the stream between engine and view.
+STREAM_VERSION = 1
+
+Level = Literal["lite", "full"]
+#: How the chains are measured: BPF with task storage, BPF with raw tracepoints, /proc only.
+Mode = Literal["tp_btf", "raw_tp", "procfs"]
+
+
+class Struct(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
+    """Base of everything on the stream; unknown fields are skipped, so that minor versions mix."""
+
+
+# --------------------------------------------------------------------------- static facts
+
+
+class IdleState(Struct):
+    """An idle state as cpuidle's sysfs describes it (shared by the CPUs of a host)."""
+
+    name: str
+    #: Exit latency that the driver promises, us (sysfs ``latency``).
+    latency_us: int
+    residency_us: int
+
+
+class Host(Struct):
+    """Facts that do not change between Samples; sent first, and again when they change."""
+
+    name: str
+    kernel: str
+    cpus: int
+    level: Level
+    mode: Mode
+    idle_states: list[IdleState] = []
+    idle_driver: str | None = None
+    idle_governor: str | None = None
+    freq_driver: str | None = None
+    #: What this run cannot show and why: group ("chains", "idle", "freq", ...) -> reason.
+    missing: dict[str, str] = {}
+    #: One line that says what would unlock the rest, or None when nothing is missing.
+    banner: str | None = None
+    stream_version: int = STREAM_VERSION
+
+
+# --------------------------------------------------------------------------- counters
+
+
+class Activity(Struct):
+    """How often something ran and for how long (None: only the count can be had)."""
+
+    count: int = 0
+    time_ns: int | None = None
+
+
+class IdleCounters(Struct):
+    """One CPU, one idle state (same order as Host.idle_states)."""
+
+    entries: int = 0
+    time_ns: int = 0
+    #: Times the governor chose too deep (above) or too shallow (below) a state.
+    above: int | None = None
+    below: int | None = None
+
+
+class Histogram(Struct):
+    """Buckets (histogram.py) with their counts as the kernel holds them.
+
+    In a full Sample all non-empty ones, otherwise those that changed since
+    the Sample before. ``buckets`` packs little-endian u16, ``counts`` u64.
+    """
+
+    buckets: bytes = b""
+    counts: bytes = b""
+
+
+class CpuCounters(Struct):
+    cpu: int
+    online: bool = True
+    #: From /proc/stat (10 ms resolution).
+    busy_ns: int = 0
+    steal_ns: int = 0
+    #: Interrupt line (number as text) -> activity. Names stand in Sample.irq_names.
+    irqs: dict[str, Activity] = {}
+    #: Vector (words.VECTORS) -> activity.
+    vectors: dict[str, Activity] = {}
+    #: Softirq vector (words.SOFTIRQS) -> activity.
+    softirqs: dict[str, Activity] = {}
+    #: Softirq vector -> histogram of raise-to-entry latency.
+    softirq_latency: dict[str, Histogram] = {}
+    ksoftirqd_ns: int | None = None
+    idle: list[IdleCounters] = []
+    freq_khz: int | None = None
+    freq_min_khz: int | None = None
+    freq_max_khz: int | None = None
+
+
+class AgentCounters(Struct):
+    """One agent. Lists have the order of words.py; a new agent starts at 0."""
+
+    #: Never used twice in a run of the engine.
+    id: int
+    name: str
+    #: What made it an agent: the rule's name, "--agent ...", "marker" or "sched_setattr".
+    rule: str
+    #: The process at the root of the tree, and the processes in it (root first).
+    pid: int
+    pids: list[int] = []
+    threads: int = 0
+    alive: bool = True
+    #: Threads that are measured, of ``threads`` (None without BPF).
+    threads_tracked: int | None = None
+    background: bool = False
+    steps: int = 0
+    #: Steps whose gate returned at once (level full only).
+    ready: int | None = None
+    #: Steps whose wake-up was not seen, or whose waker could not be named.
+    unattributed: int = 0
+    #: Per stage; None where the level does not measure it (lite: return).
+    stage_sum_ns: list[int | None] = msgspec.field(default_factory=lambda: [0] * len(STAGES))
+    step_sum_ns: int = 0
+    #: Sum of the measured stages irq..return.
+    slowpath_sum_ns: int = 0
+    #: words.MEASURES -> histogram; a measure without an entry has not changed.
+    histograms: dict[str, Histogram] = {}
+    sources: list[int] = msgspec.field(default_factory=lambda: [0] * len(SOURCES))
+    gates: list[int] = msgspec.field(default_factory=lambda: [0] * len(GATES))
+    compute_parts_ns: list[int | None] = msgspec.field(
+        default_factory=lambda: [0] * len(COMPUTE_PARTS)
+    )
+    #: Steps above the tail threshold (about the slowpath p99), and their stages' sums.
+    tail_steps: int = 0
+    tail_sum_ns: list[int] = msgspec.field(default_factory=lambda: [0] * len(STAGES))
+    #: CPU (as text) -> steps that resumed there.
+    cpu_steps: dict[str, int] = {}
+    #: From /proc/PID/task/*/schedstat, the only measure without BPF.
+    run_ns: int | None = None
+    run_delay_ns: int | None = None
+    timeslices: int | None = None
+
+
+class Exemplar(Struct):
+    """One whole slow step."""
+
+    agent: int
+    #: CLOCK_MONOTONIC at the end of the step.
+    t_ns: int
+    tid: int
+    cpu: int
+    gate: str
+    source: str | None
+    #: In words.STAGES order; None where the level does not measure it.
+    stages_ns: list[int | None]
+    #: Who woke it: a task (pid > 0, comm), an interrupt line, a vector or a softirq, as text.
+    waker: str = ""
+
+
+class Trust(Struct):
+    """What a reader needs to believe the figures; counters are monotonic."""
+
+    #: Kind of loss -> count: ring_full, storage_full, negative, clamped, overflow, ...
+    drops: dict[str, int] = {}
+    recursion_misses: int | None = None
+    #: CPU time of agenttop's own processes, ns: engine, and what it started.
+    self_ns: int = 0
+    #: Time in BPF programs, ns; None unless it is asked for (it has a price of its own).
+    bpf_ns: int | None = None
+    #: How long reading the counters took, ns.
+    read_ns: int = 0
+    #: Agents that found no free slot.
+    slots_full: int = 0
+
+
+class PolicyStatus(Struct):
+    """One policy as the engine sees it."""
+
+    name: str
+    key: str
+    title: str
+    state: Literal["off", "on", "drift", "n/a", "error"]
+    #: One line: what holds, why it cannot be had, or what drifted.
+    detail: str = ""
+    #: Each change that is in force, one line each ("/sys/...: 0 -> n/a").
+    changes: list[str] = []
+    #: CPUs and thread ids that it holds.
+    cpus: list[int] = []
+    tids: list[int] = []
+    #: Agent id (as text) -> short word for the table, e.g. "cpu1".
+    agents: dict[str, str] = {}
+    #: CLOCK_MONOTONIC of the last toggle.
+    since_ns: int | None = None
+
+
+class Event(Struct):
+    """Something to tell the reader once."""
+
+    t_ns: int
+    kind: Literal["policy", "agent", "info", "warning", "error"]
+    text: str
+
+
+class Sample(Struct, tag="sample"):
+    #: CLOCK_MONOTONIC when the counters were read.
+    t_ns: int
+    #: Seconds since the epoch at the same moment.
+    wall_s: float
+    seq: int
+    #: True: every non-empty bucket is in it. False: only those changed since the one before.
+    full: bool
+    host: Host | None = None
+    cpus: list[CpuCounters] = []
+    agents: list[AgentCounters] = []
+    #: Interrupt line (as text) -> name from /proc/interrupts; in full Samples and on change.
+    irq_names: dict[str, str] = {}
+    #: Idle state index (as text) -> what waking a CPU out of it took, all agents.
+    idle_exit: dict[str, Histogram] = {}
+    exemplars: list[Exemplar] = []
+    trust: Trust = msgspec.field(default_factory=Trust)
+    policies: list[PolicyStatus] = []
+    events: list[Event] = []
+
+
+# --------------------------------------------------------------------------- the way back
+
+
+class Command(Struct, tag="command"):
+    """From the view to the engine; answered by the next Samples' events and states."""
+
+    kind: Literal["policy", "bpf_stats", "delay", "full", "stop"]
+    #: policy: its name; on: wanted state (policy, bpf_stats); seconds: new delay.
+    name: str = ""
+    on: bool = False
+    seconds: float = 0.0
+
+
+class Failure(Struct, tag="failure"):
+    """The engine could not go on; the text is one line for the user."""
+
+    text: str
+
+
+Message = Sample | Command | Failure

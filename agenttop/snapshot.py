@@ -1,0 +1,150 @@
+"""What is derived from two Samples: the Snapshot that every view and the JSON output show.
+
+Names are DESIGN.md's words with unit suffixes. None is "not available", never 0.
+A value named in ``estimated`` rests on fewer than 5 samples beyond it and is
+shown with a ~.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agenttop.model import Exemplar, Host, PolicyStatus
+
+SCHEMA_NAME = "agenttop.snapshot"
+SCHEMA_VERSION = 1
+
+
+class Base(msgspec.Struct, omit_defaults=False):
+    pass
+
+
+class Stat(Base):
+    """A measure over the interval."""
+
+    count: int = 0
+    sum_ns: int = 0
+    p50_ns: int | None = None
+    p99_ns: int | None = None
+    p999_ns: int | None = None
+    max_ns: int | None = None
+    #: Names of the values above that rest on fewer than 5 samples beyond them.
+    estimated: list[str] = []
+
+
+class Tail(Base):
+    """Which stage dominates the steps above the tail threshold."""
+
+    stage: str | None = None
+    #: Its share of those steps' slowpath, 0..1.
+    ratio: float | None = None
+    #: Stage -> share, slowpath stages only.
+    shares: dict[str, float] = {}
+    steps: int = 0
+
+
+class Agent(Base):
+    id: int
+    name: str
+    rule: str
+    pid: int
+    pids: list[int]
+    threads: int
+    threads_tracked: int | None
+    alive: bool
+    background: bool
+    steps: int
+    steps_per_s: float
+    #: words.SOURCES -> steps in the interval (those that are not 0).
+    sources: dict[str, int]
+    #: words.GATES -> steps in the interval (those that are not 0).
+    gates: dict[str, int]
+    ready: int | None
+    unattributed: int
+    step: Stat
+    #: words.STAGES -> measure, null where the level does not measure it.
+    stages: dict[str, Stat | None]
+    slowpath: Stat
+    tail: Tail
+    #: words.COMPUTE_PARTS -> ns in the interval.
+    compute_ns: dict[str, int | None]
+    #: CPU on which most steps resumed, and its share 0..1.
+    home_cpu: int | None
+    home_ratio: float | None
+    #: CPU (as text) -> steps.
+    cpu_steps: dict[str, int]
+    #: Policy name -> its short word for this agent.
+    policies: dict[str, str]
+    #: Mean run-queue wait per time slice, from schedstat (also without BPF).
+    run_delay_ns: int | None
+    cpu_ratio: float | None
+
+
+class Load(Base):
+    """Count per second and share of the time."""
+
+    per_s: float
+    ratio: float | None
+    p99_ns: int | None = None
+
+
+class IdleShare(Base):
+    name: str
+    ratio: float
+    per_s: float
+    above_per_s: float | None
+    below_per_s: float | None
+    #: Promised by the driver, and measured: p50 of what waking the CPU out of it took.
+    latency_ns: int
+    exit_p50_ns: int | None
+
+
+class Cpu(Base):
+    cpu: int
+    online: bool
+    busy_ratio: float | None
+    steal_ratio: float | None
+    #: All interrupt lines and vectors together, then by name ("24 nvme0q1", "local_timer").
+    irq: Load
+    irqs: dict[str, Load]
+    softirq: Load
+    #: words.SOFTIRQS -> load; p99_ns is raise to entry.
+    softirqs: dict[str, Load]
+    ksoftirqd_ratio: float | None
+    idle: list[IdleShare]
+    freq_khz: int | None
+    #: Ids of the agents whose steps mostly resume here.
+    agents: list[int]
+
+
+class TrustLine(Base):
+    steps: int
+    drops: dict[str, int]
+    #: Sum of drops and recursion misses in the interval.
+    lost: int
+    recursion_misses: int | None
+    unattributed_ratio: float | None
+    #: Tracked threads over the agents' threads, 0..1.
+    coverage_ratio: float | None
+    #: Age of the newest Sample when the Snapshot was made.
+    sample_age_ns: int
+    self_ratio: float | None
+    bpf_ratio: float | None
+    read_ns: int
+    slots_full: int
+
+
+class Snapshot(Base):
+    schema: str
+    version: int
+    host: Host
+    #: Seconds since the epoch, and CLOCK_MONOTONIC, at the newest Sample.
+    wall_s: float
+    t_ns: int
+    interval_ns: int
+    trust: TrustLine
+    cpus: list[Cpu]
+    agents: list[Agent]
+    policies: list[PolicyStatus]
+    #: Slowest recent steps, slowest first, at most 16 per agent.
+    exemplars: list[Exemplar] = []

@@ -1,0 +1,58 @@
+"""Framing of the messages between engine and view: u32 length, then MessagePack.
+
+The same bytes serve a pipe, a file and an SSH connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from agenttop.model import Message
+
+_HEADER: Final = struct.Struct("<I")
+#: A frame larger than this is not ours (a full Sample of 256 agents has under 20 MB).
+MAX_FRAME: Final = 64 << 20
+
+
+class StreamError(Exception):
+    """The bytes are not a stream of messages (truncated, foreign or too large)."""
+
+
+def encode(message: Message) -> bytes:
+    """One frame."""
+    body = msgspec.msgpack.encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+class Decoder:
+    """Takes bytes as they come and gives whole messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Messages completed by ``data``. Raises StreamError on foreign bytes."""
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise StreamError(f"a frame of {length} bytes: not an agenttop stream")
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
+            try:
+                yield self._decoder.decode(body)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise StreamError(f"not an agenttop stream: {error}") from None
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that has not arrived whole."""
+        return len(self._buffer)

@@ -1,0 +1,99 @@
+"""The words of the project, in the order in which the kernel side numbers them.
+
+The BPF programs index their arrays with these positions (the loader passes
+the numbers on as #defines), the Samples carry lists in this order, and the
+JSON output uses the names as keys.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Parts of a step, in time order. They telescope: their sum is the step.
+STAGES: Final = ("wait", "irq", "softirq", "ipi", "idle_exit", "queue", "return", "compute")
+
+#: The stages that the kernel adds to a step; their sum is the slowpath.
+SLOWPATH_STAGES: Final = ("irq", "softirq", "ipi", "idle_exit", "queue", "return")
+
+#: What has a histogram per agent: the stages and the two sums.
+MEASURES: Final = (*STAGES, "step", "slowpath")
+
+#: What completed and so ended the wait.
+SOURCES: Final = ("net", "block", "io_uring", "timer", "ipc", "child", "kworker", "signal")
+
+#: Parts of compute (sums only): running, runnable but not running, blocked.
+COMPUTE_PARTS: Final = ("on_cpu", "preempted", "blocked")
+
+#: Gates that always end a step.
+LOOP_GATES: Final = (
+    "epoll_wait",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "io_uring_enter",
+    "poll",
+    "ppoll",
+    "select",
+    "pselect6",
+    "nanosleep",
+    "clock_nanosleep",
+)
+
+#: Gates that end a step only if they slept and the thread uses no loop gate.
+MAYBE_GATES: Final = (
+    "read",
+    "pread64",
+    "readv",
+    "recvfrom",
+    "recvmsg",
+    "recvmmsg",
+    "accept",
+    "accept4",
+    "futex",
+    "futex_waitv",
+    "futex_wait",
+    "wait4",
+    "waitid",
+)
+
+GATES: Final = (*LOOP_GATES, *MAYBE_GATES)
+
+#: Softirq vectors, include/linux/interrupt.h (the order is ABI for the tracepoints).
+SOFTIRQS: Final = (
+    "HI",
+    "TIMER",
+    "NET_TX",
+    "NET_RX",
+    "BLOCK",
+    "IRQ_POLL",
+    "TASKLET",
+    "SCHED",
+    "HRTIMER",
+    "RCU",
+)
+
+#: Interrupt vectors that bypass the irq lines, from events/irq_vectors (x86).
+VECTORS: Final = (
+    "local_timer",
+    "reschedule",
+    "call_function",
+    "call_function_single",
+    "irq_work",
+    "thermal_apic",
+    "error_apic",
+    "spurious_apic",
+    "threshold_apic",
+    "deferred_error_apic",
+    "x86_platform_ipi",
+)
+
+#: Default p99 targets, ns (DESIGN.md): stage -> limit. "run" is ipi + idle_exit + queue.
+TARGETS_NS: Final = {
+    "irq": 10_000,
+    "softirq": 50_000,
+    "block_completion": 30_000,
+    "run": 200_000,
+    "return": 50_000,
+}
+
+#: Observation levels.
+LEVELS: Final = ("lite", "full")
