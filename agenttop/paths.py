@@ -31,6 +31,8 @@ def themes() -> Path:
     """The theme files that come with the program (source tree or wheel)."""
     package = Path(__file__).resolve().parent
     source = package.parent / "themes"
-    return source if source.is_dir() and (package.parent / "pyproject.toml").exists() else (
-        package / "themes"
+    return (
+        source
+        if source.is_dir() and (package.parent / "pyproject.toml").exists()
+        else (package / "themes")
     )
