@@ -1,0 +1,7 @@
+"""``python -m agenttop``."""
+
+import sys
+
+from agenttop.cli import main
+
+sys.exit(main())

@@ -1,0 +1,87 @@
+"""The command line: picks the command, imports only that one, turns UserErrors into one line.
+
+Each command is a module in agenttop/commands with ``configure(parser)`` and
+``run(args) -> int``. Plain ``agenttop`` is ``live``, which behaves like
+``snapshot`` without a terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from agenttop import __version__
+from agenttop.errors import UserError
+
+#: Command -> its line in the help.
+COMMANDS: Final = {
+    "live": "the screen (default)",
+    "snapshot": "measure for a while, print once: text, json or svg",
+    "policy": "list, plan, apply, revert policies; their status",
+    "restore": "put back what a killed agenttop left changed",
+    "doctor": "what this machine offers, and what is lost where it is missing",
+    "schema": "the JSON Schema of snapshot --format json",
+    "loop": "a controlled agent loop that times its own steps",
+    "demo": "agents of several kinds and background noise, on the screen",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see '{self.prog} --help')")
+
+
+def overview() -> str:
+    """The text of ``agenttop --help`` above live's own options."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "commands:\n" + "\n".join(lines) + "\n\n'agenttop COMMAND --help' tells its options."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 well, 1 a check failed, 2 the user can mend it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"agenttop: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does. Python would
+        # complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"agenttop {__version__}")
+        return 0
+    name, prog = "live", "agenttop"
+    if arguments and not arguments[0].startswith("-"):
+        name = arguments.pop(0)
+        prog = f"agenttop {name}"
+        if name not in COMMANDS:
+            raise UserError(f"no command '{name}': there are {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"agenttop.commands.{name}")
+    parser = Parser(
+        prog=prog,
+        description=module.__doc__.split("\n\n")[0] if module.__doc__ else None,
+        epilog=overview() if prog == "agenttop" else getattr(module, "EPILOG", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.configure(parser)
+    return int(module.run(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

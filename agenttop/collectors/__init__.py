@@ -1,0 +1,1 @@
+"""One file per thing measured; bpf/ holds the kernel side."""

@@ -1,0 +1,1 @@
+"""Knobs, their journal and their guardian."""

@@ -1,0 +1,1 @@
+"""Loops to see and to test with."""
