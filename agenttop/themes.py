@@ -1,0 +1,255 @@
+"""Theme files: YAML, validated with file and place in every error.
+
+A theme names a style for each role that the screen uses. A style is a colour
+(``#rrggbb``, one of the terminal's sixteen such as ``bright_blue``, or
+``default``), optionally ``on`` a ground colour, and any of ``bold``,
+``italic``, ``underline``, ``reverse``. A file may build on another one with
+``base: dark`` and change only some roles.
+
+No Textual here: a wrong theme is told before the screen starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from agenttop import paths
+from agenttop.errors import UserError
+from agenttop.words import STAGES
+
+DEFAULT: Final = "dark"
+#: The ones that come with the program, in the order in which the t key walks them.
+BUILTIN: Final = ("dark", "light", "high-contrast", "ansi16")
+#: A theme is a page of text; a larger file is something else.
+MAX_BYTES: Final = 64 << 10
+MAX_DEPTH: Final = 4
+
+_TERMINAL = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
+COLOR_NAMES: Final = ("default", *_TERMINAL, *(f"bright_{name}" for name in _TERMINAL))
+ATTRIBUTES: Final = ("bold", "italic", "underline", "reverse")
+_HEX = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+class Look(msgspec.Struct, frozen=True):
+    """A parsed style; colours are ``#rrggbb``, a name of COLOR_NAMES, or None (not given)."""
+
+    color: str | None = None
+    ground: str | None = None
+    attributes: tuple[str, ...] = ()
+
+
+class Colors(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The general roles."""
+
+    background: str
+    text: str
+    strong: str
+    dim: str
+    faint: str
+    border: str
+    border_active: str
+    title: str
+    brand: str
+    head: str
+    head_active: str
+    accent: str
+    key: str
+    cursor: str
+    good: str
+    warn: str
+    alarm: str
+    banner: str
+    marker: str
+
+
+class ThemeFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A theme as its file has it."""
+
+    title: str
+    dark: bool
+    colors: Colors
+    stages: dict[str, str]
+    #: Eight levels, cold to hot.
+    heat: list[str]
+    #: Idle states, shallow to deep; deeper ones than listed take the last.
+    idle: list[str]
+    busy: str
+    steal: str
+    #: Lines of a plot.
+    series: list[str]
+
+
+class Theme(msgspec.Struct, frozen=True):
+    """A valid theme: role -> Look.
+
+    Roles are the fields of Colors, ``stage.NAME``, ``heat.0`` to ``heat.7``,
+    ``idle.N``, ``busy``, ``steal``, ``series.N``.
+    """
+
+    name: str
+    title: str
+    dark: bool
+    looks: dict[str, Look]
+    idle_levels: int
+    series: int
+
+    @property
+    def terminal_colors(self) -> bool:
+        """True if the ground is the terminal's own, so that no colour may be computed."""
+        return self.looks["background"].color in COLOR_NAMES
+
+
+def parse_look(text: str, place: str) -> Look:
+    """A style from its text. Raises ValueError naming the place and what is wrong."""
+    color: str | None = None
+    ground: str | None = None
+    attributes: list[str] = []
+    words = text.split()
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word == "on":
+            position += 1
+            if position == len(words):
+                raise ValueError(f"{place}: a colour must follow 'on' in '{text}'")
+            ground = _color(words[position], place)
+        elif word in ATTRIBUTES:
+            attributes.append(word)
+        elif color is None:
+            color = _color(word, place)
+        else:
+            raise ValueError(f"{place}: two colours in '{text}' (write 'COLOUR on GROUND')")
+        position += 1
+    if color is None and not attributes:
+        raise ValueError(f"{place}: no colour given")
+    return Look(color, ground, tuple(attributes))
+
+
+def _color(word: str, place: str) -> str:
+    if _HEX.fullmatch(word):
+        return word.lower()
+    if word in COLOR_NAMES:
+        return word
+    shown = word[:40].encode("unicode_escape").decode()
+    raise ValueError(
+        f"{place}: no colour '{shown}' (#rrggbb, default, black, red, ..., bright_white)"
+    )
+
+
+def available() -> dict[str, Path]:
+    """Theme name -> file: the user's own hide those of the program."""
+    found = {name: paths.themes() / f"{name}.yaml" for name in BUILTIN}
+    own = paths.config() / "themes"
+    try:
+        mine = sorted(own.glob("*.yaml"))
+    except OSError:
+        mine = []
+    found.update({path.stem: path for path in mine})
+    return found
+
+
+def load(name: str) -> Theme:
+    """The theme of that name, or in that file (anything with a / or ending in .yaml).
+
+    Raises UserError with file and place.
+    """
+    path = Path(name).expanduser()
+    if "/" not in name and path.suffix not in (".yaml", ".yml"):
+        files = available()
+        if name not in files:
+            raise UserError(f"no theme '{name}': there are {', '.join(files)} (or give a file)")
+        path = files[name]
+    else:
+        name = path.stem
+    try:
+        return _valid(name, msgspec.convert(_merged(path, MAX_DEPTH), ThemeFile))
+    except msgspec.ValidationError as error:
+        raise UserError(f"theme {path}: {_place(error)}") from None
+    except ValueError as error:
+        raise UserError(f"theme {path}: {error}") from None
+
+
+def _place(error: msgspec.ValidationError) -> str:
+    """msgspec's ``TEXT - at `$.colors.dim```, the place first."""
+    text, _, place = str(error).partition(" - at ")
+    place = place.strip("`").removeprefix("$").lstrip(".")
+    return f"{place}: {text}" if place else text
+
+
+def _merged(path: Path, depth: int) -> dict[str, Any]:
+    """The file's content over that of its base."""
+    if depth == 0:
+        raise UserError(f"theme {path}: more than {MAX_DEPTH} files build on each other ('base')")
+    raw = _read(path)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    files = available()
+    if not isinstance(base, str) or base not in files or files[base] == path:
+        names = ", ".join(name for name, file in files.items() if file != path)
+        raise UserError(f"theme {path}: base: no such theme (there are {names})")
+    out = _merged(files[base], depth - 1)
+    for key, value in raw.items():
+        before = out.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            out[key] = {**before, **value}
+        else:
+            out[key] = value
+    return out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"theme {path}: {error.strerror or error}") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"theme {path}: larger than {MAX_BYTES >> 10} KiB, not a theme")
+    try:
+        raw = yaml.safe_load(content)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"theme {path}: {where}{error.problem or 'not YAML'}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "not YAML"
+        raise UserError(f"theme {path}: {reason}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"theme {path}: not a theme (a mapping with title, colors, ... is wanted)")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _valid(name: str, file: ThemeFile) -> Theme:
+    looks: dict[str, Look] = {}
+
+    def take(texts: Mapping[str, str], place: str, prefix: str) -> None:
+        for key, text in texts.items():
+            looks[f"{prefix}{key}"] = parse_look(text, f"{place}{key}")
+
+    take(msgspec.structs.asdict(file.colors), "colors.", "")
+    if missing := [stage for stage in STAGES if stage not in file.stages]:
+        raise ValueError(f"stages: '{missing[0]}' is missing")
+    if unknown := [stage for stage in file.stages if stage not in STAGES]:
+        raise ValueError(f"stages: no stage '{unknown[0][:40]}' (there are {', '.join(STAGES)})")
+    take(file.stages, "stages.", "stage.")
+    for key, values, least, most in (
+        ("heat", file.heat, 8, 8),
+        ("idle", file.idle, 1, 16),
+        ("series", file.series, 2, 16),
+    ):
+        if not least <= len(values) <= most:
+            want = str(least) if least == most else f"{least} to {most}"
+            raise ValueError(f"{key}: {len(values)} colours, wanted {want}")
+        take({str(i): value for i, value in enumerate(values)}, f"{key}.", f"{key}.")
+    take({"busy": file.busy, "steal": file.steal}, "", "")
+    ground = looks["background"]
+    if ground.color is None or ground.ground or ground.attributes:
+        raise ValueError("colors.background: one colour and nothing else")
+    return Theme(name, file.title, file.dark, looks, len(file.idle), len(file.series))
