@@ -1,0 +1,180 @@
+"""Patterns that pick processes: ``pid:N | comm:RE | cmd:RE | prog:RE | cgroup:PATH | user:NAME``.
+
+comm and cmd are searched for (anchor with ^ and $), prog must match as a
+whole: a name of the program that runs (programs.py), or that name and the
+first word after it (``prog:ollama serve``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pwd
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from agenttop.errors import UserError
+from agenttop.procinfo import ProcInfo, printable
+from agenttop.programs import Program
+
+KINDS: Final = ("pid", "comm", "cmd", "prog", "cgroup", "user")
+#: Characters of a command line that regular expressions see: bounds what a hostile one costs.
+MAX_TEXT: Final = 1024
+MAX_PATTERN: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One condition on a process."""
+
+    kind: str
+    value: str
+    #: Process id, user id (pid:, user:).
+    number: int | None = None
+    regex: re.Pattern[str] | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value}"
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """``KIND:VALUE`` as a Pattern. Raises UserError (one line, no place in it)."""
+        kind, colon, value = text.partition(":")
+        shown = printable(text, 80)
+        if not colon or kind not in KINDS:
+            forms = "pid:N, comm:RE, cmd:RE, prog:RE, cgroup:PATH or user:NAME"
+            raise UserError(f"'{shown}' is no pattern: it must be {forms}")
+        if not value or not value.strip():
+            raise UserError(f"'{shown}': nothing after '{kind}:'")
+        if len(value) > MAX_PATTERN:
+            raise UserError(f"'{shown}': longer than {MAX_PATTERN} characters")
+        if kind == "pid":
+            if not (value.isascii() and value.isdigit() and 0 < int(value) < 1 << 22):
+                raise UserError(f"'{shown}': a process id is a number from 1 to {(1 << 22) - 1}")
+            return cls(kind, value, int(value))
+        if kind == "user":
+            return cls(kind, value, _user_id(value))
+        if kind == "cgroup":
+            return cls(kind, _cgroup_path(value))
+        return cls(kind, value, regex=_compile(value, shown))
+
+    def matches(self, info: ProcInfo, programs: Callable[[], list[Program]]) -> bool:
+        """Does it hold for this process? ``programs`` gives its names when they are needed."""
+        if self.kind == "pid":
+            return info.pid == self.number
+        if self.kind == "user":
+            return info.uid == self.number
+        if self.kind == "cgroup":
+            return self.cgroup_of(info) is not None
+        assert self.regex is not None
+        if self.kind == "comm":
+            return self.regex.search(info.comm) is not None
+        if self.kind == "cmd":
+            return self.regex.search(" ".join(info.cmdline)[:MAX_TEXT]) is not None
+        return self.program_of(programs()) is not None
+
+    def program_of(self, programs: list[Program]) -> str | None:
+        """The most special name that a prog: pattern matches."""
+        if self.kind != "prog" or self.regex is None:
+            return None
+        for name, command in reversed(programs):
+            name = name[:MAX_TEXT]
+            if self.regex.fullmatch(name):
+                return name
+            if command and self.regex.fullmatch(f"{name} {command}"[:MAX_TEXT]):
+                return name
+        return None
+
+    def cgroup_of(self, info: ProcInfo) -> str | None:
+        """The cgroup that a cgroup: pattern means: that of the process or one above it."""
+        if self.kind != "cgroup":
+            return None
+        wild = any(c in self.value for c in "*?[")
+        for path in info.cgroups or ():
+            if not wild:
+                if path == self.value or path.startswith(self.value.rstrip("/") + "/"):
+                    return self.value
+                continue
+            parts = path.split("/")
+            # An asterisk stays inside a folder's name, as in a shell.
+            depth = self.value.count("/") + 1
+            if len(parts) >= depth:
+                top = parts[:depth]
+                pairs = zip(top, self.value.split("/"), strict=True)
+                if all(fnmatch.fnmatchcase(name, glob) for name, glob in pairs):
+                    return "/".join(top)
+        return None
+
+
+def _user_id(value: str) -> int:
+    if value.isascii() and value.isdigit():
+        return int(value)
+    try:
+        return pwd.getpwnam(value).pw_uid
+    except (KeyError, ValueError, UnicodeError):
+        raise UserError(f"'user:{printable(value)}': no such user on this machine") from None
+
+
+def _cgroup_path(value: str) -> str:
+    """The path below the mount point, whichever way it was written."""
+    path = re.sub(r"^/sys/fs/cgroup(/unified)?(?=/|$)", "", value)
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def _compile(value: str, shown: str) -> re.Pattern[str]:
+    try:
+        regex = re.compile(value)
+    except re.error as error:
+        place = f" at position {error.pos + 1}" if error.pos is not None else ""
+        raise UserError(f"'{shown}': bad regular expression: {error.msg}{place}") from None
+    except (RecursionError, OverflowError):
+        raise UserError(f"'{shown}': bad regular expression: too large") from None
+    if _can_explode(value):
+        raise UserError(
+            f"'{shown}': a repeat inside a repeat can take for ever on a hostile command line"
+        )
+    return regex
+
+
+def _can_explode(value: str) -> bool:
+    """Is an unbounded repeat nested in another, or are there more than 4 of them?
+
+    The first takes exponential time on some texts; of the second each one
+    adds a power. Python's re has no time limit, so neither is let in.
+    """
+    try:
+        parser: Any = importlib.import_module("re._parser")
+    except ImportError:  # another layout of the standard library: MAX_TEXT alone has to do
+        return False
+    repeats = 0
+
+    def walk(tree: Any, inside: bool) -> bool:
+        nonlocal repeats
+        for op, argument in tree:
+            name = str(op)
+            below = inside
+            if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+                if argument[1] > 32:
+                    repeats += 1
+                    if inside or repeats > 4:
+                        return True
+                    below = True
+                if walk(argument[2], below):
+                    return True
+                continue
+            if any(walk(sub, below) for sub in _subtrees(argument, parser.SubPattern)):
+                return True
+        return False
+
+    return walk(parser.parse(value), False)
+
+
+def _subtrees(argument: Any, kind: type) -> list[Any]:
+    """The sub-patterns in an operation's argument, however deep in tuples and lists."""
+    if isinstance(argument, kind):
+        return [argument]
+    if isinstance(argument, tuple | list):
+        return [tree for item in argument for tree in _subtrees(item, kind)]
+    return []

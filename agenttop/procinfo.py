@@ -1,0 +1,153 @@
+"""One process as /proc tells it, read with as few system calls as will do.
+
+Everything a process says about itself (name, command line) is hostile input:
+it is decoded with replacement, bounded in length, and stays unprintable where
+it was; ``printable`` makes it fit to show.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from agenttop import paths
+
+#: Bytes of a command line that are read; what follows tells nothing about what runs.
+CMDLINE_BYTES: Final = 4096
+#: include/linux/sched.h
+_PF_KTHREAD: Final = 0x00200000
+
+
+class ProcInfo(NamedTuple):
+    """A process (proc(5)): what rules can ask for."""
+
+    pid: int
+    ppid: int
+    #: At most 15 bytes, as the process last set it.
+    comm: str
+    #: Empty for kernel threads and zombies.
+    cmdline: tuple[str, ...]
+    #: Real user id; None if it was not asked for.
+    uid: int | None
+    #: Its path in each cgroup hierarchy, v2 first; None if it was not asked for.
+    cgroups: tuple[str, ...] | None
+    #: Clock ticks after boot: with the pid it names a process for good.
+    starttime: int
+    threads: int
+    kernel: bool
+
+
+def read_file(path: str, size: int = 65536) -> bytes | None:
+    """The first ``size`` bytes of a small file; None if it is gone or may not be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, size)
+    except OSError:
+        # ESRCH: the process ended between the open and the read.
+        return None
+    finally:
+        os.close(fd)
+
+
+def pids(root: str | None = None) -> Iterator[int]:
+    """The processes there are (thread group leaders), in no particular order."""
+    try:
+        names = os.listdir(root or str(paths.proc()))
+    except OSError:
+        return
+    for name in names:
+        if name.isascii() and name.isdigit():
+            yield int(name)
+
+
+def read(
+    pid: int, *, uid: bool = False, cgroups: bool = False, root: str | None = None
+) -> ProcInfo | None:
+    """One process, or None if it is gone.
+
+    ``uid`` and ``cgroups`` cost one more file each. ``root`` is /proc; given,
+    it saves looking it up for each of many processes.
+    """
+    base = f"{root or paths.proc()}/{pid}/"
+    stat = read_file(base + "stat", 2048)
+    parsed = parse_stat(stat) if stat else None
+    if parsed is None:
+        return None
+    comm, ppid, kernel, threads, starttime = parsed
+    cmdline: tuple[str, ...] = ()
+    if not kernel:
+        raw = read_file(base + "cmdline", CMDLINE_BYTES)
+        if raw is None:
+            return None
+        cmdline = parse_cmdline(raw)
+    groups: tuple[str, ...] | None = None
+    if cgroups:
+        groups = parse_cgroups(read_file(base + "cgroup") or b"")
+    owner = parse_uid(read_file(base + "status", 4096) or b"") if uid else None
+    return ProcInfo(pid, ppid, comm, cmdline, owner, groups, starttime, threads, kernel)
+
+
+def parse_stat(raw: bytes) -> tuple[str, int, bool, int, int] | None:
+    """comm, ppid, kernel thread?, threads, starttime of a /proc/PID/stat line.
+
+    The name may hold spaces, newlines and parentheses: it ends at the last ``)``.
+    """
+    start, end = raw.find(b"("), raw.rfind(b")")
+    if start < 0 or end < start:
+        return None
+    fields = raw[end + 1 :].split()
+    try:
+        return (
+            text(raw[start + 1 : end]),
+            int(fields[1]),
+            bool(int(fields[6]) & _PF_KTHREAD),
+            int(fields[17]),
+            int(fields[19]),
+        )
+    except (IndexError, ValueError):
+        return None
+
+
+def parse_cmdline(raw: bytes) -> tuple[str, ...]:
+    """The arguments; programs that rewrite their title leave NULs or spaces at its end."""
+    raw = raw.rstrip(b"\0 ")
+    return tuple(text(part) for part in raw.split(b"\0")) if raw else ()
+
+
+def parse_cgroups(raw: bytes) -> tuple[str, ...]:
+    """Paths of /proc/PID/cgroup (``id:controllers:path``): v2's first, each once."""
+    found: list[str] = []
+    for line in raw.splitlines():
+        number, _, rest = line.partition(b":")
+        path = text(rest.partition(b":")[2])
+        if not path.startswith("/"):
+            continue
+        if number == b"0":
+            found.insert(0, path)
+        else:
+            found.append(path)
+    return tuple(dict.fromkeys(found))
+
+
+def parse_uid(raw: bytes) -> int | None:
+    """The real user id of /proc/PID/status."""
+    at = raw.find(b"\nUid:")
+    try:
+        return int(raw[at + 5 :].split(None, 1)[0]) if at >= 0 else None
+    except (IndexError, ValueError):
+        return None
+
+
+def text(raw: bytes) -> str:
+    """Bytes of unknown encoding as text without surrogates (which no output could encode)."""
+    return raw.decode("utf-8", "replace")
+
+
+def printable(value: str, limit: int = 64) -> str:
+    """``value`` fit for a terminal: one line, no control or format characters, bounded."""
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in value[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
