@@ -1,0 +1,327 @@
+"""Knobs: the kernel settings that policies touch, each a read / write / compare triple.
+
+The guardian imports this module, so it stays small: os, struct and nothing
+that takes long to load. A knob is named by its kind and a target:
+
+================ =================== ==================================================
+kind             target              value
+================ =================== ==================================================
+``pm_qos``       ``cpuN``            text of the sysfs file: ``0``, microseconds, ``n/a``
+``cpu_latency``  ``all``             ``none`` (no request) or microseconds
+``affinity``     ``PID/TID/START``   CPU list, ``0-3,8``
+================ =================== ==================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from typing import NamedTuple, Protocol
+
+CPU_LATENCY_DEVICE = "/dev/cpu_dma_latency"
+
+_CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
+
+
+class KnobError(Exception):
+    """The kernel refused a read or a write; the text is the reason."""
+
+
+class Change(NamedTuple):
+    """One write to a knob, for one policy."""
+
+    policy: str
+    kind: str
+    target: str
+    before: str
+    after: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What is written, whoever writes it."""
+        return (self.kind, self.target)
+
+    def line(self) -> str:
+        """For people: ``affinity of tid 123 (name): 0-1 -> 1``."""
+        return f"{KNOBS[self.kind].label(self.target)}: {self.before} -> {self.after}"
+
+
+class Knob(Protocol):
+    """How one kind of setting is read, written and compared."""
+
+    def valid(self, target: str, value: str) -> bool:
+        """Whether the two may be used at all (a journal is checked with this)."""
+
+    def label(self, target: str) -> str:
+        """The target as a person knows it, free of control characters."""
+
+    def read(self, target: str) -> str | None:
+        """The value that holds now; None when the target has gone. Raises KnobError."""
+
+    def write(self, target: str, value: str) -> None:
+        """Set it. Raises KnobError with the kernel's reason."""
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two values mean the same now."""
+
+    def ours(self, current: str, written: str) -> bool:
+        """Whether ``current`` is what became of our writing ``written``."""
+
+
+def reason(error: OSError) -> str:
+    """The kernel's answer in words."""
+    return error.strerror or str(error)
+
+
+def sys_root() -> str:
+    """/sys, or AGENTTOP_SYS as in agenttop.paths (whose pathlib is too slow to load here)."""
+    return os.environ.get("AGENTTOP_SYS", "/sys")
+
+
+# --------------------------------------------------------------------------- CPU lists
+
+
+def parse_cpus(text: str) -> frozenset[int]:
+    """A kernel CPU list ("0-3,8"; "" is empty). Raises ValueError."""
+    cpus: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if not 0 <= low <= high < 1 << 16:
+            raise ValueError(f"not a CPU list: {text[:40]!r}")
+        cpus.update(range(low, high + 1))
+    return frozenset(cpus)
+
+
+def format_cpus(cpus: frozenset[int] | set[int]) -> str:
+    """The shortest kernel CPU list."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and parts[-1][1] == cpu - 1:
+            parts[-1][1] = cpu
+        else:
+            parts.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def cpu_set(which: str = "online") -> frozenset[int]:
+    """/sys/devices/system/cpu/online (or possible, present); empty if it cannot be read."""
+    try:
+        with open(f"{sys_root()}/devices/system/cpu/{which}") as file:
+            return parse_cpus(file.read())
+    except (OSError, ValueError):
+        return frozenset()
+
+
+# --------------------------------------------------------------------------- PM QoS
+
+
+class ResumeLatency:
+    """/sys/devices/system/cpu/cpuN/power/pm_qos_resume_latency_us.
+
+    Documentation/ABI/testing/sysfs-devices-power: the longest exit latency
+    that the CPU's idle governor may choose, us; ``0`` is no constraint,
+    ``n/a`` is none tolerated. One value shared by everybody on the machine.
+    """
+
+    def valid(self, target: str, value: str) -> bool:
+        return bool(
+            re.fullmatch(r"cpu\d{1,5}", target, re.A)
+            and (value == "n/a" or re.fullmatch(r"\d{1,9}", value, re.A))
+        )
+
+    def path(self, target: str) -> str:
+        return f"{sys_root()}/devices/system/cpu/{target}/power/pm_qos_resume_latency_us"
+
+    label = path
+
+    def read(self, target: str) -> str | None:
+        try:
+            with open(self.path(target)) as file:
+                return file.read(64).strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise KnobError(reason(error)) from None
+
+    def write(self, target: str, value: str) -> None:
+        try:
+            # No O_CREAT: in a fixture tree as in sysfs the file is there or is not.
+            fd = os.open(self.path(target), os.O_WRONLY | os.O_CLOEXEC | os.O_TRUNC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise KnobError(reason(error)) from None
+
+    def same(self, a: str, b: str) -> bool:
+        return a == b
+
+    ours = same
+
+    @staticmethod
+    def tolerance(value: str) -> float:
+        """The longest tolerated exit in us: ``n/a`` 0, ``0`` infinite."""
+        return 0.0 if value == "n/a" else float(value) or float("inf")
+
+
+class CpuLatency:
+    """/dev/cpu_dma_latency: the same limit for all CPUs, for as long as the file is open.
+
+    Documentation/power/pm_qos_interface.rst. Nothing to restore after a
+    crash: the kernel drops the request with its holder. A request belongs to
+    the process that opened the file, so only the guardian writes this knob.
+    """
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self._value = "none"
+
+    def valid(self, target: str, value: str) -> bool:
+        return target == "all" and (value == "none" or bool(re.fullmatch(r"\d{1,9}", value, re.A)))
+
+    def label(self, target: str) -> str:
+        return CPU_LATENCY_DEVICE
+
+    def read(self, target: str) -> str | None:
+        return self._value
+
+    def write(self, target: str, value: str) -> None:
+        try:
+            if value == "none":
+                if self._fd is not None:
+                    os.close(self._fd)
+                self._fd = None
+            else:
+                if self._fd is None:
+                    self._fd = os.open(CPU_LATENCY_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+                os.write(self._fd, struct.pack("=i", int(value)))
+                # Reading gives the strictest request of all holders.
+                (effective,) = struct.unpack("=i", os.pread(self._fd, 4, 0))
+                if effective > int(value):
+                    raise KnobError(f"the kernel holds {effective} us instead")
+        except OSError as error:
+            raise KnobError(reason(error)) from None
+        self._value = value
+
+    def same(self, a: str, b: str) -> bool:
+        return a == b
+
+    ours = same
+
+
+# --------------------------------------------------------------------------- affinity
+
+
+class ThreadStat(NamedTuple):
+    """What /proc/PID/task/TID/stat says of a thread."""
+
+    comm: str
+    state: str
+    ppid: int
+    #: Start, clock ticks since boot: with the id it names a thread for good.
+    start: int
+    #: CPU that it ran on last.
+    cpu: int
+
+
+def thread_stat(pid: int, tid: int) -> ThreadStat | None:
+    """One thread; None when it has ended."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/stat", "rb") as file:
+            text = file.read()
+    except OSError:
+        return None
+    # comm may hold blanks and brackets: it ends at the last ")".
+    head, _, tail = text.rpartition(b")")
+    fields = tail.split()
+    if len(fields) < 37:
+        return None
+    comm = head.partition(b"(")[2].decode(errors="replace")
+    return ThreadStat(
+        "".join(c if c.isprintable() else "?" for c in comm),
+        fields[0].decode(),
+        int(fields[1]),
+        int(fields[19]),
+        int(fields[36]),
+    )
+
+
+def split_thread(target: str) -> tuple[int, int, int]:
+    """``PID/TID/START`` as numbers."""
+    pid, tid, start = target.split("/")
+    return int(pid), int(tid), int(start)
+
+
+class Affinity:
+    """sched_setaffinity(2) of one thread, named by process, thread and start time.
+
+    The start time keeps a thread id that the kernel gave away again from
+    being taken for the thread that was changed.
+    """
+
+    def valid(self, target: str, value: str) -> bool:
+        return bool(
+            re.fullmatch(r"\d{1,9}/\d{1,9}/\d{1,19}", target, re.A)
+            and len(value) < 4096
+            and _CPU_LIST.fullmatch(value)
+            and all(int(n) < 1 << 16 for n in re.split("[,-]", value))
+        )
+
+    def label(self, target: str) -> str:
+        pid, tid, start = split_thread(target)
+        stat = thread_stat(pid, tid)
+        name = f" ({stat.comm})" if stat and stat.start == start else ""
+        return f"affinity of tid {tid}{name}"
+
+    def read(self, target: str) -> str | None:
+        pid, tid, start = split_thread(target)
+        stat = thread_stat(pid, tid)
+        if stat is None or stat.start != start or stat.state in "ZX":
+            return None
+        # Not sched_getaffinity: that leaves out CPUs that are offline just now.
+        try:
+            with open(f"/proc/{pid}/task/{tid}/status") as file:
+                for line in file:
+                    if line.startswith("Cpus_allowed_list:"):
+                        return line.split(":", 1)[1].strip()
+        except OSError:
+            return None
+        return None
+
+    def write(self, target: str, value: str) -> None:
+        pid, tid, start = split_thread(target)
+        stat = thread_stat(pid, tid)
+        if stat is None or stat.start != start:
+            return
+        cpus = parse_cpus(value)
+        if cpus >= cpu_set("present"):
+            # Unrestricted: say so, or the thread would miss CPUs that its cpuset gains later.
+            cpus |= cpu_set("possible")
+        try:
+            os.sched_setaffinity(tid, cpus)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise KnobError(reason(error)) from None
+
+    def same(self, a: str, b: str) -> bool:
+        return parse_cpus(a) == parse_cpus(b)
+
+    def ours(self, current: str, written: str) -> bool:
+        # With its last CPU offline the kernel itself widens a thread's mask.
+        cpus = parse_cpus(written)
+        return cpus == parse_cpus(current) or not cpus & cpu_set("online")
+
+
+RESUME_LATENCY = ResumeLatency()
+CPU_LATENCY = CpuLatency()
+AFFINITY = Affinity()
+
+KNOBS: dict[str, Knob] = {
+    "pm_qos": RESUME_LATENCY,
+    "cpu_latency": CPU_LATENCY,
+    "affinity": AFFINITY,
+}
