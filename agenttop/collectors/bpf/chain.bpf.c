@@ -1,0 +1,530 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * The step chain of a thread.
+ *
+ *   gate entry ... event ... softirq ... waking ... wakeup ... idle exit ...
+ *   |    wait      |   irq   | softirq   |   ipi    | idle_exit |  queue
+ *   ... switch-in ... gate return ... next gate entry
+ *       |   return    |    compute    |
+ *
+ * A stage ends where the next one begins, so their sum is the step to the
+ * nanosecond. A time stamp that would break the order (a wake-up that raced
+ * with going to sleep, an event before the gate) is moved to its neighbour.
+ */
+
+static __always_inline u64 between(u64 v, u64 low, u64 high)
+{
+	if (v < low)
+		return low;
+	return v > high ? high : v;
+}
+
+static __always_inline void count(struct agent_hist *h, u32 measure, u64 v)
+{
+	__sync_fetch_and_add(&h->bucket[measure][bucket_of(v)], 1);
+}
+
+/* Keep a slow step whole. The threshold rises with it: few get through. */
+static __always_inline void keep(struct thread *t, struct control *c, u64 now,
+				 u64 slow, u64 ret, u64 compute)
+{
+	struct slow *e;
+
+	c->slow_ns = slow;
+	e = slows.ringbuf_reserve(sizeof(*e));
+	if (!e) {
+		lose(LOSS_SLOW_RING_FULL);
+		return;
+	}
+	e->t = now;
+	e->pid_tgid = bpf_get_current_pid_tgid();
+	e->slot = t->slot;
+	e->gate = t->gate;
+	e->source = t->source;
+	e->cpu = t->cpu;
+	e->waker_kind = t->kind;
+	e->waker_id = t->id;
+	e->stage_ns[STAGE_WAIT] = t->stage[STAGE_WAIT];
+	e->stage_ns[STAGE_IRQ] = t->stage[STAGE_IRQ];
+	e->stage_ns[STAGE_SOFTIRQ] = t->stage[STAGE_SOFTIRQ];
+	e->stage_ns[STAGE_IPI] = t->stage[STAGE_IPI];
+	e->stage_ns[STAGE_IDLE_EXIT] = t->stage[STAGE_IDLE_EXIT];
+	e->stage_ns[STAGE_QUEUE] = t->stage[STAGE_QUEUE];
+	e->stage_ns[STAGE_RETURN] = ret;
+	e->stage_ns[STAGE_COMPUTE] = compute;
+	slows.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+/*
+ * The step ends at @end, which is not before t->in (lite) or t->exit (full).
+ * Runs with preemption off; nothing that interrupts it writes rows.
+ */
+static __always_inline void step_end(struct thread *t, u64 end)
+{
+	u32 slot = t->slot, id;
+	u64 ret = 0, compute, on, slow, step;
+	struct agent_hist *h;
+	struct control *c;
+	struct row *r;
+
+	if (slot == NO_SLOT || slot >= SLOTS)
+		return;
+	id = bpf_get_smp_processor_id() * SLOTS + slot;
+	r = rows.lookup(&id);
+	if (!r)
+		return;
+#if LEVEL_FULL
+	if (!t->in) {
+		/* The gate returned at once: saturation, not a step. */
+		r->seq++;
+		barrier();
+		r->ready++;
+		barrier();
+		r->seq++;
+		return;
+	}
+	ret = t->exit - t->in;
+	compute = end - t->exit;
+#else
+	compute = end - t->in;
+#endif
+	step = end - t->enter;
+	slow = t->in - t->enter - t->stage[STAGE_WAIT] + ret;
+	on = compute - t->off_ns[0] - t->off_ns[1];
+	if ((s64)compute < 0 || (s64)ret < 0 || (s64)slow < 0 || (s64)on < 0) {
+		lose(LOSS_NEGATIVE);
+		return;
+	}
+	t->steps++;
+	t->last = end;
+
+	r->seq++;
+	barrier();
+	r->steps++;
+	r->step_ns += step;
+	r->stage_ns[STAGE_WAIT] += t->stage[STAGE_WAIT];
+	r->stage_ns[STAGE_IRQ] += t->stage[STAGE_IRQ];
+	r->stage_ns[STAGE_SOFTIRQ] += t->stage[STAGE_SOFTIRQ];
+	r->stage_ns[STAGE_IPI] += t->stage[STAGE_IPI];
+	r->stage_ns[STAGE_IDLE_EXIT] += t->stage[STAGE_IDLE_EXIT];
+	r->stage_ns[STAGE_QUEUE] += t->stage[STAGE_QUEUE];
+	r->stage_ns[STAGE_RETURN] += ret;
+	r->stage_ns[STAGE_COMPUTE] += compute;
+	r->compute_ns[PART_ON_CPU] += on;
+	r->compute_ns[PART_PREEMPTED] += t->off_ns[0];
+	r->compute_ns[PART_BLOCKED] += t->off_ns[1];
+	if (t->source <= SOURCE_SIGNAL)
+		r->sources[t->source]++;
+	if (t->gate < NR_GATES)
+		r->gates[t->gate]++;
+	c = controls.lookup(&slot);
+	if (c && c->tail_ns && slow >= c->tail_ns) {
+		r->tail_steps++;
+		r->tail_ns[STAGE_IRQ] += t->stage[STAGE_IRQ];
+		r->tail_ns[STAGE_SOFTIRQ] += t->stage[STAGE_SOFTIRQ];
+		r->tail_ns[STAGE_IPI] += t->stage[STAGE_IPI];
+		r->tail_ns[STAGE_IDLE_EXIT] += t->stage[STAGE_IDLE_EXIT];
+		r->tail_ns[STAGE_QUEUE] += t->stage[STAGE_QUEUE];
+		r->tail_ns[STAGE_RETURN] += ret;
+	}
+	barrier();
+	r->seq++;
+
+	h = hist.lookup(&slot);
+	if (h) {
+		count(h, MEASURE_WAIT, t->stage[STAGE_WAIT]);
+		/*
+		 * Most of these are 0 most of the time. User space knows how
+		 * many steps there were, so the zeros need not be counted.
+		 */
+		if (t->stage[STAGE_IRQ])
+			count(h, MEASURE_IRQ, t->stage[STAGE_IRQ]);
+		if (t->stage[STAGE_SOFTIRQ])
+			count(h, MEASURE_SOFTIRQ, t->stage[STAGE_SOFTIRQ]);
+		if (t->stage[STAGE_IPI])
+			count(h, MEASURE_IPI, t->stage[STAGE_IPI]);
+		if (t->stage[STAGE_IDLE_EXIT])
+			count(h, MEASURE_IDLE_EXIT, t->stage[STAGE_IDLE_EXIT]);
+		count(h, MEASURE_QUEUE, t->stage[STAGE_QUEUE]);
+#if LEVEL_FULL
+		count(h, MEASURE_RETURN, ret);
+#endif
+		count(h, MEASURE_COMPUTE, compute);
+		count(h, MEASURE_STEP, step);
+		count(h, MEASURE_SLOWPATH, slow);
+	}
+	if (c && slow > c->slow_ns)
+		keep(t, c, end, slow, ret, compute);
+}
+
+static __always_inline void step_begin(struct thread *t, u32 gate, u64 now)
+{
+	t->gate = gate;
+	t->enter = now;
+	t->in = 0;
+	t->exit = 0;
+	t->off = 0;
+	t->off_ns[0] = 0;
+	t->off_ns[1] = 0;
+	t->source = SOURCE_UNKNOWN;
+	t->kind = WAKER_UNKNOWN;
+}
+
+/* Switched in after sleeping in a gate: the stages up to here are known now. */
+static __always_inline void woken(struct thread *t, u64 now)
+{
+	u64 event, soft, waking, wakeup, idle, gap = 0;
+	u64 enter = t->enter;
+	struct wake *w = &t->wake;
+	struct cpu *cpu;
+	u32 state;
+	u64 i;
+	struct one_hist *h;
+
+	t->in = now;
+	t->cpu = bpf_get_smp_processor_id();
+	waking = w->waking;
+	if (w->seq == t->seen || waking + RACE_NS < enter) {
+		/* A lost event: step and compute stay exact. */
+		t->stage[STAGE_WAIT] = now - enter;
+		t->stage[STAGE_IRQ] = 0;
+		t->stage[STAGE_SOFTIRQ] = 0;
+		t->stage[STAGE_IPI] = 0;
+		t->stage[STAGE_IDLE_EXIT] = 0;
+		t->stage[STAGE_QUEUE] = 0;
+		return;
+	}
+	t->seen = w->seq;
+	t->source = w->source;
+	t->kind = w->kind;
+	t->id = w->id;
+
+	waking = between(waking, enter, now);
+	event = between(w->event, enter, waking);
+	soft = between(w->soft, event, waking);
+	wakeup = between(w->wakeup, waking, now);
+	idle = wakeup;
+	cpu = this_cpu();
+	if (cpu)
+		idle = between(cpu->idle_exit, wakeup, now);
+	if (w->late)
+		gap = event - between(event - w->late, enter, event);
+
+	t->stage[STAGE_WAIT] = event - gap - enter;
+	t->stage[STAGE_IRQ] = soft - event;
+	t->stage[STAGE_SOFTIRQ] = waking - soft;
+	t->stage[STAGE_IPI] = wakeup - waking;
+	t->stage[STAGE_IDLE_EXIT] = idle - wakeup;
+	t->stage[STAGE_QUEUE] = now - idle;
+	if (w->late_idle)
+		t->stage[STAGE_IDLE_EXIT] += gap;
+	else
+		t->stage[STAGE_IRQ] += gap;
+
+	if (cpu && idle > wakeup) {
+		state = cpu->idle_last;
+		h = idle_hist.lookup(&state);
+		i = bucket_of(t->stage[STAGE_IPI] + t->stage[STAGE_IDLE_EXIT]);
+		if (h)
+			__sync_fetch_and_add(&h->bucket[i], 1);
+	}
+}
+
+/* Loop gates end a step, maybe gates only in threads that use no loop gate. */
+static __always_inline int ends_step(struct thread *t, u32 gate, u64 now)
+{
+	if (gate < NR_LOOP_GATES) {
+		t->loop = now;
+		return 1;
+	}
+	return !t->loop || now - t->loop > LOOP_MEMORY_NS;
+}
+
+static __always_inline void went_off(struct thread *t, u64 now, u64 part)
+{
+	t->off = now;
+	t->off_part = part;
+}
+
+static __always_inline void came_back(struct thread *t, u64 now)
+{
+	if (!t->off)
+		return;
+	if (t->off_part == PART_PREEMPTED)
+		t->off_ns[0] += now - t->off;
+	else
+		t->off_ns[1] += now - t->off;
+	t->off = 0;
+}
+
+#if LEVEL_FULL
+static __always_inline void switched_out(struct thread *t, void *task, u64 now,
+					 int blocked)
+{
+	if (t->pend && blocked) {
+		if (t->enter && t->exit)
+			step_end(t, t->pend);
+		step_begin(t, t->pend_gate, t->pend);
+		t->pend = 0;
+	}
+	if (!t->enter)
+		return;
+	if (!t->exit) {
+		if (blocked) {
+			/* Slept again in the same gate: the last wake-up counts. */
+			t->in = 0;
+			t->asleep = 1;
+		}
+		return;
+	}
+	went_off(t, now, blocked ? PART_BLOCKED : PART_PREEMPTED);
+}
+
+static __always_inline void switched_in(struct thread *t, u64 now)
+{
+	if (!t->enter)
+		return;
+	if (!t->exit) {
+		if (t->asleep) {
+			t->asleep = 0;
+			woken(t, now);
+		}
+		return;
+	}
+	came_back(t, now);
+}
+
+int p_sys_enter(args_t ctx)
+{
+	struct thread *t = this_thread();
+	u64 now;
+	int gate;
+
+	if (!t)
+		return 0;
+	gate = gate_of((u32)ctx[1]);
+	if (gate < 0)
+		return 0;
+	if (gate == GATE_IO_URING_ENTER && !uring_waits((void *)ctx[0]))
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (!ends_step(t, gate, now))
+		return 0;
+	if (gate >= NR_LOOP_GATES) {
+		/* Ends the step before it only if it sleeps. */
+		t->pend = now;
+		t->pend_gate = gate;
+		return 0;
+	}
+	if (t->enter && t->exit)
+		step_end(t, now);
+	t->pend = 0;
+	t->asleep = 0;
+	step_begin(t, gate, now);
+	return 0;
+}
+
+static __always_inline void gate_returned(struct thread *t, u32 nr)
+{
+	int gate = gate_of(nr);
+
+	if (gate < 0)
+		return;
+	t->pend = 0;
+	if (t->enter && !t->exit && gate == t->gate)
+		t->exit = bpf_ktime_get_ns();
+}
+#else
+static __always_inline void switched_out(struct thread *t, void *task, u64 now,
+					 int blocked)
+{
+	void *regs;
+	int gate;
+
+	if (blocked) {
+		regs = (void *)bpf_task_pt_regs(task);
+		gate = gate_of((u32)KERNEL_U64(regs, OFF_REGS_NR));
+		if (gate == GATE_IO_URING_ENTER && !uring_waits(regs))
+			gate = -1;
+		if (gate >= 0 && ends_step(t, gate, now)) {
+			if (t->in)
+				step_end(t, now);
+			step_begin(t, gate, now);
+			return;
+		}
+	}
+	if (t->in)
+		went_off(t, now, blocked ? PART_BLOCKED : PART_PREEMPTED);
+}
+
+static __always_inline void switched_in(struct thread *t, u64 now)
+{
+	if (!t->enter)
+		return;
+	if (!t->in)
+		woken(t, now);
+	else
+		came_back(t, now);
+}
+#endif
+
+/* sched_switch(preempt, prev, next[, prev_state]); the last one since 5.18. */
+int p_sched_switch(args_t ctx)
+{
+	void *prev = (void *)ctx[1], *next = (void *)ctx[2];
+	struct thread *t;
+	u64 now = 0;
+
+	t = thread_of(prev);
+	if (t) {
+		now = bpf_ktime_get_ns();
+#if SWITCH_HAS_STATE
+		switched_out(t, prev, now, !ctx[0] && (u32)ctx[3]);
+#else
+		switched_out(t, prev, now,
+			     !ctx[0] && KERNEL_U32(prev, OFF_STATE));
+#endif
+	}
+	t = thread_of(next);
+	if (t) {
+		if (!now)
+			now = bpf_ktime_get_ns();
+		switched_in(t, now);
+	}
+	return 0;
+}
+
+static __always_inline void by_hard(struct wake *w, struct cpu *cpu, u64 now)
+{
+	u32 line;
+	u32 *source;
+
+	w->event = cpu->hard_ts;
+	w->soft = now;
+	w->kind = cpu->hard;
+	w->id = cpu->hard_id;
+	if (cpu->hrtimer) {
+		w->source = SOURCE_TIMER;
+		w->late = cpu->hrtimer_late;
+		w->late_idle = cpu->hard_idle != 0;
+	} else if (cpu->block_ts >= cpu->hard_ts) {
+		w->source = SOURCE_BLOCK;
+	} else if (cpu->hard == WAKER_LINE) {
+		line = cpu->hard_id;
+		source = irq_source.lookup(&line);
+		w->source = source ? *source : SOURCE_UNKNOWN;
+	} else if (cpu->hard_id == VECTOR_LOCAL_TIMER) {
+		w->source = SOURCE_TIMER;
+	} else if (cpu->hard_id == VECTOR_IRQ_WORK) {
+		w->source = SOURCE_KWORKER;
+	} else {
+		w->source = SOURCE_UNKNOWN;
+	}
+}
+
+static __always_inline void by_softirq(struct wake *w, struct cpu *cpu)
+{
+	u32 vec = cpu->soft_vec;
+
+	w->event = cpu->soft_event;
+	w->soft = cpu->soft_ts;
+	w->kind = WAKER_SOFTIRQ;
+	w->id = vec;
+	if (cpu->block_ts >= cpu->soft_ts)
+		w->source = SOURCE_BLOCK;
+	else if (vec == SOFTIRQ_NET_RX || vec == SOFTIRQ_NET_TX)
+		w->source = SOURCE_NET;
+	else if (vec == SOFTIRQ_TIMER || vec == SOFTIRQ_HRTIMER)
+		w->source = SOURCE_TIMER;
+	else if (vec == SOFTIRQ_BLOCK || vec == SOFTIRQ_IRQ_POLL)
+		w->source = SOURCE_BLOCK;
+	else
+		w->source = SOURCE_KWORKER;
+}
+
+static __always_inline void by_task(struct wake *w, struct cpu *cpu, u64 now)
+{
+	void *task = current_task();
+	u32 flags = KERNEL_U32(task, OFF_FLAGS);
+
+	w->event = now;
+	w->soft = now;
+	w->kind = WAKER_TASK;
+	w->id = bpf_get_current_pid_tgid();
+	if (flags & PF_IO_WORKER) {
+		w->source = SOURCE_IO_URING;
+	} else if (flags & PF_EXITING) {
+		w->source = SOURCE_CHILD;
+	} else if (!w->id) {
+		/* The idle task runs what other CPUs queued, without an interrupt. */
+		w->kind = WAKER_UNKNOWN;
+		w->source = SOURCE_UNKNOWN;
+		if (cpu->block_ts && now - cpu->block_ts < RACE_NS)
+			w->source = SOURCE_BLOCK;
+	} else if (flags & (PF_WQ_WORKER | PF_KTHREAD)) {
+		w->source = SOURCE_KWORKER;
+	} else {
+		w->source = SOURCE_IPC;
+	}
+}
+
+/* Fires at the waker, for a task whose state is a sleeping one. */
+int p_sched_waking(args_t ctx)
+{
+	struct thread *t = thread_of((void *)ctx[0]);
+	struct cpu *cpu;
+	struct wake *w;
+	u64 now;
+
+	if (!t)
+		return 0;
+	cpu = this_cpu();
+	if (!cpu)
+		return 0;
+	now = bpf_ktime_get_ns();
+	w = &t->wake;
+	w->wakeup = 0;
+	w->late = 0;
+	if (cpu->hard)
+		by_hard(w, cpu, now);
+	else if (cpu->soft)
+		by_softirq(w, cpu);
+	else
+		by_task(w, cpu, now);
+	w->waking = now;
+	w->seq++;
+	return 0;
+}
+
+/* Fires on the target CPU, 8 to 128 us later when that is a remote one. */
+int p_sched_wakeup(args_t ctx)
+{
+	struct thread *t = thread_of((void *)ctx[0]);
+
+	if (t && !t->wake.wakeup)
+		t->wake.wakeup = bpf_ktime_get_ns();
+	return 0;
+}
+
+/*
+ * The gate was cut short by a signal: the saved result says so. A child that
+ * ended is one too, and stays one.
+ */
+int p_signal_deliver(args_t ctx)
+{
+#if TASK_STORAGE
+	struct thread *t = this_thread();
+	void *regs;
+	s64 ret;
+
+	if (!t || !t->in || t->source != SOURCE_IPC)
+		return 0;
+	regs = (void *)bpf_task_pt_regs(current_task());
+	if (gate_of((u32)KERNEL_U64(regs, OFF_REGS_NR)) != t->gate)
+		return 0;
+	ret = (s64)KERNEL_U64(regs, OFF_REGS_RET);
+	if (ret == -4 /* EINTR */ || (ret <= -512 && ret >= -516) /* ERESTART* */)
+		t->source = SOURCE_SIGNAL;
+#endif
+	return 0;
+}

@@ -1,0 +1,152 @@
+"""The bpf() system call by hand: what BCC's Python side does not offer.
+
+Sizes and commands are from include/uapi/linux/bpf.h. Only x86_64's number is
+known here; programs.plan refuses other machines before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+_SYS_BPF: Final = 321
+_MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 1, 2, 3, 4
+_PROG_LOAD, _OBJ_INFO, _RAW_TP_OPEN = 5, 15, 17
+_LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 28, 32, 33
+
+PROG_RAW_TRACEPOINT: Final = 17
+PROG_TRACING: Final = 26
+ATTACH_TRACE_RAW_TP: Final = 23
+ATTACH_TRACE_ITER: Final = 28
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _bpf(command: int, attr: bytes) -> int:
+    buffer = ctypes.create_string_buffer(attr, max(len(attr), 152))
+    result = int(_libc.syscall(_SYS_BPF, command, buffer, len(buffer)))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result
+
+
+def load_program(
+    instructions: bytes, name: str, kind: int, attach_type: int = 0, btf_id: int = 0
+) -> int:
+    """A program fd. Raises OSError whose text ends with the verifier's last words."""
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"Dual MIT/GPL")
+
+    def attempt(log: ctypes.Array[ctypes.c_char] | None) -> int:
+        attr = struct.pack(
+            "<IIQQIIQII16sIIIIQIIQII",
+            kind,
+            len(instructions) // 8,
+            ctypes.addressof(code),
+            ctypes.addressof(licence),
+            1 if log else 0,
+            len(log) if log else 0,
+            ctypes.addressof(log) if log else 0,
+            0,
+            0,
+            name.encode()[:15],
+            0,
+            attach_type,
+            *(0,) * 7,
+            btf_id,
+        )
+        return _bpf(_PROG_LOAD, attr)
+
+    try:
+        return attempt(None)
+    except OSError:
+        # Once more with the verifier's log, which is slow and so not the first try.
+        log = ctypes.create_string_buffer(1 << 20)
+        try:
+            return attempt(log)
+        except OSError as error:
+            words = log.value.decode(errors="replace").strip().splitlines()
+            said = "; ".join(words[-3:])
+            raise OSError(error.errno, f"{name}: {error.strerror}: {said}") from None
+
+
+def attach_raw_tracepoint(program: int, name: str | None = None) -> int:
+    """A link fd; ``name`` for raw tracepoints, none for tp_btf (it is in the program)."""
+    text = ctypes.create_string_buffer(name.encode()) if name else None
+    return _bpf(
+        _RAW_TP_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, program)
+    )
+
+
+def link_iterator(program: int) -> int:
+    """A link fd of an iterator program."""
+    return _bpf(_LINK_CREATE, struct.pack("<IIII", program, 0, ATTACH_TRACE_ITER, 0))
+
+
+def open_iterator(link: int) -> int:
+    """A readable fd; one pass over all tasks per fd."""
+    return _bpf(_ITER_CREATE, struct.pack("<II", link, 0))
+
+
+def enable_stats() -> int:
+    """While this fd is open, the kernel measures the run time of all BPF programs."""
+    return _bpf(_ENABLE_STATS, struct.pack("<I", 0))
+
+
+def program_info(program: int) -> tuple[int, int, int]:
+    """(run_time_ns, run_cnt, recursion_misses) of struct bpf_prog_info."""
+    info = ctypes.create_string_buffer(256)
+    _bpf(_OBJ_INFO, struct.pack("<IIQ", program, len(info), ctypes.addressof(info)))
+    run_ns, runs, misses = struct.unpack_from("<QQQ", info, 192)
+    return run_ns, runs, misses
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    _bpf(_MAP_UPDATE, struct.pack("<IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0))
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """Missing keys are fine."""
+    k = ctypes.create_string_buffer(key, len(key))
+    try:
+        _bpf(_MAP_DELETE, struct.pack("<IIQQQ", fd, 0, ctypes.addressof(k), 0, 0))
+    except FileNotFoundError:
+        pass
+
+
+def map_lookup_into(fd: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> bool:
+    """Fill ``value`` (for per-CPU maps: value size times possible CPUs)."""
+    k = ctypes.create_string_buffer(key, len(key))
+    attr = struct.pack("<IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(value), 0)
+    try:
+        _bpf(_MAP_LOOKUP, attr)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def map_keys(fd: int, size: int) -> list[bytes]:
+    """All keys of a hash at about this moment."""
+    keys: list[bytes] = []
+    key, following = None, ctypes.create_string_buffer(size)
+    while len(keys) < 1 << 20:
+        attr = struct.pack(
+            "<IIQQQ",
+            fd,
+            0,
+            ctypes.addressof(key) if key else 0,
+            ctypes.addressof(following),
+            0,
+        )
+        try:
+            _bpf(_MAP_NEXT, attr)
+        except FileNotFoundError:
+            return keys
+        keys.append(following.raw)
+        key = ctypes.create_string_buffer(following.raw, size)
+    return keys

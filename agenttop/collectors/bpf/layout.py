@@ -1,0 +1,195 @@
+"""The layout of the maps: one description for the C structs and for the reader.
+
+Every field is one u64 or an array of them; ``c_struct`` writes the C side and
+``dtype`` the numpy side, so that the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from agenttop.histogram import BUCKETS, MAX_EXPONENT, SUB_BITS
+from agenttop.words import (
+    COMPUTE_PARTS,
+    GATES,
+    LOOP_GATES,
+    MEASURES,
+    SOFTIRQS,
+    SOURCES,
+    STAGES,
+    VECTORS,
+)
+
+#: Agents at the same time, and one: slot 0 is nobody's, as fresh storage is all zeros.
+SLOTS: Final = 257
+#: Idle states per CPU (cpuidle's own limit is 10).
+IDLE_STATES: Final = 10
+#: Interrupt lines that are counted; larger numbers are counted as irq_range.
+IRQS: Final = 2048
+#: A maybe gate ends steps again when the thread has used no loop gate for this long.
+LOOP_MEMORY_NS: Final = 10_000_000_000
+#: A wake-up seen at most this long before the thread went off the CPU raced with it.
+RACE_NS: Final = 50_000
+
+#: What can get lost, and is counted.
+LOSSES: Final = (
+    "edge_ring_full",
+    "slow_ring_full",
+    "storage_full",
+    "negative",
+    "overflow",
+    "irq_range",
+)
+
+#: Sources in the kernel: 0 is unknown, then words.SOURCES.
+SOURCE_NAMES: Final = ("unknown", *SOURCES)
+
+#: Context of a CPU, then its counters.
+CPU_FIELDS: Final = (
+    ("hard", 1),  # kind of the hard interrupt that runs: 0 none, 1 line, 2 vector
+    ("hard_id", 1),
+    ("hard_ts", 1),
+    ("hard_idle", 1),  # the CPU was idle when it came
+    ("hrtimer", 1),  # an hrtimer's function runs
+    ("hrtimer_late", 1),  # how long after its expiry, ns
+    ("block_ts", 1),  # last block_rq_complete
+    ("soft", 1),  # a softirq runs
+    ("soft_vec", 1),
+    ("soft_ts", 1),
+    ("soft_event", 1),  # first kernel event of what raised it
+    ("idle_now", 1),  # idle state + 1, 0 when not idle
+    ("idle_enter", 1),
+    ("idle_last", 1),  # idle state that was left last
+    ("idle_exit", 1),  # when
+    ("raise_ts", len(SOFTIRQS)),  # 0: not raised
+    ("raise_event", len(SOFTIRQS)),
+    ("vector_count", len(VECTORS)),
+    ("vector_ns", len(VECTORS)),
+    ("softirq_count", len(SOFTIRQS)),
+    ("softirq_ns", len(SOFTIRQS)),
+    ("idle_count", IDLE_STATES),
+    ("idle_ns", IDLE_STATES),
+    ("freq_khz", 1),
+    ("losses", len(LOSSES)),
+)
+
+#: Counters of one agent on one CPU. Only that CPU writes; seq is odd while it does.
+ROW_FIELDS: Final = (
+    ("seq", 1),
+    ("steps", 1),
+    ("ready", 1),
+    ("step_ns", 1),
+    ("stage_ns", len(STAGES)),
+    ("compute_ns", len(COMPUTE_PARTS)),
+    ("sources", len(SOURCE_NAMES)),
+    ("gates", len(GATES)),
+    ("tail_steps", 1),
+    ("tail_ns", len(STAGES)),
+)
+
+#: What user space tells the kernel about a slot, and the slot's live threads.
+CONTROL_FIELDS: Final = (
+    ("slow_ns", 1),  # slowpath above which a step is kept whole; raised by the kernel
+    ("tail_ns", 1),  # slowpath above which a step counts as tail; 0: not set
+    ("threads", 1),
+)
+
+#: A slow step as it crosses the ring.
+SLOW_FIELDS: Final = (
+    ("t", 1),
+    ("pid_tgid", 1),
+    ("slot", 1),
+    ("gate", 1),
+    ("source", 1),
+    ("cpu", 1),
+    ("waker_kind", 1),
+    ("waker_id", 1),
+    ("stage_ns", len(STAGES)),
+)
+
+#: A thread as the iterator lists it.
+THREAD_FIELDS: Final = (
+    ("pid_tgid", 1),
+    ("slot", 1),
+    ("steps", 1),
+    ("last_ns", 1),
+    ("cpu", 1),
+)
+
+#: What happens to processes, as it crosses the ring.
+EDGE_FIELDS: Final = (("kind", 1), ("pid_tgid", 1), ("slot", 1))
+EDGES: Final = ("exec", "rename", "cgroup", "exit", "marker", "sched_setattr")
+
+#: What woke a thread (waker_kind).
+WAKERS: Final = ("unknown", "task", "line", "vector", "softirq")
+
+#: Slot of a thread that asked to be an agent and has not been given one yet.
+PENDING_SLOT: Final = SLOTS
+#: Slot of a thread that is not measured (any more).
+NO_SLOT: Final = 0
+
+Fields = tuple[tuple[str, int], ...]
+
+
+def c_struct(name: str, fields: Fields) -> str:
+    """The C definition."""
+    members = "".join(
+        f"\tu64 {field}{f'[{size}]' if size > 1 else ''};\n" for field, size in fields
+    )
+    return f"struct {name} {{\n{members}}};\n"
+
+
+def dtype(fields: Fields) -> np.dtype[np.void]:
+    """The numpy structured type of the same bytes."""
+    return np.dtype(
+        [(field, np.uint64, (size,)) if size > 1 else (field, np.uint64) for field, size in fields]
+    )
+
+
+def _enum(prefix: str, names: tuple[str, ...], start: int = 0) -> str:
+    members = ", ".join(
+        f"{prefix}_{name.upper()}" + (f" = {start}" if i == 0 else "")
+        for i, name in enumerate(names)
+    )
+    return f"enum {{ {members} }};\n"
+
+
+def prelude() -> str:
+    """Constants, enums and structs for the C sources."""
+    constants = {
+        "SLOTS": SLOTS,
+        "PENDING_SLOT": PENDING_SLOT,
+        "NO_SLOT": NO_SLOT,
+        "MEASURES": len(MEASURES),
+        "BUCKETS": BUCKETS,
+        "SUB_BITS": SUB_BITS,
+        "MAX_EXPONENT": MAX_EXPONENT,
+        "NR_SOFTIRQ": len(SOFTIRQS),
+        "NR_IDLE": IDLE_STATES,
+        "NR_IRQ": IRQS,
+        "NR_LOOP_GATES": len(LOOP_GATES),
+        "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
+        "RACE_NS": RACE_NS,
+    }
+    text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+    text += _enum("STAGE", STAGES)
+    text += _enum("MEASURE", MEASURES)
+    text += _enum("SOURCE", SOURCE_NAMES)
+    text += _enum("SOFTIRQ", SOFTIRQS)
+    text += _enum("VECTOR", VECTORS)
+    text += _enum("LOSS", LOSSES)
+    text += _enum("PART", COMPUTE_PARTS)
+    text += _enum("EDGE", EDGES)
+    text += _enum("WAKER", WAKERS)
+    for name, fields in (
+        ("cpu", CPU_FIELDS),
+        ("row", ROW_FIELDS),
+        ("control", CONTROL_FIELDS),
+        ("slow", SLOW_FIELDS),
+        ("listed", THREAD_FIELDS),
+        ("edge", EDGE_FIELDS),
+    ):
+        text += c_struct(name, fields)
+    return text

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * Who is measured: threads inherit at fork, opt in, or are adopted by the
+ * iterator. On exec, rename and cgroup moves user space decides; a ring tells
+ * it of them.
+ */
+
+static __always_inline void tell(u64 kind, u64 pid_tgid, u64 slot)
+{
+	struct edge *e = edges.ringbuf_reserve(sizeof(*e));
+
+	if (!e) {
+		lose(LOSS_EDGE_RING_FULL);
+		return;
+	}
+	e->kind = kind;
+	e->pid_tgid = pid_tgid;
+	e->slot = slot;
+	edges.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+/* Returns what is left. */
+static __always_inline u64 leave(u32 slot)
+{
+	struct control *c;
+
+	if (slot == NO_SLOT || slot >= SLOTS)
+		return 1;
+	c = controls.lookup(&slot);
+	if (!c)
+		return 1;
+	return __sync_fetch_and_add(&c->threads, -1) - 1;
+}
+
+static __always_inline void join(struct thread *t, u32 slot, u32 alone)
+{
+	struct control *c;
+
+	if (t->slot == slot)
+		return;
+	leave(t->slot);
+	t->slot = slot;
+	t->alone = alone;
+	if (slot == NO_SLOT || slot >= SLOTS)
+		return;
+	c = controls.lookup(&slot);
+	if (c)
+		__sync_fetch_and_add(&c->threads, 1);
+}
+
+/* The state of a task, made when it has none. */
+static __always_inline struct thread *enlist(void *task)
+{
+	struct thread *t;
+#if TASK_STORAGE
+	t = threads.task_storage_get(task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+#else
+	struct thread fresh = {};
+	u32 tid = KERNEL_U32(task, OFF_PID);
+
+	t = threads.lookup_or_try_init(&tid, &fresh);
+#endif
+	if (!t)
+		lose(LOSS_STORAGE_FULL);
+	return t;
+}
+
+/* sched_process_fork(parent, child): for threads and processes alike. */
+int p_sched_process_fork(args_t ctx)
+{
+	struct thread *t = this_thread(), *child;
+
+	if (!t || t->alone || t->slot == NO_SLOT || t->slot >= SLOTS)
+		return 0;
+	child = enlist((void *)ctx[1]);
+	if (child)
+		join(child, t->slot, 0);
+	return 0;
+}
+
+int p_sched_process_exit(args_t ctx)
+{
+	struct thread *t = this_thread();
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+	u32 slot;
+
+	if (!t)
+		return 0;
+	slot = t->slot;
+	t->slot = NO_SLOT;
+	if (!leave(slot))
+		tell(EDGE_EXIT, pid_tgid, slot);
+#if !TASK_STORAGE
+	u32 tid = pid_tgid;
+
+	threads.delete(&tid);
+#endif
+	return 0;
+}
+
+int p_sched_process_exec(args_t ctx)
+{
+	tell(EDGE_EXEC, bpf_get_current_pid_tgid(), 0);
+	return 0;
+}
+
+/* task_rename(task, comm): another thread's comm can be written too. */
+int p_task_rename(args_t ctx)
+{
+	u64 tid = KERNEL_U32(ctx[0], OFF_PID);
+	u64 tgid = KERNEL_U32(ctx[0], OFF_TGID);
+
+	tell(EDGE_RENAME, tgid << 32 | tid, 0);
+	return 0;
+}
+
+/* cgroup_attach_task(cgroup, path, task, threadgroup) */
+int p_cgroup_attach_task(args_t ctx)
+{
+	u64 tid = KERNEL_U32(ctx[2], OFF_PID);
+	u64 tgid = KERNEL_U32(ctx[2], OFF_TGID);
+
+	tell(EDGE_CGROUP, tgid << 32 | tid, 0);
+	return 0;
+}
+
+/* Told once per thread: the state remembers that it asked. */
+static __always_inline void opt_in(u64 kind)
+{
+	struct thread *t = this_thread();
+
+	if (t && t->slot != NO_SLOT)
+		return;
+	t = enlist(current_task());
+	if (!t)
+		return;
+	t->slot = PENDING_SLOT;
+	t->alone = 1;
+	tell(kind, bpf_get_current_pid_tgid(), 0);
+}
+
+/* task_prctl_unknown(option, arg2, arg3, arg4, arg5): the step marker. */
+int p_task_prctl_unknown(args_t ctx)
+{
+	if ((u32)ctx[0] == STEP_MARKER)
+		opt_in(EDGE_MARKER);
+	return 0;
+}
+
+#if LEVEL_FULL
+/*
+ * sched_setattr(pid, attr, flags) answers EINVAL on a stock kernel; the
+ * attributes are read at the exit, when their page is surely there.
+ */
+static __always_inline void may_opt_in(void *regs, u32 nr)
+{
+	u64 flags = 0, attr;
+	u32 pid;
+
+	if (nr == NR_PRCTL) {
+		if ((u32)KERNEL_U64(regs, OFF_REGS_ARG1) == STEP_MARKER)
+			opt_in(EDGE_MARKER);
+		return;
+	}
+	pid = KERNEL_U64(regs, OFF_REGS_ARG1);
+	if (pid && pid != (u32)bpf_get_current_pid_tgid())
+		return;
+	attr = KERNEL_U64(regs, OFF_REGS_ARG2);
+	bpf_probe_read_user(&flags, sizeof(flags), (void *)(attr + 8));
+	if (flags & SCHED_FLAG_AGENT_LATENCY)
+		opt_in(EDGE_SCHED_SETATTR);
+}
+
+int p_sys_exit(args_t ctx)
+{
+	void *regs = (void *)ctx[0];
+	u32 nr = KERNEL_U64(regs, OFF_REGS_NR);
+	struct thread *t;
+
+	if (nr == NR_SCHED_SETATTR || nr == NR_PRCTL)
+		may_opt_in(regs, nr);
+	t = this_thread();
+	if (t)
+		gate_returned(t, nr);
+	return 0;
+}
+#endif
+
+#if TASK_STORAGE
+/*
+ * The task iterator, run by reading its file: adopts whom user space has put
+ * into assignments (processes by tgid, threads by tid), lists who is measured.
+ */
+int p_iter_task(args_t ctx)
+{
+	void *meta = (void *)ctx[0], *task = (void *)ctx[1], *seq;
+	struct assignment *a;
+	struct listed l = {};
+	struct thread *t;
+	u32 tid, tgid;
+
+	if (!task)
+		return 0;
+	tid = KERNEL_U32(task, OFF_PID);
+	tgid = KERNEL_U32(task, OFF_TGID);
+	a = assignments.lookup(&tid);
+	if (!a) {
+		a = assignments.lookup(&tgid);
+		if (a && a->alone)
+			a = 0;
+	}
+	if (a) {
+		t = threads.task_storage_get(task, 0,
+					     BPF_LOCAL_STORAGE_GET_F_CREATE);
+		if (t)
+			join(t, a->slot, a->alone);
+		else
+			lose(LOSS_STORAGE_FULL);
+	} else {
+		t = thread_of(task);
+	}
+	if (!t || t->slot == NO_SLOT || t->slot >= SLOTS)
+		return 0;
+	l.pid_tgid = (u64)tgid << 32 | tid;
+	l.slot = t->slot;
+	l.steps = t->steps;
+	l.last_ns = t->last;
+	l.cpu = t->cpu;
+	seq = (void *)KERNEL_U64(meta, OFF_ITER_SEQ);
+	bpf_seq_write(seq, &l, sizeof(l));
+	return 0;
+}
+#endif

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * Maps, and how a task is looked at.
+ *
+ * Written for BCC and no kernel headers: the prelude that the loader puts
+ * before this file holds the sizes, the structs that user space reads too
+ * (layout.py), the field offsets of the running kernel (btf.py) and the
+ * system-call numbers of the gates. Kernel structs are only touched at those
+ * offsets.
+ *
+ * TASK_STORAGE 1: tp_btf programs, thread state in task-local storage.
+ * TASK_STORAGE 0: raw tracepoints, thread state in a hash keyed by tid.
+ * LEVEL_FULL 0 ("lite"): no system-call events; the gate is read from the
+ * saved registers when the thread goes off the CPU.
+ */
+
+typedef unsigned long long *args_t;
+
+#define barrier() asm volatile("" ::: "memory")
+
+/* include/linux/sched.h; the values have not moved since 5.12. */
+#define PF_EXITING	0x00000004
+#define PF_IO_WORKER	0x00000010
+#define PF_WQ_WORKER	0x00000020
+#define PF_KTHREAD	0x00200000
+
+/* A wake-up as its waker saw it. Only the waker writes. */
+struct wake {
+	u64 waking;		/* sched_waking */
+	u64 wakeup;		/* sched_wakeup, on the target CPU */
+	u64 event;		/* the completion's first kernel event */
+	u64 soft;		/* softirq entry, or waking where none lies between */
+	u64 late;		/* timer: expiry to interrupt, ns */
+	u32 seq;
+	u16 source;
+	u16 late_idle;		/* the CPU was idle meanwhile */
+	u32 kind;		/* WAKER_* */
+	u32 id;			/* tid, line, vector or softirq */
+};
+
+/* What is known of a thread. Only the thread itself writes, but for wake. */
+struct thread {
+	u32 slot;		/* these four are read by user space */
+	u32 cpu;
+	u64 steps;
+	u64 last;		/* end of the last step */
+	u32 gate;		/* index into words.GATES */
+	u32 pend_gate;
+	u32 seen;		/* sequence number of the wake-up taken last */
+	u32 asleep;
+	u32 alone;		/* opted in by itself: children are not measured */
+	u64 enter;		/* gate entry (lite: went off the CPU in it) */
+	u64 in;			/* switch-in after the wake-up */
+	u64 exit;		/* gate return (full) */
+	u64 pend;		/* entry of a maybe gate that has not slept yet */
+	u64 loop;		/* last use of a loop gate */
+	u64 off;		/* went off the CPU in compute */
+	u64 off_part;		/* PART_PREEMPTED or PART_BLOCKED */
+	u64 off_ns[2];		/* preempted, blocked */
+	u64 stage[STAGE_QUEUE + 1];
+	u32 source;
+	u32 kind;
+	u32 id;
+	u32 pad;
+	struct wake wake;
+};
+
+struct agent_hist {
+	u64 bucket[MEASURES][BUCKETS];
+};
+
+struct one_hist {
+	u64 bucket[BUCKETS];
+};
+
+struct irq_row {
+	u64 count;
+	u64 ns;
+};
+
+struct assignment {
+	u32 slot;
+	u32 alone;
+};
+
+#define MMAPABLE (1U << 10)
+BPF_F_TABLE("array", u32, struct agent_hist, hist, SLOTS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct row, rows, SLOTS * NR_CPUS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
+BPF_F_TABLE("array", u32, struct one_hist, idle_hist, NR_IDLE, MMAPABLE);
+BPF_PERCPU_ARRAY(cpus, struct cpu, 1);
+BPF_PERCPU_ARRAY(irqs, struct irq_row, NR_IRQ);
+/* Line -> source of the wake-ups from it, by the line's name; user space fills it. */
+BPF_ARRAY(irq_source, u32, NR_IRQ);
+/* tgid or tid -> slot: whom the iterator adopts. */
+BPF_HASH(assignments, u32, struct assignment, 16384);
+BPF_RINGBUF_OUTPUT(edges, EDGE_PAGES);
+BPF_RINGBUF_OUTPUT(slows, SLOW_PAGES);
+#if TASK_STORAGE
+BPF_TASK_STORAGE(threads, struct thread);
+#else
+BPF_HASH(threads, u32, struct thread, 16384);
+#endif
+
+/* --- looking at kernel memory: at fixed offsets, without BCC's rewriting --- */
+
+#if TASK_STORAGE
+#define KERNEL_U32(ptr, off) ({						\
+	u32 _v;								\
+	asm volatile("%0 = *(u32 *)(%1 + %2)"				\
+		     : "=r"(_v) : "r"(ptr), "i"(off));			\
+	_v; })
+#define KERNEL_U64(ptr, off) ({						\
+	u64 _v;								\
+	asm volatile("%0 = *(u64 *)(%1 + %2)"				\
+		     : "=r"(_v) : "r"(ptr), "i"(off));			\
+	_v; })
+#else
+#define KERNEL_U32(ptr, off) ({						\
+	u32 _v = 0;							\
+	bpf_probe_read_kernel(&_v, sizeof(_v), (void *)(ptr) + (off));	\
+	_v; })
+#define KERNEL_U64(ptr, off) ({						\
+	u64 _v = 0;							\
+	bpf_probe_read_kernel(&_v, sizeof(_v), (void *)(ptr) + (off));	\
+	_v; })
+#endif
+
+static __always_inline struct cpu *this_cpu(void)
+{
+	u32 zero = 0;
+
+	return cpus.lookup(&zero);
+}
+
+static __always_inline void lose(u32 what)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (cpu && what < LOSS_IRQ_RANGE + 1)
+		cpu->losses[what]++;
+}
+
+/*
+ * The state of a task, or NULL when it is nobody's. Most tasks are nobody's:
+ * the test of task->bpf_storage costs 2 ns, the helper 16 to 36.
+ */
+static __always_inline struct thread *thread_of(void *task)
+{
+#if TASK_STORAGE
+#ifdef OFF_BPF_STORAGE
+	if (!KERNEL_U64(task, OFF_BPF_STORAGE))
+		return 0;
+#endif
+	return threads.task_storage_get(task, 0, 0);
+#else
+	u32 tid = KERNEL_U32(task, OFF_PID);
+
+	return threads.lookup(&tid);
+#endif
+}
+
+static __always_inline void *current_task(void)
+{
+#if TASK_STORAGE
+	return (void *)bpf_get_current_task_btf();
+#else
+	return (void *)bpf_get_current_task();
+#endif
+}
+
+static __always_inline struct thread *this_thread(void)
+{
+#if TASK_STORAGE
+	return thread_of(current_task());
+#else
+	u32 tid = bpf_get_current_pid_tgid();
+
+	return threads.lookup(&tid);
+#endif
+}
+
+static __always_inline u32 log2_u64(u64 v)
+{
+	u32 r = 0;
+
+	if (v >> 32) {
+		v >>= 32;
+		r = 32;
+	}
+	if (v >> 16) {
+		v >>= 16;
+		r += 16;
+	}
+	if (v >> 8) {
+		v >>= 8;
+		r += 8;
+	}
+	if (v >> 4) {
+		v >>= 4;
+		r += 4;
+	}
+	if (v >> 2) {
+		v >>= 2;
+		r += 2;
+	}
+	if (v >> 1)
+		r += 1;
+	return r;
+}
+
+/*
+ * histogram.py: 32 sub-buckets per power of two, 1 ns to 68.7 s. The mask
+ * changes nothing; it is there for the verifier, in assembly because the
+ * compiler knows that it changes nothing and would drop it.
+ */
+static __always_inline u64 bucket_of(u64 v)
+{
+	u64 i = v, e;
+
+	if (v >= (1U << SUB_BITS)) {
+		e = log2_u64(v);
+		if (e > MAX_EXPONENT) {
+			lose(LOSS_OVERFLOW);
+			i = BUCKETS - 1;
+		} else {
+			i = ((e - SUB_BITS) << SUB_BITS) + (v >> (e - SUB_BITS));
+		}
+	}
+	asm volatile("%0 &= %1" : "+r"(i) : "i"(BUCKETS - 1));
+	return i;
+}
+
+/* Does this io_uring_enter wait? IORING_ENTER_GETEVENTS and min_complete > 0. */
+static __always_inline int uring_waits(void *regs)
+{
+	return (u32)KERNEL_U64(regs, OFF_REGS_ARG3) &&
+	       (KERNEL_U64(regs, OFF_REGS_ARG4) & 1);
+}

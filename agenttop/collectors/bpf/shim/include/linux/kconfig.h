@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+#define CONFIG_BPF_SYSCALL 1

@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/* BCC includes it; its own virtual headers hold what is needed. */
