@@ -53,14 +53,16 @@ class Agent(Base):
     threads_tracked: int | None
     alive: bool
     background: bool
-    steps: int
-    steps_per_s: float
+    #: None without step chains (host.missing["chains"] says why).
+    steps: int | None
+    #: Over the part of the interval in which the agent was there.
+    steps_per_s: float | None
     #: words.SOURCES -> steps in the interval (those that are not 0).
     sources: dict[str, int]
     #: words.GATES -> steps in the interval (those that are not 0).
     gates: dict[str, int]
     ready: int | None
-    unattributed: int
+    unattributed: int | None
     step: Stat
     #: words.STAGES -> measure, null where the level does not measure it.
     stages: dict[str, Stat | None]
@@ -118,7 +120,8 @@ class Cpu(Base):
 
 
 class TrustLine(Base):
-    steps: int
+    #: Steps of all agents in the interval; None without step chains.
+    steps: int | None
     drops: dict[str, int]
     #: Sum of drops and recursion misses in the interval.
     lost: int
@@ -132,6 +135,8 @@ class TrustLine(Base):
     bpf_ratio: float | None
     read_ns: int
     slots_full: int
+    #: All agents together; None without step chains.
+    steps_per_s: float | None = None
 
 
 class Snapshot(Base):

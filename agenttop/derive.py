@@ -1,0 +1,395 @@
+"""From sums over an interval to the Snapshot: rates, percentiles, shares.
+
+Pure functions; the Store chooses the interval. The layout of an agent's
+scalars (everything of AgentCounters that only grows and is no histogram)
+stands here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from agenttop import snapshot as shot
+from agenttop.model import Activity, AgentCounters, CpuCounters, Exemplar, Host, Sample
+from agenttop.rolling import BLOCK, Boundary, Figures, Ints, Sums, estimated, figures
+from agenttop.words import (
+    COMPUTE_PARTS,
+    GATES,
+    MEASURES,
+    SLOWPATH_STAGES,
+    SOFTIRQS,
+    SOURCES,
+    STAGES,
+)
+
+# Places of an agent's scalars.
+_STEPS, _READY, _UNATTRIBUTED, _STEP_SUM, _TAIL_STEPS = range(5)
+_STAGE_SUMS: Final = slice(5, 5 + len(STAGES))
+_TAIL_SUMS: Final = slice(_STAGE_SUMS.stop, _STAGE_SUMS.stop + len(STAGES))
+_SOURCES: Final = slice(_TAIL_SUMS.stop, _TAIL_SUMS.stop + len(SOURCES))
+_GATES: Final = slice(_SOURCES.stop, _SOURCES.stop + len(GATES))
+_PARTS: Final = slice(_GATES.stop, _GATES.stop + len(COMPUTE_PARTS))
+#: run_ns, run_delay_ns, timeslices.
+SCHEDSTAT: Final = slice(_PARTS.stop, _PARTS.stop + 3)
+SCALARS: Final = SCHEDSTAT.stop
+_SLOW: Final = [STAGES.index(stage) for stage in SLOWPATH_STAGES]
+_LARGEST: Final = (1 << 63) - 1
+_PERCENTILES: Final = ("p50_ns", "p99_ns", "p999_ns")
+
+
+@dataclass(slots=True)
+class Owner:
+    """An agent with a slot in the Sums."""
+
+    slot: int
+    #: Its newest counters.
+    last: AgentCounters
+    #: The Sample before the first that had it, and the last in which it lived.
+    joined_ns: int
+    seen_ns: int
+    alive: bool = True
+
+
+@dataclass(slots=True)
+class View:
+    """All that a Snapshot is made from."""
+
+    host: Host
+    sample: Sample
+    start: Boundary
+    end: Boundary
+    sums: Sums
+    owners: Sequence[Owner]
+    cpu_slots: dict[int, int]
+    idle_slot: int
+    irq_names: dict[str, str]
+    exemplars: list[Exemplar]
+    age_ns: int
+
+
+def scalars_of(agents: Sequence[AgentCounters]) -> Ints:
+    """One row of SCALARS numbers per agent; what is not measured counts as 0."""
+    rows = [
+        [
+            a.steps,
+            a.ready or 0,
+            a.unattributed,
+            a.step_sum_ns,
+            a.tail_steps,
+            *_fit(a.stage_sum_ns, len(STAGES)),
+            *_fit(a.tail_sum_ns, len(STAGES)),
+            *_fit(a.sources, len(SOURCES)),
+            *_fit(a.gates, len(GATES)),
+            *_fit(a.compute_parts_ns, len(COMPUTE_PARTS)),
+            a.run_ns or 0,
+            a.run_delay_ns or 0,
+            a.timeslices or 0,
+        ]
+        for a in agents
+    ]
+    try:
+        return np.array(rows, dtype=np.int64).reshape(len(rows), SCALARS)
+    except OverflowError:  # a damaged recording
+        rows = [[min(value, _LARGEST) for value in row] for row in rows]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), SCALARS)
+
+
+def _fit(values: Sequence[int | None], length: int) -> list[int]:
+    """Exactly ``length`` numbers: another minor version may send more or fewer."""
+    out = [value or 0 for value in values[:length]]
+    return out + [0] * (length - len(out))
+
+
+def build(view: View) -> shot.Snapshot:
+    """The Snapshot over the interval from ``start`` to ``end``."""
+    found = figures(view.sums.counts)
+    interval = view.end.t_ns - view.start.t_ns
+    agents = _agents(view, found)
+    agents.sort(key=lambda agent: agent.id)
+    return shot.Snapshot(
+        schema=shot.SCHEMA_NAME,
+        version=shot.SCHEMA_VERSION,
+        host=view.host,
+        wall_s=view.sample.wall_s,
+        t_ns=view.end.t_ns,
+        interval_ns=interval,
+        trust=_trust(view, agents, interval),
+        cpus=_cpus(view, found, agents, interval),
+        agents=agents,
+        policies=view.sample.policies,
+        exemplars=view.exemplars,
+    )
+
+
+# --------------------------------------------------------------------------- agents
+
+
+def _agents(view: View, found: Figures) -> list[shot.Agent]:
+    totals, values = found.total.tolist(), found.values.tolist()
+    maxima, scalars = found.maximum.tolist(), view.sums.scalars.tolist()
+
+    def stat(row: int, sum_ns: int) -> shot.Stat:
+        total, (p50, p99, p999) = totals[row], values[row]
+        if total == 0:
+            return shot.Stat(0, sum_ns)
+        marks = [name for name, few in zip(_PERCENTILES, estimated(total), strict=True) if few]
+        return shot.Stat(total, sum_ns, p50, p99, p999, maxima[row], marks)
+
+    return [
+        _agent(view, owner, scalars[owner.slot], owner.slot * BLOCK, stat) for owner in view.owners
+    ]
+
+
+def _agent(
+    view: View, owner: Owner, scalars: list[int], row: int, stat: Callable[[int, int], shot.Stat]
+) -> shot.Agent:
+    last, end = owner.last, view.end.t_ns
+    present = max(end - max(view.start.t_ns, owner.joined_ns), 0) if end > view.start.t_ns else 0
+    sums = scalars[_STAGE_SUMS]
+    # A stage is measured if it is now, or was for a part of the interval.
+    measured = [
+        now is not None or gained > 0
+        for now, gained in zip(_pad(last.stage_sum_ns), sums, strict=True)
+    ]
+    chains = any(measured)
+    stages = {
+        name: stat(row + i, sums[i]) if measured[i] else None for i, name in enumerate(STAGES)
+    }
+    # The stages are the truth: they were counted apart, the sums are made of them.
+    step_sum = sum(sums) if chains else scalars[_STEP_SUM]
+    slow_sum = sum(sums[i] for i in _SLOW)
+    step = stat(row + MEASURES.index("step"), step_sum)
+    slowpath = stat(row + MEASURES.index("slowpath"), slow_sum)
+    steps = scalars[_STEPS]
+    per_cpu = {
+        cpu: count for cpu, count in view.sums.cpu_steps.get(owner.slot, {}).items() if count > 0
+    }
+    home = max(per_cpu, key=lambda cpu: (per_cpu[cpu], -cpu), default=None)
+    run_ns, delay_ns, slices = scalars[SCHEDSTAT]
+    return shot.Agent(
+        id=last.id,
+        name=last.name,
+        rule=last.rule,
+        pid=last.pid,
+        pids=last.pids,
+        threads=last.threads,
+        threads_tracked=last.threads_tracked,
+        alive=owner.alive,
+        background=last.background,
+        steps=steps if chains else None,
+        steps_per_s=_rate(steps, present) if chains else None,
+        sources=_named(SOURCES, scalars[_SOURCES]),
+        gates=_named(GATES, scalars[_GATES]),
+        ready=scalars[_READY] if last.ready is not None else None,
+        unattributed=scalars[_UNATTRIBUTED] if chains else None,
+        step=step,
+        stages=stages,
+        slowpath=slowpath,
+        tail=_tail(scalars, measured),
+        compute_ns={
+            name: value if now is not None else None
+            for name, value, now in zip(
+                COMPUTE_PARTS, scalars[_PARTS], _pad(last.compute_parts_ns, 3), strict=True
+            )
+        },
+        home_cpu=home,
+        home_ratio=per_cpu[home] / sum(per_cpu.values()) if home is not None else None,
+        cpu_steps={str(cpu): count for cpu, count in sorted(per_cpu.items())},
+        policies={
+            policy.name: policy.agents[str(last.id)]
+            for policy in view.sample.policies
+            if str(last.id) in policy.agents
+        },
+        run_delay_ns=delay_ns // slices if last.timeslices is not None and slices else None,
+        cpu_ratio=run_ns / present if last.run_ns is not None and present else None,
+    )
+
+
+def _tail(scalars: list[int], measured: list[bool]) -> shot.Tail:
+    sums = scalars[_TAIL_SUMS]
+    whole = sum(sums[i] for i in _SLOW)
+    if not scalars[_TAIL_STEPS] or not whole:
+        return shot.Tail(steps=scalars[_TAIL_STEPS])
+    shares = {STAGES[i]: sums[i] / whole for i in _SLOW if measured[i]}
+    stage = max(shares, key=lambda name: shares[name], default=None)
+    return shot.Tail(stage, shares[stage] if stage else None, shares, scalars[_TAIL_STEPS])
+
+
+def _pad(values: Sequence[int | None], length: int = len(STAGES)) -> list[int | None]:
+    return [*values[:length], *([None] * (length - len(values)))]
+
+
+def _named(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+
+def _rate(count: float, time_ns: int) -> float:
+    """Per second; 0 over no time."""
+    return count * 1e9 / time_ns if time_ns > 0 else 0.0
+
+
+# --------------------------------------------------------------------------- CPUs
+
+
+def _cpus(
+    view: View, found: Figures, agents: Sequence[shot.Agent], interval: int
+) -> list[shot.Cpu]:
+    before = {cpu.cpu: cpu for cpu in view.start.cpus}
+    living: dict[int, list[int]] = {}
+    for agent in agents:
+        if agent.alive and agent.home_cpu is not None:
+            living.setdefault(agent.home_cpu, []).append(agent.id)
+    medians = found.values[view.idle_slot * BLOCK : (view.idle_slot + 1) * BLOCK, 0].tolist()
+    exits = [None if value < 0 else int(value) for value in medians]
+    out = []
+    for now in view.end.cpus:
+        # One that came during the interval (hot-plugged): its counters did not start at 0 with us.
+        old = before.get(now.cpu, now)
+        slot = view.cpu_slots.get(now.cpu)
+        p99 = (
+            found.values[slot * BLOCK : (slot + 1) * BLOCK, 1].tolist() if slot is not None else []
+        )
+        latency = {
+            name: int(value) for name, value in zip(SOFTIRQS, p99, strict=False) if value >= 0
+        }
+        out.append(_cpu(view, old, now, interval, latency, exits, living.get(now.cpu, [])))
+    return out
+
+
+def _cpu(
+    view: View,
+    old: CpuCounters,
+    now: CpuCounters,
+    interval: int,
+    latency: dict[str, int],
+    exits: list[int | None],
+    living: list[int],
+) -> shot.Cpu:
+    lines = _gained(old.irqs, now.irqs)
+    vectors = _gained(old.vectors, now.vectors)
+    softirqs = _gained(old.softirqs, now.softirqs)
+    irqs = {_irq_name(line, view.irq_names): activity for line, activity in lines.items()}
+    irqs.update(vectors)
+    return shot.Cpu(
+        cpu=now.cpu,
+        online=now.online,
+        busy_ratio=_share(now.busy_ns - old.busy_ns, interval),
+        steal_ratio=_share(now.steal_ns - old.steal_ns, interval),
+        irq=_total(irqs.values(), [*now.irqs.values(), *now.vectors.values()], interval),
+        irqs={name: _load(activity, interval) for name, activity in irqs.items()},
+        softirq=_total(softirqs.values(), now.softirqs.values(), interval),
+        softirqs={
+            name: _load(activity, interval, latency.get(name))
+            for name, activity in softirqs.items()
+        },
+        ksoftirqd_ratio=(
+            _share(now.ksoftirqd_ns - old.ksoftirqd_ns, interval)
+            if now.ksoftirqd_ns is not None and old.ksoftirqd_ns is not None
+            else None
+        ),
+        idle=_idle(view.host, old, now, interval, exits),
+        freq_khz=now.freq_khz,
+        agents=living,
+    )
+
+
+def _irq_name(line: str, names: dict[str, str]) -> str:
+    return f"{line} {names[line]}" if names.get(line) else line
+
+
+def _gained(old: dict[str, Activity], now: dict[str, Activity]) -> dict[str, Activity]:
+    """What was added, of those that ran at all."""
+    out = {}
+    for name, activity in now.items():
+        before = old.get(name)
+        count = activity.count - (before.count if before else 0)
+        if count <= 0:
+            continue
+        time_ns = activity.time_ns
+        if time_ns is not None and before is not None:
+            time_ns = None if before.time_ns is None else max(time_ns - before.time_ns, 0)
+        out[name] = Activity(count, time_ns)
+    return out
+
+
+def _load(activity: Activity, interval: int, p99_ns: int | None = None) -> shot.Load:
+    ratio = None if activity.time_ns is None else _share(activity.time_ns, interval)
+    return shot.Load(_rate(activity.count, interval), ratio, p99_ns)
+
+
+def _total(gained: Iterable[Activity], all_of_them: Iterable[Activity], interval: int) -> shot.Load:
+    """All together; the time is known if any one's is (then 0 is a measured 0)."""
+    gained = list(gained)
+    timed = any(activity.time_ns is not None for activity in all_of_them)
+    time_ns = sum(activity.time_ns or 0 for activity in gained)
+    ratio = _share(time_ns, interval) if timed else None
+    return shot.Load(_rate(sum(activity.count for activity in gained), interval), ratio)
+
+
+def _idle(
+    host: Host, old: CpuCounters, now: CpuCounters, interval: int, exits: list[int | None]
+) -> list[shot.IdleShare]:
+    if len(old.idle) != len(now.idle):
+        return []
+    out = []
+    for i, (state, before, after) in enumerate(
+        zip(host.idle_states, old.idle, now.idle, strict=False)
+    ):
+        above, below = (
+            _rate(max(b - a, 0), interval) if a is not None and b is not None else None
+            for a, b in ((before.above, after.above), (before.below, after.below))
+        )
+        out.append(
+            shot.IdleShare(
+                name=state.name,
+                ratio=_share(after.time_ns - before.time_ns, interval) or 0.0,
+                per_s=_rate(max(after.entries - before.entries, 0), interval),
+                above_per_s=above,
+                below_per_s=below,
+                latency_ns=state.latency_us * 1000,
+                exit_p50_ns=exits[i] if i < len(exits) else None,
+            )
+        )
+    return out
+
+
+def _share(part_ns: int, interval: int) -> float | None:
+    """Of the interval, 0..1; None over no time. Counters of 10 ms steps may overshoot a little."""
+    return min(max(part_ns / interval, 0.0), 1.0) if interval > 0 else None
+
+
+# --------------------------------------------------------------------------- trust
+
+
+def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.TrustLine:
+    old, now = view.start.trust, view.end.trust
+    drops = {name: max(count - old.drops.get(name, 0), 0) for name, count in now.drops.items()}
+    misses = None
+    if now.recursion_misses is not None:
+        misses = max(now.recursion_misses - (old.recursion_misses or 0), 0)
+    measured = [agent for agent in agents if agent.steps is not None]
+    steps = sum(agent.steps or 0 for agent in measured) if measured else None
+    unattributed = sum(agent.unattributed or 0 for agent in measured)
+    living = [agent for agent in agents if agent.alive]
+    tracked = [agent.threads_tracked for agent in living if agent.threads_tracked is not None]
+    threads = sum(agent.threads for agent in living if agent.threads_tracked is not None)
+    own = now.self_ns - old.self_ns + view.end.view_ns - view.start.view_ns
+    sums = view.sums
+    return shot.TrustLine(
+        steps=steps,
+        drops=drops,
+        lost=sum(drops.values()) + (misses or 0),
+        recursion_misses=misses,
+        unattributed_ratio=unattributed / steps if steps else None,
+        coverage_ratio=min(sum(tracked) / threads, 1.0) if threads else None,
+        sample_age_ns=view.age_ns,
+        self_ratio=max(own, 0) / interval if interval > 0 else None,
+        bpf_ratio=sums.bpf_ns / sums.bpf_time_ns if sums.bpf_time_ns else None,
+        read_ns=now.read_ns,
+        slots_full=max(now.slots_full - old.slots_full, 0),
+        steps_per_s=_rate(steps, interval) if steps is not None else None,
+    )

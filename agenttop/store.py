@@ -1,0 +1,430 @@
+"""Samples in, Snapshots out: windows, trends, markers, the slowest steps.
+
+Everything is told from differences of counters over measured monotonic time.
+Memory is bounded: a rolling window of sparse Ticks, dense sums for that
+window and for the time since the last policy toggle, a trend of fixed length.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from agenttop.derive import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
+from agenttop.model import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
+from agenttop.rolling import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
+from agenttop.snapshot import Snapshot
+from agenttop.words import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
+
+#: Exemplars shown per agent.
+EXEMPLARS: Final = 16
+#: Ended agents that are kept at most (each one takes 240 kB).
+MAX_GONE: Final = 64
+_MEASURE_ROW: Final = {name: row for row, name in enumerate(MEASURES)}
+_SOFTIRQ_ROW: Final = {name: row for row, name in enumerate(SOFTIRQS)}
+_SLOW: Final = [STAGES.index(stage) for stage in SLOWPATH_STAGES]
+_NO_INTS: Final[Ints] = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class TrendPoint:
+    """An agent's slowpath over one tick; None where it made no step."""
+
+    t_ns: int
+    steps: int
+    p50_ns: int | None
+    p99_ns: int | None
+    p999_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A policy was switched."""
+
+    t_ns: int
+    policy: str
+    on: bool
+
+
+@dataclass(slots=True)
+class _Record(Owner):
+    """An agent as the Store knows it (derive.Owner is the part that Snapshots need)."""
+
+    #: Its counters at the newest Sample that had it (derive.scalars_of).
+    before: Ints = field(default_factory=lambda: _NO_INTS)
+    trend: deque[TrendPoint] = field(default_factory=deque)
+    exemplars: list[tuple[int, Exemplar]] = field(default_factory=list)
+
+
+class Store:
+    """Feed it Samples, ask it for Snapshots. Not thread-safe.
+
+    ``window_ns`` is the length of the rolling window, ``history_s`` that of
+    the trends. ``clock`` gives CLOCK_MONOTONIC in ns (for the sample's age).
+    """
+
+    def __init__(
+        self,
+        window_ns: int = 30_000_000_000,
+        history_s: float = 600,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.window_ns = window_ns
+        self.history_ns = int(history_s * 1e9)
+        self.host: Host | None = None
+        self.events: deque[Event] = deque(maxlen=200)
+        self._markers: deque[Marker] = deque(maxlen=200)
+        self._clock = clock
+        self._view_ns = 0
+        self._skew_ns: int | None = None
+        self._start()
+
+    def _start(self) -> None:
+        """Forget all counters: there was no Sample yet, or the engine started anew."""
+        slots = 16
+        self._last: Sample | None = None
+        self._boundary: Boundary | None = None
+        self._irq_names: dict[str, str] = {}
+        self._current = Cumulative(slots)
+        self._window = Sums(slots, SCALARS)
+        self._since = Sums(slots, SCALARS)
+        self._since_start: Boundary | None = None
+        self._ticks: deque[Tick] = deque()
+        self._free = list(range(slots - 1, -1, -1))
+        self._agents: dict[int, _Record] = {}
+        self._gone: list[_Record] = []
+        self._cpu_slots: dict[int, int] = {}
+        self._idle_slot = self._take_slot()
+        self._policy_states: dict[str, tuple[bool, int | None]] = {}
+        self._started_ns: int | None = None
+
+    # ------------------------------------------------------------------ what views ask
+
+    @property
+    def markers(self) -> Sequence[Marker]:
+        """Policy toggles, oldest first."""
+        return self._markers
+
+    @property
+    def policies(self) -> list[PolicyStatus]:
+        """As of the newest Sample."""
+        return self._last.policies if self._last else []
+
+    @property
+    def started_ns(self) -> int | None:
+        """CLOCK_MONOTONIC of the first Sample (of this run of the engine)."""
+        return self._started_ns
+
+    def set_view_cpu(self, ns: int) -> None:
+        """CPU time that the view's process has used, ns: it counts as agenttop's own too."""
+        self._view_ns = ns
+
+    def trend(self, agent_id: int) -> Sequence[TrendPoint]:
+        """The slowpath of each tick, oldest first; empty for an agent that is not known."""
+        record = self._agents.get(agent_id)
+        if record is None:
+            record = next((r for r in reversed(self._gone) if r.last.id == agent_id), None)
+        return record.trend if record else ()
+
+    def snapshot(
+        self, window_ns: int | None = None, since_ns: int | None = None
+    ) -> Snapshot | None:
+        """The figures over the last ``window_ns`` (default: the Store's window), or since a moment.
+
+        ``since_ns`` (CLOCK_MONOTONIC) starts at the first Sample at or after
+        it. What is further back than the window and the last toggle is no
+        longer known: then the interval starts later, and interval_ns says so.
+        None until there is a Sample; with one only the interval is 0.
+        """
+        sample, now, host = self._last, self._boundary, self.host
+        if sample is None or now is None or host is None:
+            return None
+        start, sums = self._interval(now, window_ns, since_ns)
+        self._reap(now.t_ns)
+        owners: list[Owner] = [
+            record
+            for record in (*self._agents.values(), *self._gone)
+            if record.seen_ns > start.t_ns or (record.alive and record.last.alive)
+        ]
+        exemplars = [
+            pair
+            for owner in owners
+            if isinstance(owner, _Record)
+            for pair in heapq.nlargest(
+                EXEMPLARS,
+                (p for p in owner.exemplars if p[1].t_ns > start.t_ns),
+                key=lambda p: p[0],
+            )
+        ]
+        exemplars.sort(key=lambda pair: -pair[0])
+        arrived = self._clock()
+        age_ns = arrived - now.t_ns - (self._skew_ns or 0)
+        return build(
+            View(
+                host=host,
+                sample=sample,
+                start=start,
+                end=now,
+                sums=sums,
+                owners=owners,
+                cpu_slots=self._cpu_slots,
+                idle_slot=self._idle_slot,
+                irq_names=self._irq_names,
+                exemplars=[exemplar for _, exemplar in exemplars],
+                age_ns=max(age_ns, 0),
+            )
+        )
+
+    def _interval(
+        self, now: Boundary, window_ns: int | None, since_ns: int | None
+    ) -> tuple[Boundary, Sums]:
+        ticks = self._ticks
+        if since_ns is not None:
+            first = self._since_start or now
+            if ticks and since_ns > first.t_ns:
+                chosen = [tick for tick in ticks if tick.start.t_ns >= since_ns]
+                return (chosen[0].start, self._sum(chosen)) if chosen else (now, self._sum(()))
+            return first, self._since
+        if window_ns is None or window_ns >= self.window_ns or not ticks:
+            return (ticks[0].start if ticks else now), self._window
+        chosen = [tick for tick in ticks if _inside(tick, now.t_ns, window_ns)] or [ticks[-1]]
+        return chosen[0].start, self._sum(chosen)
+
+    def _sum(self, ticks: Iterable[Tick]) -> Sums:
+        sums = Sums(self._window.slots, SCALARS)
+        for tick in ticks:
+            sums.add(tick)
+        return sums
+
+    # ------------------------------------------------------------------ what the engine tells
+
+    def feed(self, sample: Sample) -> None:
+        """Take in the next Sample. One that lies before the last one starts a new run."""
+        last = self._last
+        if last is not None and (sample.seq <= last.seq or sample.t_ns <= last.t_ns):
+            self._start()
+            last = None
+        if sample.host is not None:
+            self.host = sample.host
+        self.events.extend(sample.events)
+        self._irq_names.update(sample.irq_names)
+        skew = self._clock() - sample.t_ns
+        self._skew_ns = skew if self._skew_ns is None or last is None else min(self._skew_ns, skew)
+        end = Boundary(sample.t_ns, sample.cpus, sample.trust, self._view_ns)
+        start, first = self._boundary or end, last is None
+        slots, scalars, cpu_steps = self._take_agents(sample, start.t_ns, first)
+        cells, added = self._take_histograms(sample)
+        self._last, self._boundary = sample, end
+        if first:
+            self._since_start, self._started_ns = end, end.t_ns
+        else:
+            tick = Tick(start, end, cells, added, slots, scalars, cpu_steps)
+            self._ticks.append(tick)
+            self._window.add(tick)
+            self._since.add(tick)
+            self._take_trend(tick)
+        self._expire(sample.t_ns)
+        self._take_exemplars(sample)
+        self._take_policies(sample, first)
+
+    def _take_agents(
+        self, sample: Sample, since_ns: int, first: bool
+    ) -> tuple[Ints, Ints, dict[int, dict[int, int]]]:
+        """Scalars that each agent gained, by slot."""
+        slots: list[int] = []
+        before: list[Ints] = []
+        cpu_steps: dict[int, dict[int, int]] = {}
+        now = scalars_of(sample.agents)
+        known = set()
+        for counters, row in zip(sample.agents, now, strict=True):
+            known.add(counters.id)
+            record = self._agents.get(counters.id)
+            if record is not None and counters.steps < record.last.steps:
+                # The id has another owner, or its counters were zeroed.
+                self._retire(record)
+                record = None
+            if record is None:
+                record = _Record(
+                    slot=self._take_slot(), last=counters, joined_ns=since_ns, seen_ns=sample.t_ns
+                )
+                self._agents[counters.id] = record
+                # The kernel counts a new agent from 0; schedstat from the process's start.
+                record.before = row.copy() if first else np.zeros_like(row)
+                record.before[SCHEDSTAT] = row[SCHEDSTAT]
+                earlier: dict[str, int] = counters.cpu_steps if first else {}
+            else:
+                earlier = record.last.cpu_steps
+                if record.last.run_ns is None:
+                    record.before[SCHEDSTAT] = row[SCHEDSTAT]
+            slots.append(record.slot)
+            before.append(record.before)
+            cpu_steps[record.slot] = _gained(earlier, counters.cpu_steps)
+            if record.last.alive:  # or it ended in this tick
+                record.seen_ns = sample.t_ns
+            record.before, record.last, record.alive = row, counters, counters.alive
+        for agent_id in self._agents.keys() - known:
+            self._retire(self._agents[agent_id])
+        if not slots:
+            return _NO_INTS, np.zeros((0, SCALARS), dtype=np.int64), {}
+        gained = np.maximum(now - np.array(before), 0)
+        return np.array(slots, dtype=np.int64), gained, cpu_steps
+
+    def _take_histograms(self, sample: Sample) -> tuple[Ints, Ints]:
+        rows: list[tuple[int, Histogram]] = []
+        full: set[int] = set()
+        for counters in sample.agents:
+            base = self._agents[counters.id].slot * BLOCK
+            if sample.full:
+                full.update(range(base, base + len(MEASURES)))
+            for name, packed in counters.histograms.items():
+                if name in _MEASURE_ROW:
+                    rows.append((base + _MEASURE_ROW[name], packed))
+        for cpu in sample.cpus:
+            if cpu.softirq_latency:
+                if cpu.cpu not in self._cpu_slots:
+                    self._cpu_slots[cpu.cpu] = self._take_slot()
+                base = self._cpu_slots[cpu.cpu] * BLOCK
+                for name, packed in cpu.softirq_latency.items():
+                    if name in _SOFTIRQ_ROW:
+                        rows.append((base + _SOFTIRQ_ROW[name], packed))
+        base = self._idle_slot * BLOCK
+        for state, packed in sample.idle_exit.items():
+            if state.isdecimal() and int(state) < BLOCK:
+                rows.append((base + int(state), packed))
+        if sample.full:
+            full.update(row for row, _ in rows)
+        return self._current.update(rows, full)
+
+    def _take_trend(self, tick: Tick) -> None:
+        row = _MEASURE_ROW["slowpath"]
+        records = list(self._agents.values())
+        if not records:
+            return
+        place = {record.slot * BLOCK + row: i for i, record in enumerate(records)}
+        rows = tick.cells // self._window.counts.shape[1]
+        mine = rows % BLOCK == row
+        mine[mine] = [int(r) in place for r in rows[mine]]
+        counts = np.zeros((len(records), self._window.counts.shape[1]), dtype=np.int64)
+        where = np.array([place[int(r)] for r in rows[mine]], dtype=np.int64)
+        counts[where, tick.cells[mine] % counts.shape[1]] = tick.added[mine]
+        found = figures(counts)
+        oldest = tick.end.t_ns - self.history_ns
+        for record, total, values in zip(
+            records, found.total.tolist(), found.values.tolist(), strict=True
+        ):
+            p50, p99, p999 = (None if v < 0 else v for v in values)
+            record.trend.append(TrendPoint(tick.end.t_ns, total, p50, p99, p999))
+            while record.trend[0].t_ns < oldest:
+                record.trend.popleft()
+
+    def _take_exemplars(self, sample: Sample) -> None:
+        for exemplar in sample.exemplars:
+            record = self._agents.get(exemplar.agent)
+            if record is not None and len(exemplar.stages_ns) == len(STAGES):
+                slow = sum(exemplar.stages_ns[i] or 0 for i in _SLOW)
+                record.exemplars.append((slow, exemplar))
+        oldest = sample.t_ns - self.window_ns
+        for record in self._agents.values():
+            if record.exemplars:
+                record.exemplars = _worth_keeping(record.exemplars, oldest)
+
+    def _take_policies(self, sample: Sample, first: bool) -> None:
+        for policy in sample.policies:
+            state = (policy.state in ("on", "drift"), policy.since_ns)
+            before = self._policy_states.get(policy.name)
+            self._policy_states[policy.name] = state
+            changed = state[0] if before is None else state != before
+            if not changed or (before is None and policy.since_ns is None):
+                continue
+            marker = Marker(policy.since_ns or sample.t_ns, policy.name, state[0])
+            if marker not in self._markers:
+                self._markers.append(marker)
+            if not first:
+                # The toggle lies within this tick: what follows is wholly after it.
+                self._since.clear()
+                self._since_start = self._boundary
+
+    # ------------------------------------------------------------------ slots and windows
+
+    def _take_slot(self) -> int:
+        if not self._free:
+            slots = self._window.slots
+            for table in (self._current, self._window, self._since):
+                table.grow(2 * slots)
+            self._free = list(range(2 * slots - 1, slots - 1, -1))
+        return self._free.pop()
+
+    def _retire(self, record: _Record) -> None:
+        """The agent has ended: keep it while its steps lie in the window."""
+        del self._agents[record.last.id]
+        record.alive = False
+        self._gone.append(record)
+
+    def _expire(self, now_ns: int) -> None:
+        while len(self._ticks) > 1 and not _inside(self._ticks[0], now_ns, self.window_ns):
+            self._window.add(self._ticks.popleft(), -1)
+        self._reap(now_ns)
+
+    def _reap(self, now_ns: int) -> None:
+        """Free the slots of ended agents whose steps have left the window."""
+        oldest = self._ticks[0].start.t_ns if self._ticks else now_ns
+        since = self._since_start.t_ns if self._since_start else now_ns
+        lost = {id(r) for r in self._gone if r.seen_ns <= oldest and r.seen_ns <= since}
+        spare = len(self._gone) - len(lost) - MAX_GONE
+        if spare > 0:
+            stay = [r for r in self._gone if id(r) not in lost]
+            lost |= {id(r) for r in sorted(stay, key=lambda r: r.seen_ns)[:spare]}
+        if not lost:
+            return
+        slots = {record.slot for record in self._gone if id(record) in lost}
+        self._gone = [record for record in self._gone if id(record) not in lost]
+        for tick in self._ticks:
+            tick.forget(slots)
+        for table in (self._current, self._window, self._since):
+            table.forget(slots)
+        self._free.extend(slots)
+
+
+def _inside(tick: Tick, now_ns: int, window_ns: int) -> bool:
+    """Does the tick belong to the window? Half a tick's grace: none is exactly on time."""
+    length = tick.end.t_ns - tick.start.t_ns
+    return tick.start.t_ns >= now_ns - window_ns - length // 2
+
+
+def _gained(before: dict[str, int], now: dict[str, int]) -> dict[int, int]:
+    """CPU -> steps that were added."""
+    out = {}
+    for cpu, count in now.items():
+        more = count - before.get(cpu, 0)
+        if more > 0 and cpu.isdecimal():
+            out[int(cpu)] = more
+    return out
+
+
+def _worth_keeping(
+    exemplars: list[tuple[int, Exemplar]], oldest_ns: int
+) -> list[tuple[int, Exemplar]]:
+    """Without the expired ones, and without those that can never be among the slowest again.
+
+    One that EXEMPLARS younger ones surpass will still be surpassed by them
+    when it expires.
+    """
+    slowest: list[int] = []
+    kept = []
+    for slow, exemplar in sorted(exemplars, key=lambda p: -p[1].t_ns):
+        if exemplar.t_ns < oldest_ns:
+            break
+        if len(slowest) < EXEMPLARS:
+            heapq.heappush(slowest, slow)
+        elif slow > slowest[0]:
+            heapq.heapreplace(slowest, slow)
+        else:
+            continue
+        kept.append((slow, exemplar))
+    return kept
