@@ -1,0 +1,144 @@
+"""Options that several commands share, checked, and as what the engine is started with."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Literal
+
+import msgspec
+
+from agenttop.errors import UserError
+from agenttop.model import Level
+from agenttop.words import LEVELS
+
+#: auto: BPF if it can be had; raw: without task-local storage; off: /proc only.
+Bpf = Literal["auto", "off", "raw"]
+
+
+class EngineOptions(msgspec.Struct, forbid_unknown_fields=False):
+    """What the engine has to measure, and how; all of it plain data, so that it crosses a pipe."""
+
+    #: ``--agent``: ``KIND:VALUE`` each (patterns.py).
+    agent_patterns: list[str] = []
+    #: ``--agents``: a file of rules (agents.py); None: the user's own or the built-in ones.
+    agents_file: str | None = None
+    level: Level = "lite"
+    #: Seconds between Samples.
+    delay_s: float = 1.0
+    bpf: Bpf = "auto"
+    #: Measure the time in BPF programs (costs about 30 ns for each run of one).
+    bpf_stats: bool = False
+    #: Policies that are switched on from the start.
+    policies: list[str] = []
+
+
+def number(low: float, high: float) -> type[float]:
+    """An argparse type: a finite number within the bounds."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"{text} is not within {low:g} and {high:g}")
+        return value
+
+    parse.__name__ = "number"  # argparse: "invalid number value"
+    return parse  # type: ignore[return-value]
+
+
+def count(low: int, high: int) -> type[int]:
+    """An argparse type: a whole number within the bounds."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not within {low} and {high}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse  # type: ignore[return-value]
+
+
+def add_agents(parser: argparse.ArgumentParser) -> None:
+    """``--agent`` and ``--agents``: who is an agent."""
+    group = parser.add_argument_group("agents")
+    group.add_argument(
+        "--agent",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only these: pid:N, comm:RE, cmd:RE, prog:RE, cgroup:PATH or user:NAME (repeatable)",
+    )
+    group.add_argument(
+        "--agents", metavar="FILE", help="rules in YAML instead of the built-in ones"
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Everything that EngineOptions carry."""
+    add_agents(parser)
+    group = parser.add_argument_group("measuring")
+    group.add_argument(
+        "--level",
+        choices=LEVELS,
+        default="lite",
+        help="full also splits return from compute, and taxes every system call (%(default)s)",
+    )
+    group.add_argument(
+        "-d",
+        "--delay",
+        type=number(0.1, 3600),
+        default=1.0,
+        metavar="SECONDS",
+        help="between samples (%(default)g)",
+    )
+    group.add_argument(
+        "--no-bpf", action="store_true", help="without BPF: only what /proc and /sys tell"
+    )
+    group.add_argument(
+        "--bpf-stats", action="store_true", help="measure the time in BPF programs too"
+    )
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """``--window``: the time that percentiles are over."""
+    parser.add_argument(
+        "--window",
+        type=number(1, 3600),
+        default=30.0,
+        metavar="SECONDS",
+        help="percentiles are over the last SECONDS (%(default)g)",
+    )
+
+
+def add_sort(parser: argparse.ArgumentParser) -> None:
+    """``-s``: the order of the agents."""
+    parser.add_argument(
+        "-s",
+        "--sort",
+        metavar="KEY",
+        help="order of the agents, reversed with a - before it; 'help' lists the keys",
+    )
+
+
+def engine_options(args: argparse.Namespace) -> EngineOptions:
+    """What ``add_engine``'s options say.
+
+    Raises UserError for a pattern or a file of rules that cannot be right:
+    here, before anything starts.
+    """
+    from agenttop.agents import Rules
+
+    options = EngineOptions(
+        agent_patterns=list(args.agent),
+        agents_file=args.agents,
+        level=args.level,
+        delay_s=args.delay,
+        bpf="off" if args.no_bpf else "auto",
+        bpf_stats=args.bpf_stats,
+        policies=list(getattr(args, "policy", None) or []),
+    )
+    if options.bpf == "off" and options.level == "full":
+        raise UserError("--level full needs BPF: leave out --no-bpf")
+    Rules.load(options.agents_file, options.agent_patterns)
+    return options
