@@ -38,6 +38,8 @@ SCHEDSTAT: Final = slice(_PARTS.stop, _PARTS.stop + 3)
 SCALARS: Final = SCHEDSTAT.stop
 _SLOW: Final = [STAGES.index(stage) for stage in SLOWPATH_STAGES]
 _LARGEST: Final = (1 << 63) - 1
+#: From so many samples on no percentile is an estimate.
+_SURE: Final = 5000
 _PERCENTILES: Final = ("p50_ns", "p99_ns", "p999_ns")
 
 
@@ -106,7 +108,7 @@ def _fit(values: Sequence[int | None], length: int) -> list[int]:
 
 def build(view: View) -> shot.Snapshot:
     """The Snapshot over the interval from ``start`` to ``end``."""
-    found = figures(view.sums.counts)
+    found = figures(view.sums.counts, lambda totals: _lost_zeros(view.owners, totals))
     interval = view.end.t_ns - view.start.t_ns
     agents = _agents(view, found)
     agents.sort(key=lambda agent: agent.id)
@@ -125,6 +127,22 @@ def build(view: View) -> shot.Snapshot:
     )
 
 
+def _lost_zeros(owners: Sequence[Owner], totals: Ints) -> Ints:
+    """Per row, the steps whose stage took no time.
+
+    The kernel side leaves most of them out of the stage's histogram (it would
+    count zeros in four of them at each step); the step's own histogram has
+    every step, so the difference is their number.
+    """
+    zeros = np.zeros(len(totals), dtype=np.int64)
+    if owners:
+        slots = np.array([owner.slot for owner in owners], dtype=np.int64)
+        rows = slots[:, None] * BLOCK + np.arange(len(MEASURES))
+        found = totals[rows]
+        zeros[rows] = np.maximum(found[:, [MEASURES.index("step")]] - found, 0)
+    return zeros
+
+
 # --------------------------------------------------------------------------- agents
 
 
@@ -136,7 +154,11 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
         total, (p50, p99, p999) = totals[row], values[row]
         if total == 0:
             return shot.Stat(0, sum_ns)
-        marks = [name for name, few in zip(_PERCENTILES, estimated(total), strict=True) if few]
+        marks = (
+            [name for name, few in zip(_PERCENTILES, estimated(total), strict=True) if few]
+            if total < _SURE
+            else []
+        )
         return shot.Stat(total, sum_ns, p50, p99, p999, maxima[row], marks)
 
     return [

@@ -8,7 +8,7 @@ as much as there are histograms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -214,16 +214,21 @@ class Figures:
     maximum: Ints
 
 
-def figures(counts: Ints) -> Figures:
+def figures(counts: Ints, lacking: Callable[[Ints], Ints] | None = None) -> Figures:
     """Totals, percentiles (as histogram.percentiles) and maxima of (rows, BUCKETS) counts, in ns.
 
-    Works in two steps, groups of buckets first, so that it reads the counts
-    once and accumulates only a thirty-second of them.
+    ``lacking`` tells from the rows' totals how many values of 0 each one
+    lacks. Works in two steps, groups
+    of buckets first, so that it reads the counts once and accumulates only a
+    thirty-second of them.
     """
     rows = len(counts)
     grouped = counts.reshape(rows, BUCKETS // _GROUP, _GROUP)
     groups = grouped.sum(axis=2)
-    total = groups.sum(axis=1)
+    total: Ints = groups.sum(axis=1)
+    zeros = lacking(total) if lacking else np.zeros(rows, dtype=np.int64)
+    groups[:, 0] += zeros
+    total += zeros
     values = np.full((rows, len(RATIOS)), -1, dtype=np.int64)
     maximum = np.full(rows, -1, dtype=np.int64)
     used = np.flatnonzero(total)
@@ -232,11 +237,17 @@ def figures(counts: Ints) -> Figures:
     groups = groups[used]
     cumulative = groups.cumsum(axis=1)
     line = np.arange(len(used))
+
+    def inside_of(group: Ints) -> Ints:
+        inner: Ints = grouped[used, group]
+        inner[:, 0] += np.where(group == 0, zeros[used], 0)
+        return inner
+
     for column, (part, whole) in enumerate(RATIOS):
         rank = np.maximum(-(-total[used] * part // whole), 1)
         group = (cumulative < rank[:, None]).sum(axis=1)
         before = cumulative[line, group] - groups[line, group]
-        inner = grouped[used, group]
+        inner = inside_of(group)
         inner_cumulative = inner.cumsum(axis=1) + before[:, None]
         place = (inner_cumulative < rank[:, None]).sum(axis=1)
         inside = inner[line, place]
@@ -245,7 +256,7 @@ def figures(counts: Ints) -> Figures:
         low, high = EDGES[bucket], EDGES[bucket + 1]
         values[used, column] = low + ((high - low) * (rank - below - 0.5) / inside).astype(np.int64)
     group = groups.shape[1] - 1 - np.argmax(groups[:, ::-1] > 0, axis=1)
-    place = _GROUP - 1 - np.argmax(grouped[used, group][:, ::-1] > 0, axis=1)
+    place = _GROUP - 1 - np.argmax(inside_of(group)[:, ::-1] > 0, axis=1)
     maximum[used] = EDGES[group * _GROUP + place + 1] - 1
     return Figures(total, values, maximum)
 

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from agenttop.derive import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
+from agenttop.histogram import BUCKETS
 from agenttop.model import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
 from agenttop.rolling import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
 from agenttop.snapshot import Snapshot
@@ -24,6 +25,8 @@ from agenttop.words import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
 
 #: Exemplars shown per agent.
 EXEMPLARS: Final = 16
+#: Kept per agent at most, whatever order they come in.
+_MOST_EXEMPLARS: Final = 512
 #: Ended agents that are kept at most (each one takes 240 kB).
 MAX_GONE: Final = 64
 _MEASURE_ROW: Final = {name: row for row, name in enumerate(MEASURES)}
@@ -156,13 +159,11 @@ class Store:
             pair
             for owner in owners
             if isinstance(owner, _Record)
-            for pair in heapq.nlargest(
-                EXEMPLARS,
-                (p for p in owner.exemplars if p[1].t_ns > start.t_ns),
-                key=lambda p: p[0],
-            )
+            for pair in sorted(
+                (p for p in owner.exemplars if p[1].t_ns > start.t_ns), key=_slow_first
+            )[:EXEMPLARS]
         ]
-        exemplars.sort(key=lambda pair: -pair[0])
+        exemplars.sort(key=_slow_first)
         arrived = self._clock()
         age_ns = arrived - now.t_ns - (self._skew_ns or 0)
         return build(
@@ -302,17 +303,19 @@ class Store:
         return self._current.update(rows, full)
 
     def _take_trend(self, tick: Tick) -> None:
-        row = _MEASURE_ROW["slowpath"]
         records = list(self._agents.values())
         if not records:
             return
-        place = {record.slot * BLOCK + row: i for i, record in enumerate(records)}
-        rows = tick.cells // self._window.counts.shape[1]
-        mine = rows % BLOCK == row
-        mine[mine] = [int(r) in place for r in rows[mine]]
-        counts = np.zeros((len(records), self._window.counts.shape[1]), dtype=np.int64)
-        where = np.array([place[int(r)] for r in rows[mine]], dtype=np.int64)
-        counts[where, tick.cells[mine] % counts.shape[1]] = tick.added[mine]
+        row = _MEASURE_ROW["slowpath"]
+        mine = np.flatnonzero(tick.cells // BUCKETS % BLOCK == row)
+        cells = tick.cells[mine]
+        # Slot -> line; -1 for what is no agent's.
+        line = np.full(self._window.slots, -1, dtype=np.int64)
+        line[[record.slot for record in records]] = np.arange(len(records))
+        lines = line[cells // (BLOCK * BUCKETS)]
+        counts = np.zeros((len(records), BUCKETS), dtype=np.int64)
+        known = lines >= 0
+        counts[lines[known], cells[known] % BUCKETS] = tick.added[mine[known]]
         found = figures(counts)
         oldest = tick.end.t_ns - self.history_ns
         for record, total, values in zip(
@@ -329,9 +332,10 @@ class Store:
             if record is not None and len(exemplar.stages_ns) == len(STAGES):
                 slow = sum(exemplar.stages_ns[i] or 0 for i in _SLOW)
                 record.exemplars.append((slow, exemplar))
-        oldest = sample.t_ns - self.window_ns
         for record in self._agents.values():
-            if record.exemplars:
+            if len(record.exemplars) > 4 * EXEMPLARS:
+                since = self._since_start.t_ns if self._since_start else sample.t_ns
+                oldest = min(sample.t_ns - self.window_ns, since)
                 record.exemplars = _worth_keeping(record.exemplars, oldest)
 
     def _take_policies(self, sample: Sample, first: bool) -> None:
@@ -407,6 +411,10 @@ def _gained(before: dict[str, int], now: dict[str, int]) -> dict[int, int]:
     return out
 
 
+def _slow_first(pair: tuple[int, Exemplar]) -> int:
+    return -pair[0]
+
+
 def _worth_keeping(
     exemplars: list[tuple[int, Exemplar]], oldest_ns: int
 ) -> list[tuple[int, Exemplar]]:
@@ -418,7 +426,7 @@ def _worth_keeping(
     slowest: list[int] = []
     kept = []
     for slow, exemplar in sorted(exemplars, key=lambda p: -p[1].t_ns):
-        if exemplar.t_ns < oldest_ns:
+        if exemplar.t_ns < oldest_ns or len(kept) >= _MOST_EXEMPLARS:
             break
         if len(slowest) < EXEMPLARS:
             heapq.heappush(slowest, slow)

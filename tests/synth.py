@@ -297,7 +297,10 @@ class Synth:
         for index, measure in enumerate(MEASURES):
             if measure not in rows:
                 continue
-            np.add.at(agent.counts[index], buckets_of(rows[measure]), np.uint64(1))
+            counted = rows[measure]
+            if measure in ("irq", "softirq", "ipi", "idle_exit"):
+                counted = counted[counted > 0]  # as the BPF programs do
+            np.add.at(agent.counts[index], buckets_of(counted), np.uint64(1))
             packed = pack(agent.sent[index], agent.counts[index], full)
             if packed is not None:
                 counters.histograms[measure] = packed
