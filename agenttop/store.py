@@ -424,7 +424,7 @@ def _worth_keeping(
     when it expires.
     """
     slowest: list[int] = []
-    kept = []
+    kept: list[tuple[int, Exemplar]] = []
     for slow, exemplar in sorted(exemplars, key=lambda p: -p[1].t_ns):
         if exemplar.t_ns < oldest_ns or len(kept) >= _MOST_EXEMPLARS:
             break
