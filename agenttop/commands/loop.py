@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 
 from agenttop.errors import UserError
+from agenttop.options import count, number
 from agenttop.workloads.gates import PACED, SOURCES, TABLE, Plan
 from agenttop.workloads.loop import MAX_STEPS, Settings
 from agenttop.workloads.loop import run as run_loop
@@ -21,30 +21,6 @@ EPILOG = "gates and their sources:\n" + "\n".join(
 )
 
 
-def _number(low: float, high: float) -> type[float]:
-    """An argparse type: a finite number of at least ``low`` and at most ``high``."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise argparse.ArgumentTypeError(f"{text} is not within {low:g} and {high:g}")
-        return value
-
-    parse.__name__ = "number"
-    return parse  # type: ignore[return-value]
-
-
-def _count(low: int, high: int) -> type[int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not within {low} and {high}")
-        return value
-
-    parse.__name__ = "whole number"
-    return parse  # type: ignore[return-value]
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     hour_us = 3_600_000_000
@@ -52,28 +28,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--source", choices=SOURCES, default="timer", help="what to wait for (%(default)s)")
     add(
         "--interval-us",
-        type=_number(0, hour_us),
+        type=number(0, hour_us),
         default=1000.0,
         metavar="N",
         help=f"between completions (%(default)g); only {', '.join(PACED)} have one",
     )
-    add("--compute-us", type=_number(0, hour_us), default=0.0, metavar="N", help="CPU per step (0)")
-    add("--steps", type=_count(1, 10 * MAX_STEPS), metavar="N", help="gates to pass (1000)")
+    add("--compute-us", type=number(0, hour_us), default=0.0, metavar="N", help="CPU per step (0)")
+    add("--steps", type=count(1, 10 * MAX_STEPS), metavar="N", help="gates to pass (1000)")
     add(
         "--for",
         dest="seconds",
-        type=_number(0.001, 86_400),
+        type=number(0.001, 86_400),
         metavar="SECONDS",
         help=f"end after that long (without --steps: or after {MAX_STEPS:,} gates)",
     )
     add("--json", action="store_true", help="print one JSON object")
-    add("--cpu", type=_count(0, 1 << 20), metavar="N", help="run on this CPU only")
-    add("--peer-cpu", type=_count(0, 1 << 20), metavar="N", help="the peer process on this CPU")
+    add("--cpu", type=count(0, 1 << 20), metavar="N", help="run on this CPU only")
+    add("--peer-cpu", type=count(0, 1 << 20), metavar="N", help="the peer process on this CPU")
     add("--name", default="atloop", help="the process's comm (%(default)s), at most 15 bytes")
     add("--file", metavar="PATH", help="block: read this file, or make the temporary one there")
     add(
         "--slack-ns",
-        type=_count(0, 10**9),
+        type=count(0, 10**9),
         default=1,
         metavar="N",
         help="timer slack (%(default)s; 0 is the system's own)",

@@ -49,7 +49,7 @@ class BlockFile:
         elif path is not None:
             self.fd = _create(path, size)
         else:
-            self.fd = _create_somewhere(size)
+            self.fd = temporary(size, direct=True)
         self.blocks = os.lseek(self.fd, 0, os.SEEK_END) // BLOCK
         if self.blocks == 0:
             os.close(self.fd)
@@ -78,18 +78,18 @@ def _open_existing(path: str) -> int:
     return fd
 
 
-def _create_somewhere(size: int) -> int:
+def temporary(size: int, direct: bool = False) -> int:
+    """A descriptor of a nameless file of ``size`` random bytes on a disk. Raises UserError."""
     reasons = []
     for directory in candidates():
         try:
-            return _create(directory, size)
+            return _create(directory, size, direct)
         except UserError as error:
             reasons.append(str(error))
     raise UserError("; ".join(reasons) or "no directory for a temporary file: give --file PATH")
 
 
-def _create(directory: str, size: int) -> int:
-    """A temporary file without a name, filled with data that a disk has to deliver."""
+def _create(directory: str, size: int, direct: bool = True) -> int:
     fd = -1
     try:
         memory = in_memory(directory)
@@ -98,10 +98,11 @@ def _create(directory: str, size: int) -> int:
         fd = _nameless(directory)
         for written in range(0, size, _CHUNK):
             # Not zeros, which some disks and file systems do not store.
-            os.write(fd, os.urandom(_CHUNK)[: min(_CHUNK, size - written)])
+            os.write(fd, os.urandom(min(_CHUNK, size - written)))
         os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+        if direct:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
     except BaseException as error:
         if fd >= 0:
             os.close(fd)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from agenttop.errors import UserError
+
 PEER_SCRIPT: Final = Path(__file__).with_name("peer.py")
 
 
@@ -27,9 +29,12 @@ def peer_command(
 
 
 def start_outside(command: list[str], fds: Sequence[int]) -> int:
-    """Run ``command`` with ``fds`` open and nothing else; its pid. Raises OSError.
+    """Run ``command`` with ``fds`` open and nothing else; its pid, once it is ready.
 
-    Call it while the process has one thread and its default signal handlers.
+    The command gets one more argument: a descriptor that it closes when it is
+    ready. Waiting is a plain read: a sleep or a poll would tell agenttop that
+    this thread's gates are of that kind (agenttop.words). Call it while the
+    process has one thread. Raises UserError.
     """
     report, reply = os.pipe()
     middle = os.fork()
@@ -38,10 +43,10 @@ def start_outside(command: list[str], fds: Sequence[int]) -> int:
     os.close(reply)
     os.waitpid(middle, 0)
     with open(report, "rb") as pipe:
-        # The write end closes at exec: end-of-file means that the peer runs.
+        # End-of-file: the peer has closed the other end, or is gone.
         pid, _, failure = pipe.read().partition(b"\n")
     if failure or not pid:
-        raise OSError(f"cannot start the peer: {failure.decode() or 'fork failed'}")
+        raise UserError(f"cannot start the peer: {failure.decode() or 'no process to be had'}")
     return int(pid)
 
 
@@ -56,10 +61,10 @@ def _middle(command: list[str], fds: Sequence[int], reply: int) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        for fd in fds:
+        for fd in (*fds, reply):
             os.set_inheritable(fd, True)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        os.execv(command[0], command)
+        os.execv(command[0], [*command, str(reply)])
     except OSError as error:
         os.write(reply, str(error).encode())
     finally:

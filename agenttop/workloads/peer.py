@@ -31,26 +31,25 @@ def pause(fd: int, until: int) -> None:
             sys.exit(0)
 
 
-def serve(kind: str, interval_ns: int, request: int, answer: int, page: int) -> None:
+def serve(kind: str, interval_ns: int, request: int, answer: int, page: int, ready: int) -> None:
     """Per request: pause, write the time into the shared page, answer."""
     now = time.monotonic_ns
-    with mmap.mmap(page, mmap.PAGESIZE) as shared:
-        stamp = memoryview(shared).cast("q")
-        stream = socket.socket(fileno=request) if kind == "tcp" else None
-        stamp[0] = now()  # ready
-        while stream.recv(64) if stream else os.read(request, 1):
-            pause(request, now() + interval_ns)
-            stamp[0] = now()
-            if stream:
-                stream.send(b"answer")
-            elif kind == "signal":
-                signal.pidfd_send_signal(answer, signal.SIGUSR1)
-            else:
-                os.write(answer, b"answer")
+    stamp = memoryview(mmap.mmap(page, mmap.PAGESIZE)).cast("q")
+    stream = socket.socket(fileno=request) if kind == "tcp" else None
+    os.close(ready)
+    while stream.recv(64) if stream else os.read(request, 1):
+        pause(request, now() + interval_ns)
+        stamp[0] = now()
+        if stream:
+            stream.send(b"answer")
+        elif kind == "signal":
+            signal.pidfd_send_signal(answer, signal.SIGUSR1)
+        else:
+            os.write(answer, b"answer")
 
 
 def main() -> None:
-    kind, name, interval_ns, cpu, slack_ns, request, answer, page = sys.argv[1:]
+    kind, name, interval_ns, cpu, slack_ns, *fds = sys.argv[1:]
     # By /proc: importing ctypes for prctl would double the start-up time.
     for file, value in (("comm", name), ("timerslack_ns", slack_ns)):
         with open(f"/proc/self/{file}", "w") as out:
@@ -58,7 +57,7 @@ def main() -> None:
     if int(cpu) >= 0:
         os.sched_setaffinity(0, {int(cpu)})
     try:
-        serve(kind, int(interval_ns), int(request), int(answer), int(page))
+        serve(kind, int(interval_ns), *map(int, fds))
     except (BrokenPipeError, ConnectionError, ProcessLookupError):
         pass
 

@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 import tty
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from agenttop.errors import UserError
 from agenttop.workloads import uring
@@ -34,9 +34,6 @@ from agenttop.workloads.system import (
     timerfd_create,
     timerfd_start,
 )
-
-#: How long a peer may take to start on a loaded machine.
-PEER_START_S: Final = 20
 
 
 class Request(NamedTuple):
@@ -184,15 +181,6 @@ class Peer(Source):
         finally:
             for fd in theirs:
                 os.close(fd)
-        self._await_peer()
-
-    def _await_peer(self) -> None:
-        """The peer stamps the page when it is ready: its start must not count as a step."""
-        until = time.monotonic() + PEER_START_S
-        while not self._stamp[0]:
-            if time.monotonic() > until:
-                raise UserError(f"the peer process did not start within {PEER_START_S} s")
-            time.sleep(0.001)
 
     def _keep(self, fd: int) -> int:
         self._open.append(fd)

@@ -1,0 +1,133 @@
+"""The demo's agents and noise: they run, are found by name, and end with it whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agenttop.agents import Rules, scan
+from agenttop.workloads.blockfile import candidates, in_memory
+from agenttop.workloads.demo import AGENTS, SIZES, Demo
+from tests.loops import PATIENCE_S, alive, until
+
+ON_DISK = any(not in_memory(place) and os.access(place, os.W_OK) for place in candidates())
+
+
+def descendants(root: int) -> set[int]:
+    """Running processes below ``root``."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and alive(int(entry.name)):
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {root}
+
+
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def sleeps(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    with Demo("small", seconds=120) as running:
+        yield running
+
+
+def test_every_agent_repeats_its_steps(demo: Demo) -> None:
+    assert set(demo.agents) == set(AGENTS)
+    running = {name: pid for name, pid in demo.agents.items() if ON_DISK or name != "retriever"}
+    # Named only once they are at work.
+    assert until(lambda: all(comm(pid) == name for name, pid in running.items()))
+    before = {name: sleeps(pid) for name, pid in running.items()}
+    assert until(lambda: all(sleeps(pid) >= before[name] + 50 for name, pid in running.items()))
+    if ON_DISK:
+        assert demo.failed() == []
+
+
+def test_the_rules_find_exactly_the_agents(demo: Demo) -> None:
+    found = scan(Rules.load(demo.rules_file()))
+    assert {agent.name: agent.root for agent in found} == demo.agents
+
+
+def test_the_noise_and_the_servers_are_no_agents(demo: Demo) -> None:
+    noise = {"hog-1", "hog-2", "writer", "model-server", "tool-server"}
+    assert until(lambda: noise <= {comm(pid) for pid in descendants(os.getpid())})
+    agents = set().union(*({pid} | descendants(pid) for pid in demo.agents.values()))
+    assert not noise & {comm(pid) for pid in agents}
+
+
+@pytest.mark.skipif(not ON_DISK, reason="no directory on a disk")
+def test_no_file_has_a_name(demo: Demo) -> None:
+    pid = demo.agents["retriever"]
+
+    def files() -> list[str]:
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return [link for link in links if link.startswith("/") and not link.startswith("/dev/")]
+
+    assert until(lambda: bool(files()))
+    assert all(name.endswith((" (deleted)", "memfd:agenttop-demo-errors")) for name in files())
+
+
+def test_an_actor_that_ended_is_told(demo: Demo) -> None:
+    with Demo("small", seconds=60) as other:
+        os.kill(other.agents["voice"], signal.SIGKILL)
+        assert until(lambda: other.failed() == ["voice: ended early"])
+    assert all(map(alive, demo.agents.values()))
+
+
+def test_the_end_leaves_no_process() -> None:
+    with Demo("small", seconds=60) as running:
+        assert until(lambda: len(descendants(os.getpid())) >= len(AGENTS))
+        pids = set(running.agents.values()).union(*map(descendants, running.agents.values()))
+    assert until(lambda: not any(map(alive, pids)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_demo_leaves_no_process(number: int) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from agenttop.workloads.demo import Demo\n"
+            "import time\n"
+            "demo = Demo('small', 60)\n"
+            "print('up', flush=True)\n"
+            "time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "up\n"
+    pids = descendants(holder.pid)
+    assert len(pids) > len(AGENTS)
+    holder.send_signal(number)
+    holder.communicate(timeout=PATIENCE_S)
+    assert until(lambda: not any(map(alive, pids)))
+
+
+def test_a_larger_demo_has_more_agents_with_names_of_their_own() -> None:
+    with Demo("medium", seconds=60) as running:
+        assert len(running.agents) == len(AGENTS) * SIZES["medium"]
+        found = scan(Rules.load(running.rules_file()))
+        assert {agent.name for agent in found} == set(running.agents)
