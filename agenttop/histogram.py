@@ -16,10 +16,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-SUB_BITS: Final = 5
-SUB_BUCKETS: Final = 1 << SUB_BITS
-MAX_EXPONENT: Final = 35
-BUCKETS: Final = (MAX_EXPONENT - SUB_BITS) * SUB_BUCKETS + 2 * SUB_BUCKETS
+from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS, SUB_BUCKETS
+
+__all__ = ["BUCKETS", "EDGES", "MAX_VALUE_NS", "Counts", "bucket_of", "empty", "lower_edge"]
+__all__ += ["maximum", "percentiles", "record"]
+
 #: Largest value with a bucket of its own, ns.
 MAX_VALUE_NS: Final = (1 << (MAX_EXPONENT + 1)) - 1
 

@@ -55,6 +55,15 @@ static __always_inline void keep(struct thread *t, struct control *c, u64 now,
 	slows.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }
 
+static __always_inline void count_ready(struct row *r)
+{
+	r->seq++;
+	barrier();
+	r->ready++;
+	barrier();
+	r->seq++;
+}
+
 /*
  * The step ends at @end, which is not before t->in (lite) or t->exit (full).
  * Runs with preemption off; nothing that interrupts it writes rows.
@@ -76,16 +85,22 @@ static __always_inline void step_end(struct thread *t, u64 end)
 #if LEVEL_FULL
 	if (!t->in) {
 		/* The gate returned at once: saturation, not a step. */
-		r->seq++;
-		barrier();
-		r->ready++;
-		barrier();
-		r->seq++;
+		count_ready(r);
 		return;
 	}
 	ret = t->exit - t->in;
 	compute = end - t->exit;
 #else
+	if (t->wake.seq != t->seen && t->wake.waking + SWITCH_NS < end) {
+		/*
+		 * A wake-up found the thread awake: it was in a gate that
+		 * returned before it slept, which nothing else shows here.
+		 * These are two steps in one, so none is counted.
+		 */
+		t->seen = t->wake.seq;
+		count_ready(r);
+		return;
+	}
 	compute = end - t->in;
 #endif
 	step = end - t->enter;
@@ -248,6 +263,7 @@ static __always_inline void went_off(struct thread *t, u64 now, u64 part)
 
 static __always_inline void came_back(struct thread *t, u64 now)
 {
+	t->seen = t->wake.seq;
 	if (!t->off)
 		return;
 	if (t->off_part == PART_PREEMPTED)

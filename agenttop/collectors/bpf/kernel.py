@@ -77,9 +77,7 @@ def load_program(
 def attach_raw_tracepoint(program: int, name: str | None = None) -> int:
     """A link fd; ``name`` for raw tracepoints, none for tp_btf (it is in the program)."""
     text = ctypes.create_string_buffer(name.encode()) if name else None
-    return _bpf(
-        _RAW_TP_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, program)
-    )
+    return _bpf(_RAW_TP_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, program))
 
 
 def link_iterator(program: int) -> int:
@@ -106,7 +104,10 @@ def program_info(program: int) -> tuple[int, int, int]:
 
 
 def map_update(fd: int, key: bytes, value: bytes) -> None:
-    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    k, v = (
+        ctypes.create_string_buffer(key, len(key)),
+        ctypes.create_string_buffer(value, len(value)),
+    )
     _bpf(_MAP_UPDATE, struct.pack("<IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0))
 
 

@@ -6,11 +6,9 @@ Every field is one u64 or an array of them; ``c_struct`` writes the C side and
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from agenttop.histogram import BUCKETS, MAX_EXPONENT, SUB_BITS
+from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS
 from agenttop.words import (
     COMPUTE_PARTS,
     GATES,
@@ -22,6 +20,9 @@ from agenttop.words import (
     VECTORS,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
 #: Agents at the same time, and one: slot 0 is nobody's, as fresh storage is all zeros.
 SLOTS: Final = 257
 #: Idle states per CPU (cpuidle's own limit is 10).
@@ -32,6 +33,8 @@ IRQS: Final = 2048
 LOOP_MEMORY_NS: Final = 10_000_000_000
 #: A wake-up seen at most this long before the thread went off the CPU raced with it.
 RACE_NS: Final = 50_000
+#: From "going to sleep" to off the CPU: a wake-up in between raced with it.
+SWITCH_NS: Final = 2_000
 
 #: What can get lost, and is counted.
 LOSSES: Final = (
@@ -143,6 +146,8 @@ def c_struct(name: str, fields: Fields) -> str:
 
 def dtype(fields: Fields) -> np.dtype[np.void]:
     """The numpy structured type of the same bytes."""
+    import numpy as np  # not in the loader
+
     return np.dtype(
         [(field, np.uint64, (size,)) if size > 1 else (field, np.uint64) for field, size in fields]
     )
@@ -172,6 +177,7 @@ def prelude() -> str:
         "NR_LOOP_GATES": len(LOOP_GATES),
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,
+        "SWITCH_NS": SWITCH_NS,
     }
     text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
     text += _enum("STAGE", STAGES)

@@ -48,6 +48,10 @@ STEP_MARKER: Final = 0x41475354
 #: The flag of the kernel proposal; SCHED_FLAG_SUGOV inside a stock kernel.
 SCHED_FLAG_AGENT_LATENCY: Final = 0x10000000
 
+#: Sizes of the rings (powers of two).
+EDGE_PAGES: Final = 32
+SLOW_PAGES: Final = 64
+
 #: Tracepoints in the order of attaching: exits first (percpu.bpf.c says why), then what
 #: gives context, then the chain.
 _VECTORS: Final = (
@@ -111,7 +115,7 @@ LOSS_WITHOUT: Final = {
 }
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """Step chains can't be had on this kernel; one line that says why."""
 
 
@@ -134,16 +138,16 @@ def possible_cpus() -> int:
 
 
 def plan(btf: Btf, level: Literal["lite", "full"], raw: bool = False) -> Plan:
-    """Choose by facts, never by version. Raises Unsupported with the reason.
+    """Choose by facts, never by version. Raises UnsupportedError with the reason.
 
     ``raw`` asks for the fall-back (raw tracepoints and a hash) on a kernel
     that has better. It knows no saved registers, so it measures at level full.
     """
     if platform.machine() != "x86_64":
-        raise Unsupported(f"step chains need x86_64, this is {platform.machine()}")
+        raise UnsupportedError(f"step chains need x86_64, this is {platform.machine()}")
     lost = [name for name in REQUIRED if not btf.has_tracepoint(name)]
     if lost:
-        raise Unsupported(f"this kernel has no tracepoint {lost[0]}")
+        raise UnsupportedError(f"this kernel has no tracepoint {lost[0]}")
     storage = not raw and btf.field_offset("task_struct", "bpf_storage") is not None
     if not storage:
         level = "full"
@@ -189,7 +193,7 @@ def _prelude(btf: Btf, level: str, storage: bool) -> str:
     optional = () if storage else ("OFF_BPF_STORAGE", "OFF_ITER_SEQ")
     for name, offset in offsets.items():
         if offset is None and name not in optional:
-            raise Unsupported(f"this kernel's BTF lacks the field for {name}")
+            raise UnsupportedError(f"this kernel's BTF lacks the field for {name}")
     numbers = {
         "TASK_STORAGE": int(storage),
         "LEVEL_FULL": int(level == "full"),
@@ -201,8 +205,8 @@ def _prelude(btf: Btf, level: str, storage: bool) -> str:
         "STEP_MARKER": STEP_MARKER,
         "SCHED_FLAG_AGENT_LATENCY": SCHED_FLAG_AGENT_LATENCY,
         "PAGE_SIZE": os.sysconf("SC_PAGE_SIZE"),
-        "EDGE_PAGES": 32,
-        "SLOW_PAGES": 64,
+        "EDGE_PAGES": EDGE_PAGES,
+        "SLOW_PAGES": SLOW_PAGES,
         "GATE_IO_URING_ENTER": GATES.index("io_uring_enter"),
         **{name: offset for name, offset in offsets.items() if offset is not None},
     }

@@ -1,0 +1,257 @@
+"""The short-lived process that compiles, loads and attaches.
+
+LLVM takes over 80 MB; here it goes when the programs are in the kernel. What
+stays are file descriptors, handed to the engine over a socket; when the
+engine closes them or ends, however it ends, the kernel detaches everything.
+
+    python -m agenttop.collectors.bpf.loader FD LEVEL tp_btf|raw_tp
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+#: Where distributions put modules for their own Python; BCC's are pure Python.
+DIST_PACKAGES: Final = ("/usr/lib/python3/dist-packages", "/usr/local/lib/python3/dist-packages")
+HOW_TO_GET_BCC: Final = (
+    "BCC is missing: install python3-bpfcc (Debian, Ubuntu) or python3-bcc (not PyPI's bcc)"
+)
+MAPS: Final = (
+    "hist",
+    "rows",
+    "controls",
+    "soft_hist",
+    "idle_hist",
+    "cpus",
+    "irqs",
+    "irq_source",
+    "assignments",
+    "edges",
+    "slows",
+    "threads",
+)
+#: Most descriptors in one message, SCM_MAX_FD.
+_SCM_MAX_FD: Final = 253
+
+
+class LoadError(Exception):
+    """No step chains; one line that says why."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the loader handed over."""
+
+    mode: str
+    level: str
+    missing: tuple[str, ...]
+    maps: dict[str, int]
+    programs: dict[str, int]
+    links: tuple[int, ...]
+    #: Link of the task iterator, if there is one.
+    iterator: int | None
+    thread_size: int
+    edge_pages: int
+    slow_pages: int
+
+
+def bcc() -> Any:
+    """The distribution's BCC module. Raises LoadError when it is missing or another project."""
+    for folder in DIST_PACKAGES:
+        if folder not in sys.path and Path(folder, "bcc").is_dir():
+            sys.path.append(folder)
+    try:
+        import bcc as module
+    except (ImportError, OSError) as error:
+        raise LoadError(f"{HOW_TO_GET_BCC} ({error})") from None
+    if not hasattr(module, "BPF"):
+        where = getattr(module, "__file__", None) or "?"
+        raise LoadError(
+            f"{where} is not BCC but PyPI's unrelated bcc: uninstall it. {HOW_TO_GET_BCC}"
+        )
+    return module
+
+
+# --------------------------------------------------------------------------- the child
+
+
+def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
+    from agenttop.collectors.bpf import kernel, programs
+    from agenttop.collectors.bpf.btf import Btf, BtfError
+
+    try:
+        btf = Btf.load()
+        plan = programs.plan(btf, "full" if level == "full" else "lite", raw=raw)
+    except (BtfError, programs.UnsupportedError) as error:
+        raise LoadError(str(error)) from None
+    os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
+    module = bcc()
+    try:
+        compiled = module.BPF(text=plan.text, cflags=["-Wno-everything"])
+    except Exception as error:  # BCC raises plain Exceptions
+        raise LoadError(f"BCC could not compile the programs: {error}") from None
+
+    def instructions(name: str) -> bytes:
+        function = name.encode()
+        start = module.lib.bpf_function_start(compiled.module, function)
+        size = module.lib.bpf_function_size(compiled.module, function)
+        return ctypes.string_at(start, size)
+
+    leaf_size = module.lib.bpf_table_leaf_size  # libbcc.py does not declare this one
+    leaf_size.restype, leaf_size.argtypes = ctypes.c_size_t, [ctypes.c_void_p, ctypes.c_char_p]
+    fds = [module.lib.bpf_table_fd(compiled.module, name.encode()) for name in MAPS]
+    loaded: dict[str, int] = {}
+    links: list[int] = []
+    iterator = None
+    try:
+        for name in plan.tracepoints:
+            code = instructions(f"p_{name}")
+            if plan.mode == "tp_btf":
+                loaded[name] = kernel.load_program(
+                    code,
+                    name,
+                    kernel.PROG_TRACING,
+                    kernel.ATTACH_TRACE_RAW_TP,
+                    btf.typedef(f"btf_trace_{name}") or 0,
+                )
+            else:
+                loaded[name] = kernel.load_program(code, name, kernel.PROG_RAW_TRACEPOINT)
+        if plan.iterator:
+            loaded["iter_task"] = kernel.load_program(
+                instructions("p_iter_task"),
+                "iter_task",
+                kernel.PROG_TRACING,
+                kernel.ATTACH_TRACE_ITER,
+                btf.function("bpf_iter_task") or 0,
+            )
+            iterator = kernel.link_iterator(loaded["iter_task"])
+        # All are loaded before the first is attached: no half of a chain is measured.
+        for name in plan.tracepoints:
+            raw_name = None if plan.mode == "tp_btf" else name
+            links.append(kernel.attach_raw_tracepoint(loaded[name], raw_name))
+    except OSError as error:
+        raise LoadError(f"the kernel refused a program: {error.strerror or error}") from None
+    answer = {
+        "mode": plan.mode,
+        "level": plan.level,
+        "missing": plan.missing,
+        "programs": list(loaded),
+        "links": len(links),
+        "iterator": iterator is not None,
+        "thread_size": leaf_size(compiled.module, b"threads"),
+        "edge_pages": programs.EDGE_PAGES,
+        "slow_pages": programs.SLOW_PAGES,
+    }
+    return answer, [*fds, *loaded.values(), *links, *([iterator] if iterator is not None else [])]
+
+
+def main() -> int:
+    """Answer on the socket with JSON and the descriptors, or with the reason."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        answer, fds = _load(sys.argv[2], sys.argv[3] == "raw_tp")
+    except LoadError as error:
+        channel.sendall(json.dumps({"error": str(error)}).encode())
+        return 1
+    if len(fds) > _SCM_MAX_FD:
+        channel.sendall(json.dumps({"error": "too many programs for one message"}).encode())
+        return 1
+    socket.send_fds(channel, [json.dumps(answer).encode()], fds)
+    channel.recv(1)  # the fds are in flight until the other side has taken them
+    return 0
+
+
+# --------------------------------------------------------------------------- the parent
+
+
+class Loading:
+    """A load under way: start it, do other things, collect the result."""
+
+    def __init__(self, level: str, raw: bool = False) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
+        with theirs:
+            self._child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "agenttop.collectors.bpf.loader",
+                    str(theirs.fileno()),
+                    level,
+                    "raw_tp" if raw else "tp_btf",
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+            )
+
+    def fileno(self) -> int:
+        """Readable when the result is there (or the child is gone)."""
+        return self._socket.fileno()
+
+    def result(self) -> Loaded:
+        """Wait and take over. Raises LoadError with one line that says why not."""
+        fds = array.array("i")
+        try:
+            text, fds_list, _, _ = socket.recv_fds(self._socket, 1 << 16, _SCM_MAX_FD)
+            fds.extend(fds_list)
+            self._socket.send(b"k")
+        except OSError:
+            text = text if fds else b""
+        finally:
+            code = self._finish()
+        if not text:
+            raise LoadError(f"the loader ended with code {code}, no answer{self._last_words()}")
+        answer = json.loads(text)
+        if "error" in answer:
+            raise LoadError(str(answer["error"]) + self._last_words())
+        return _unpack(answer, list(fds))
+
+    def cancel(self) -> None:
+        """Stop it; what it had loaded goes with it."""
+        self._child.kill()
+        self._finish()
+
+    def _finish(self) -> int:
+        self._socket.close()
+        return self._child.wait()
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line]
+        errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
+        return f": {errors[0][:200]}" if errors else ""
+
+
+def _unpack(answer: dict[str, Any], fds: list[int]) -> Loaded:
+    names = list(answer["programs"])
+    at = len(MAPS) + len(names)
+    links = fds[at : at + answer["links"]]
+    return Loaded(
+        mode=answer["mode"],
+        level=answer["level"],
+        missing=tuple(answer["missing"]),
+        maps=dict(zip(MAPS, fds, strict=False)),
+        programs=dict(zip(names, fds[len(MAPS) : at], strict=True)),
+        links=tuple(links),
+        iterator=fds[-1] if answer["iterator"] else None,
+        thread_size=answer["thread_size"],
+        edge_pages=answer["edge_pages"],
+        slow_pages=answer["slow_pages"],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""The maps of the loaded programs, read from user space.
+
+Counters are diffed by whoever reads Samples; nothing is reset here but the
+rows and histograms of a slot that nobody uses, before its next agent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agenttop.buckets import BUCKETS
+from agenttop.collectors.bpf import kernel, layout
+from agenttop.collectors.bpf.loader import Loaded
+from agenttop.collectors.bpf.programs import possible_cpus
+from agenttop.collectors.bpf.ring import Ring
+from agenttop.model import Histogram
+from agenttop.words import MEASURES, SOFTIRQS
+
+_ROW: Final = layout.dtype(layout.ROW_FIELDS)
+_CPU: Final = layout.dtype(layout.CPU_FIELDS)
+_CONTROL: Final = layout.dtype(layout.CONTROL_FIELDS)
+_SLOW: Final = layout.dtype(layout.SLOW_FIELDS)
+_EDGE: Final = layout.dtype(layout.EDGE_FIELDS)
+_THREAD: Final = layout.dtype(layout.THREAD_FIELDS)
+_U64: Final = np.dtype("<u8")
+_U16: Final = np.dtype("<u2")
+
+#: Tries to read a row between two writes; a writer takes well under 1 us.
+_ROW_TRIES: Final = 64
+
+Record = Any  # a structured numpy scalar or array
+
+
+class Thread(NamedTuple):
+    """A measured thread."""
+
+    tgid: int
+    tid: int
+    slot: int
+    steps: int
+    #: CLOCK_MONOTONIC at the end of its last step, and the CPU on which it resumed.
+    last_ns: int
+    cpu: int
+
+
+class Edge(NamedTuple):
+    """Something happened to a process: kind is one of layout.EDGES."""
+
+    kind: str
+    tgid: int
+    tid: int
+    slot: int
+
+
+def _mapped(fd: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    size = dtype.itemsize * count
+    page = mmap.PAGESIZE
+    area = mmap.mmap(
+        fd, (size + page - 1) // page * page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+    )
+    return np.frombuffer(area, dtype=dtype, count=count)
+
+
+class Tracer:
+    """The programs in the kernel, until ``close`` or the end of the process."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.mode = loaded.mode
+        self.level = loaded.level
+        self.missing = loaded.missing
+        self._loaded = loaded
+        self._cpus = possible_cpus()
+        maps = loaded.maps
+        self._hist: NDArray[np.uint64] = _mapped(
+            maps["hist"], _U64, layout.SLOTS * len(MEASURES) * BUCKETS
+        ).reshape(layout.SLOTS, -1)
+        self._rows = _mapped(maps["rows"], _ROW, layout.SLOTS * self._cpus).reshape(
+            self._cpus, layout.SLOTS
+        )
+        self._controls = _mapped(maps["controls"], _CONTROL, layout.SLOTS)
+        self._soft: NDArray[np.uint64] = _mapped(
+            maps["soft_hist"], _U64, self._cpus * len(SOFTIRQS) * BUCKETS
+        ).reshape(self._cpus, len(SOFTIRQS), BUCKETS)
+        self._idle: NDArray[np.uint64] = _mapped(
+            maps["idle_hist"], _U64, layout.IDLE_STATES * BUCKETS
+        ).reshape(layout.IDLE_STATES, BUCKETS)
+        self._edges = Ring(maps["edges"], loaded.edge_pages)
+        self._slows = Ring(maps["slows"], loaded.slow_pages)
+        #: What the last Sample held, to send only what changed: key -> counts.
+        self._sent: dict[object, NDArray[np.uint64]] = {}
+        self._cpu_buffer = ctypes.create_string_buffer(_CPU.itemsize * self._cpus)
+        self._irq_buffer = ctypes.create_string_buffer(16 * self._cpus)
+        self._stats_fd: int | None = None
+
+    # ------------------------------------------------------------------ who is measured
+
+    def assign(self, processes: Mapping[int, int], threads: Mapping[int, int]) -> None:
+        """Measure processes (tgid -> slot, all their threads) and single threads (tid -> slot).
+
+        Threads that they start later inherit, but for single threads'.
+        Slot layout.NO_SLOT ends the measuring.
+        """
+        wanted = {
+            **{tgid: (slot, 0) for tgid, slot in processes.items()},
+            **{tid: (slot, 1) for tid, slot in threads.items()},
+        }
+        if not wanted:
+            return
+        if self._loaded.iterator is None:
+            self._assign_hash(processes, threads)
+            return
+        fd = self._loaded.maps["assignments"]
+        keys = [struct.pack("<I", key) for key in wanted]
+        for key, value in zip(keys, wanted.values(), strict=True):
+            kernel.map_update(fd, key, struct.pack("<II", *value))
+        try:
+            # Twice: a thread that forks while the first pass goes by has a child
+            # that the pass may have missed.
+            self.threads()
+            self.threads()
+        finally:
+            for key in keys:
+                kernel.map_delete(fd, key)
+
+    def threads(self) -> list[Thread]:
+        """Every measured thread."""
+        if self._loaded.iterator is None:
+            return self._threads_hash()
+        fd = kernel.open_iterator(self._loaded.iterator)
+        chunks = []
+        try:
+            while chunk := os.read(fd, 1 << 16):
+                chunks.append(chunk)
+        finally:
+            os.close(fd)
+        listed = np.frombuffer(b"".join(chunks), dtype=_THREAD)
+        return [
+            Thread(pid >> 32, pid & 0xFFFFFFFF, slot, steps, last, cpu)
+            for pid, slot, steps, last, cpu in listed.tolist()
+        ]
+
+    def members(self, slot: int) -> int:
+        """Number of live measured threads of a slot."""
+        if self._loaded.iterator is None:
+            return sum(thread.slot == slot for thread in self._threads_hash())
+        return int(self._controls["threads"][slot])
+
+    def clear(self, slot: int) -> None:
+        """Zero the counters of a slot that nobody uses."""
+        self._rows[:, slot] = 0
+        self._hist[slot] = 0
+        self._controls[slot] = 0
+        self._sent.pop(slot, None)
+
+    def set_thresholds(self, slot: int, slow_ns: int, tail_ns: int) -> None:
+        """Slowpath above which steps are kept whole, and counted as tail (0: none yet)."""
+        self._controls["slow_ns"][slot] = slow_ns
+        self._controls["tail_ns"][slot] = tail_ns
+
+    def _assign_hash(self, processes: Mapping[int, int], threads: Mapping[int, int]) -> None:
+        fd = self._loaded.maps["threads"]
+        wanted = dict(threads)
+        for tgid, slot in processes.items():
+            try:
+                wanted |= {int(tid): slot for tid in os.listdir(f"/proc/{tgid}/task")}
+            except OSError:
+                continue
+        for tid, slot in wanted.items():
+            key = struct.pack("<I", tid)
+            if slot == layout.NO_SLOT:
+                kernel.map_delete(fd, key)
+                continue
+            value = bytearray(self._loaded.thread_size)
+            struct.pack_into("<I", value, 0, slot)
+            kernel.map_update(fd, key, bytes(value))
+
+    def _threads_hash(self) -> list[Thread]:
+        fd = self._loaded.maps["threads"]
+        value = ctypes.create_string_buffer(self._loaded.thread_size)
+        out = []
+        for key in kernel.map_keys(fd, 4):
+            if kernel.map_lookup_into(fd, key, value):
+                slot, cpu, steps, last = struct.unpack_from("<IIQQ", value)
+                (tid,) = struct.unpack("<I", key)
+                if 0 < slot < layout.SLOTS:
+                    out.append(Thread(0, tid, slot, steps, last, cpu))
+        return out
+
+    # ------------------------------------------------------------------ counters
+
+    def rows(self, slots: Iterable[int]) -> Record:
+        """A consistent copy of the rows, shape (CPUs, slots).
+
+        Each row has one writer, which makes its seq odd while it writes; rows
+        caught in between are read again, so the sums in a row always agree.
+        """
+        wanted = np.fromiter(slots, dtype=np.intp)
+        before = self._rows["seq"][:, wanted]
+        out = self._rows[:, wanted]
+        after = self._rows["seq"][:, wanted]
+        torn = np.argwhere((before != after) | (before & 1 == 1) | (out["seq"] != after))
+        for cpu, index in torn.tolist():
+            slot = wanted[index]
+            for _ in range(_ROW_TRIES):
+                start = int(self._rows["seq"][cpu, slot])
+                row = self._rows[cpu, slot].copy()
+                if start & 1 == 0 and int(self._rows["seq"][cpu, slot]) == start:
+                    break
+            out[cpu, index] = row
+        return out
+
+    def histograms(self, slot: int, full: bool) -> dict[str, Histogram]:
+        """Measure -> buckets: those that changed since the last call, or all that are not empty."""
+        now = self._hist[slot]
+        sent = self._sent.get(slot)
+        if sent is None:
+            sent = self._sent[slot] = np.zeros(now.shape, dtype=np.uint64)
+        changed = np.flatnonzero(now) if full else np.flatnonzero(now != sent)
+        if not len(changed):
+            return {}
+        counts = now[changed]
+        sent[changed] = counts
+        bounds = np.searchsorted(changed, np.arange(len(MEASURES) + 1) * BUCKETS).tolist()
+        buckets = (changed % BUCKETS).astype(_U16).tobytes()
+        raw = counts.tobytes()
+        return {
+            name: Histogram(buckets[2 * start : 2 * end], raw[8 * start : 8 * end])
+            for name, start, end in zip(MEASURES, bounds[:-1], bounds[1:], strict=True)
+            if start < end
+        }
+
+    def softirq_latency(self, cpu: int, full: bool) -> dict[str, Histogram]:
+        """Softirq vector -> raise-to-entry latency, as ``histograms``."""
+        return {
+            name: histogram
+            for i, name in enumerate(SOFTIRQS)
+            if (histogram := self._changed(("soft", cpu, i), self._soft[cpu, i], full))
+        }
+
+    def idle_exit(self, full: bool) -> dict[str, Histogram]:
+        """Idle state index (as text) -> what waking a CPU out of it took, as ``histograms``."""
+        return {
+            str(state): histogram
+            for state in range(layout.IDLE_STATES)
+            if (histogram := self._changed(("idle", state), self._idle[state], full))
+        }
+
+    def _changed(self, key: object, now: NDArray[np.uint64], full: bool) -> Histogram | None:
+        sent = self._sent.get(key)
+        if sent is None:
+            sent = self._sent[key] = np.zeros(now.shape, dtype=np.uint64)
+        changed = np.flatnonzero(now) if full else np.flatnonzero(now != sent)
+        if not len(changed):
+            return None
+        counts = now[changed]
+        sent[changed] = counts
+        return Histogram(changed.astype(_U16).tobytes(), counts.tobytes())
+
+    def cpus(self) -> Record:
+        """Context and counters of every possible CPU, shape (CPUs,)."""
+        kernel.map_lookup_into(self._loaded.maps["cpus"], b"\0\0\0\0", self._cpu_buffer)
+        return np.frombuffer(self._cpu_buffer.raw, dtype=_CPU)
+
+    def irq(self, line: int) -> list[tuple[int, int]]:
+        """(count, ns) of an interrupt line per CPU."""
+        if line >= layout.IRQS or not kernel.map_lookup_into(
+            self._loaded.maps["irqs"], struct.pack("<I", line), self._irq_buffer
+        ):
+            return [(0, 0)] * self._cpus
+        values = struct.unpack(f"<{2 * self._cpus}Q", self._irq_buffer.raw)
+        return list(zip(values[::2], values[1::2], strict=True))
+
+    def set_irq_source(self, line: int, source: str) -> None:
+        """What wake-ups straight from this line's handler mean."""
+        if line < layout.IRQS:
+            kernel.map_update(
+                self._loaded.maps["irq_source"],
+                struct.pack("<I", line),
+                struct.pack("<I", layout.SOURCE_NAMES.index(source)),
+            )
+
+    def losses(self, cpus: Record) -> dict[str, int]:
+        """Kind of loss -> count, from what ``cpus`` read."""
+        totals = cpus["losses"].sum(axis=0).tolist()
+        return dict(zip(layout.LOSSES, totals, strict=True))
+
+    # ------------------------------------------------------------------ rings
+
+    def edges(self, limit: int = 512) -> list[Edge]:
+        """What happened to processes since the last call."""
+        out = []
+        for record in self._edges.records(limit):
+            kind, pid, slot = struct.unpack_from("<QQQ", record)
+            out.append(Edge(layout.EDGES[kind], pid >> 32, pid & 0xFFFFFFFF, slot))
+        return out
+
+    def slows(self, limit: int = 2048) -> Record:
+        """Slow steps since the last call, a structured array."""
+        return np.frombuffer(b"".join(self._slows.records(limit)), dtype=_SLOW)
+
+    # ------------------------------------------------------------------ what it costs
+
+    def run_time_ns(self) -> int:
+        """Time in the programs; grows only while ``measure_cost`` is on."""
+        return sum(kernel.program_info(fd)[0] for fd in self._loaded.programs.values())
+
+    def recursion_misses(self) -> int:
+        """Runs that the kernel skipped because the program was running on that CPU already."""
+        return sum(kernel.program_info(fd)[2] for fd in self._loaded.programs.values())
+
+    def measure_cost(self, on: bool) -> None:
+        """Have the kernel time all BPF programs (BPF_ENABLE_STATS), which itself costs."""
+        if on and self._stats_fd is None:
+            self._stats_fd = kernel.enable_stats()
+        elif not on and self._stats_fd is not None:
+            os.close(self._stats_fd)
+            self._stats_fd = None
+
+    @property
+    def cost_measured(self) -> bool:
+        return self._stats_fd is not None
+
+    def close(self) -> None:
+        """Detach everything."""
+        self.measure_cost(False)
+        self._edges.close()
+        self._slows.close()
+        loaded = self._loaded
+        fds = [*loaded.links, *loaded.programs.values(), *loaded.maps.values()]
+        if loaded.iterator is not None:
+            fds.append(loaded.iterator)
+        for fd in fds:
+            os.close(fd)
