@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"between completions (%(default)g); only {', '.join(PACED)} have one",
     )
     add("--compute-us", type=number(0, hour_us), default=0.0, metavar="N", help="CPU per step (0)")
-    add("--steps", type=count(1, 10 * MAX_STEPS), metavar="N", help="gates to pass (1000)")
+    add("--steps", type=count(1, MAX_STEPS), metavar="N", help="gates to pass (1000)")
     add(
         "--for",
         dest="seconds",

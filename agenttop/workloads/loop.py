@@ -18,7 +18,7 @@ from agenttop.errors import UserError
 from agenttop.workloads import gates, system
 from agenttop.workloads.measure import Record, Result, evaluate
 
-#: Steps kept when only a time is given: 24 bytes each.
+#: The longest loop: each step is kept, 24 bytes while it runs and 120 when it is evaluated.
 MAX_STEPS: Final = 1_000_000
 
 
@@ -74,7 +74,10 @@ def run(settings: Settings) -> Result:
         known = ", ".join(map(str, sorted(allowed)))
         raise UserError(f"the peer cannot run on CPU {peer_cpu}: this process may use {known}")
     # The peer starts in here, before the name that agenttop may go by.
-    step = gates.build(settings.plan)
+    try:
+        step = gates.build(settings.plan)
+    except OSError as error:
+        raise UserError(f"cannot set up the loop: {error}") from None
     try:
         system.pin(settings.cpu)
         system.set_name(settings.name)
@@ -100,6 +103,9 @@ def run(settings: Settings) -> Result:
         return evaluate(
             record, os.getpid(), threading.get_native_id(), plan.gate, plan.source, switches
         )
+    except OSError as error:
+        # Out of processes, descriptors or permission half way.
+        raise UserError(f"the loop broke: {error}") from None
     finally:
         step.close()
 
