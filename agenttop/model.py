@@ -97,6 +97,10 @@ class CpuCounters(Struct):
     #: From /proc/stat (10 ms resolution).
     busy_ns: int = 0
     steal_ns: int = 0
+    #: All interrupts, and all softirqs, from /proc/stat: sampled at ticks (irq nearly always 0)
+    #: unless the kernel accounts for interrupt time. The only times without BPF.
+    irq_ns: int | None = None
+    softirq_ns: int | None = None
     #: Interrupt line (number as text) -> activity. Names stand in Sample.irq_names.
     irqs: dict[str, Activity] = {}
     #: Vector (words.VECTORS) -> activity.

@@ -1,0 +1,85 @@
+"""cpufreq in sysfs: each CPU's frequency and its limits, kHz.
+
+Documentation/admin-guide/pm/cpufreq.rst, "Policy Interface in sysfs".
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from agenttop import paths
+from agenttop.collectors.files import KeptFile, read_text
+from agenttop.procinfo import printable
+
+#: After how many reads CPUs without a policy are looked at again (a driver may be loaded).
+_RETRY = 10
+
+
+class Frequency(NamedTuple):
+    """kHz; None where the driver does not tell."""
+
+    current_khz: int | None
+    min_khz: int | None
+    max_khz: int | None
+
+
+class _Policy:
+    """CPUs that share a clock share these files."""
+
+    __slots__ = ("current", "high", "low")
+
+    def __init__(self, folder: str) -> None:
+        self.current = KeptFile(f"{folder}/scaling_cur_freq")
+        self.low = KeptFile(f"{folder}/scaling_min_freq")
+        self.high = KeptFile(f"{folder}/scaling_max_freq")
+
+    def read(self) -> Frequency:
+        return Frequency(self.current.number(), self.low.number(), self.high.number())
+
+
+class Freq:
+    """Frequency per CPU."""
+
+    def __init__(self, cpus: list[int]) -> None:
+        self._base = f"{paths.sys()}/devices/system/cpu"
+        self._cpus = cpus
+        self._policies: dict[str, _Policy] = {}
+        self._policy_of: dict[int, str] = {}
+        self._reads = 0
+        self._discover()
+
+    def driver(self) -> str | None:
+        """The frequency driver, e.g. intel_pstate; None if there is none."""
+        return self._text("scaling_driver")
+
+    def governor(self) -> str | None:
+        """The frequency governor of the first CPU that has one, e.g. schedutil."""
+        return self._text("scaling_governor")
+
+    def read(self) -> dict[int, Frequency]:
+        """CPU -> frequency; CPUs without cpufreq, or offline, are left out."""
+        self._reads += 1
+        if self._reads % _RETRY == 0 and len(self._policy_of) < len(self._cpus):
+            self._discover()
+        values = {folder: policy.read() for folder, policy in self._policies.items()}
+        nothing = Frequency(None, None, None)
+        return {
+            cpu: values[folder]
+            for cpu, folder in self._policy_of.items()
+            if values[folder] != nothing
+        }
+
+    def _text(self, file: str) -> str | None:
+        for folder in self._policies:
+            if value := read_text(f"{folder}/{file}"):
+                return printable(value)
+        return None
+
+    def _discover(self) -> None:
+        for cpu in self._cpus:
+            link = f"{self._base}/cpu{cpu}/cpufreq"
+            if cpu not in self._policy_of and os.path.isdir(link):
+                folder = os.path.realpath(link)
+                self._policy_of[cpu] = folder
+                self._policies.setdefault(folder, _Policy(folder))

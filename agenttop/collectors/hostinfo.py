@@ -1,0 +1,43 @@
+"""Facts about the host that do not change between Samples."""
+
+from __future__ import annotations
+
+from agenttop import paths
+from agenttop.collectors.files import read_text
+from agenttop.collectors.procfs import ProcfsCpus
+from agenttop.model import Host, Level, Mode
+from agenttop.procinfo import printable
+
+
+def host(
+    cpus: ProcfsCpus,
+    *,
+    level: Level = "lite",
+    mode: Mode = "procfs",
+    missing: dict[str, str] | None = None,
+    banner: str | None = None,
+) -> Host:
+    """The Host, with what is missing in sysfs added to ``missing`` (group -> reason)."""
+    reasons = dict(missing or {})
+    idle_driver, freq_driver = cpus.idle.driver(), cpus.freq.driver()
+    if not cpus.idle.states:
+        reasons.setdefault("idle", "no cpuidle driver: no idle states in /sys")
+    if freq_driver is None:
+        reasons.setdefault("freq", "no cpufreq driver")
+    return Host(
+        name=_kernel("hostname"),
+        kernel=_kernel("osrelease"),
+        cpus=len(cpus.cpus),
+        level=level,
+        mode=mode,
+        idle_states=list(cpus.idle.states),
+        idle_driver=idle_driver,
+        idle_governor=cpus.idle.governor(),
+        freq_driver=freq_driver,
+        missing=reasons,
+        banner=banner,
+    )
+
+
+def _kernel(name: str) -> str:
+    return printable(read_text(f"{paths.proc()}/sys/kernel/{name}") or "?")
