@@ -240,7 +240,8 @@ class Journal:
             elif change.after not in hold.ours:
                 hold.ours.append(change.after)
             lines.append(_line(_set(*change, at)))
-        self._append(b"".join(lines))
+        if lines:
+            self._append(b"".join(lines))
 
     def undone(self, keys: Iterable[Key]) -> None:
         """Note knobs that are no longer held; removes the journal with the last of them."""
@@ -294,6 +295,11 @@ class Journal:
         self.close()
         self._fd = fd
         self._size = len(data)
+
+    def discard(self) -> None:
+        """Remove the file whatever it holds."""
+        self.holds.clear()
+        self._remove()
 
     def _remove(self) -> None:
         self.close()

@@ -68,6 +68,9 @@ class Knob(Protocol):
     def ours(self, current: str, written: str) -> bool:
         """Whether ``current`` is what became of our writing ``written``."""
 
+    def drift(self, target: str, written: str) -> str | None:
+        """None while ``written`` holds, "" when the target has gone, else what holds instead."""
+
 
 def reason(error: OSError) -> str:
     """The kernel's answer in words."""
@@ -161,6 +164,10 @@ class ResumeLatency:
 
     ours = same
 
+    def drift(self, target: str, written: str) -> str | None:
+        current = self.read(target)
+        return "" if current is None else None if current == written else current
+
     @staticmethod
     def tolerance(value: str) -> float:
         """The longest tolerated exit in us: ``n/a`` 0, ``0`` infinite."""
@@ -210,6 +217,9 @@ class CpuLatency:
         return a == b
 
     ours = same
+
+    def drift(self, target: str, written: str) -> str | None:
+        return None  # Nobody else can write to our request.
 
 
 # --------------------------------------------------------------------------- affinity
@@ -314,6 +324,20 @@ class Affinity:
         # With its last CPU offline the kernel itself widens a thread's mask.
         cpus = parse_cpus(written)
         return cpus == parse_cpus(current) or not cpus & cpu_set("online")
+
+    def drift(self, target: str, written: str) -> str | None:
+        pid, tid, start = split_thread(target)
+        stat = thread_stat(pid, tid)
+        if stat is None or stat.start != start:
+            return ""
+        try:
+            # Cheaper than read(), and all that is needed while nothing has changed.
+            if os.sched_getaffinity(tid) == parse_cpus(written):
+                return None
+        except OSError:
+            return ""
+        current = self.read(target)
+        return "" if current is None else None if self.ours(current, written) else current
 
 
 RESUME_LATENCY = ResumeLatency()

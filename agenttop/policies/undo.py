@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from agenttop.policies.journal import Hold, Journal, Key
+from agenttop.policies.journal import Hold, Journal, Key, load
 from agenttop.policies.knobs import (
     AFFINITY,
     KNOBS,
@@ -74,6 +74,26 @@ def undo_all(journal: Journal, keys: Iterable[Key] | None = None) -> list[Outcom
     return outcomes
 
 
+def recover(dir_fd: int) -> list[Outcome] | None:
+    """Undo what a journal holds whose writer has ended; None when there is no journal.
+
+    The caller has the lock. Raises JournalError.
+    """
+    found = load(dir_fd)
+    if found is None:
+        return None
+    journal = Journal(dir_fd, found.holds if found.this_boot else ())
+    outcomes = []
+    if found.damaged:
+        outcomes.append(Outcome("", "", "", f"journal: {found.damaged} unreadable lines left out"))
+    if found.holds and not found.this_boot:
+        text = "journal: from before the last boot, which has restored everything"
+        outcomes.append(Outcome("", "", "", text))
+    outcomes += undo_all(journal)
+    journal.close()
+    return outcomes
+
+
 # --------------------------------------------------------------------------- heirs
 
 
@@ -90,33 +110,47 @@ def release_heirs(
     affinities = [hold for hold in holds if hold.kind == "affinity"]
     if not affinities:
         return []
-    masks: dict[frozenset[int], Hold] = {}
+    holders: dict[int, list[Hold]] = {}
     for hold in affinities:
-        for value in hold.ours:
-            masks[_cpus(value)] = hold
-    since = min(hold.at for hold in affinities)
+        holders.setdefault(split_thread(hold.target)[0], []).append(hold)
+    masks = {_cpus(value) for hold in affinities for value in hold.ours}
     known = {split_thread(target)[1] for kind, target in held if kind == "affinity"}
     known.update(split_thread(hold.target)[1] for hold in affinities)
     outcomes = []
     for pid in pids:
         for tid in _threads(pid):
-            if tid in known:
-                continue
             try:
-                heir_of = masks.get(frozenset(os.sched_getaffinity(tid)))
+                if tid in known or (mask := frozenset(os.sched_getaffinity(tid))) not in masks:
+                    continue
             except OSError:
                 continue
-            stat = thread_stat(pid, tid) if heir_of else None
-            if heir_of is None or stat is None or stat.start < since:
+            stat = thread_stat(pid, tid)
+            if stat is None:
                 continue
-            target = f"{pid}/{tid}/{stat.start}"
-            text = f"{AFFINITY.label(target)}: inherited, -> {heir_of.original}"
-            try:
-                AFFINITY.write(target, heir_of.original)
-            except KnobError as error:
-                text = f"{text}: {error}"
-            outcomes.append(Outcome(heir_of.policy, "affinity", target, text))
+            for hold in holders.get(_holder(pid, holders), affinities):
+                if stat.start >= hold.at and mask in map(_cpus, hold.ours):
+                    outcomes.append(_release(f"{pid}/{tid}/{stat.start}", hold))
+                    break
     return outcomes
+
+
+def _release(target: str, hold: Hold) -> Outcome:
+    text = f"{AFFINITY.label(target)}: inherited, -> {hold.original}"
+    try:
+        AFFINITY.write(target, hold.original)
+    except KnobError as error:
+        text = f"{text}: {error}"
+    return Outcome(hold.policy, "affinity", target, text)
+
+
+def _holder(pid: int, holders: dict[int, list[Hold]]) -> int:
+    """The process itself or its nearest ancestor that has held threads; 0 for none."""
+    for _ in range(64):
+        if pid in holders or pid <= 1:
+            return pid
+        stat = thread_stat(pid, pid)
+        pid = stat.ppid if stat else 0
+    return 0
 
 
 def _cpus(value: str) -> frozenset[int]:

@@ -1,0 +1,241 @@
+"""The guardian: the only process that writes knobs, and the one that gives them back.
+
+A small process in a session of its own, started with the first policy. The
+engine sends it what to write and renews the lease several times a second.
+When the engine dies, falls silent or says so, everything is restored from
+what the journal holds. When the guardian itself is killed, the kernel drops
+its /dev/cpu_dma_latency request and the engine restores the rest.
+
+Messages are JSON, one per packet of a SOCK_SEQPACKET pair:
+
+to the guardian
+    ``{"op": "beat"}``; ``{"op": "apply", "id", "changes": [Change...]}``;
+    ``{"op": "undo", "id", "keys": [[kind, target]...]}``;
+    ``{"op": "heirs", "id", "pids"}``; ``{"op": "close", "id"}``
+from the guardian
+    ``{"op": "ready"}``; ``{"op": "alive"}``, the answer to a beat;
+    ``{"op": "done", "id", "results"}``;
+    ``{"op": "reverted", "why", "policy", "outcomes"}`` for what it undid unasked;
+    ``{"op": "lost", "why", "outcomes"}``, the same and its last word
+
+Signals: SIGTERM reverts everything and ends it. SIGUSR1 reverts the policy
+named in the file ``request`` of the state directory, everything without one.
+SIGINT and SIGHUP, meant for the terminal's foreground, do nothing.
+
+Started by lease.py with an interpreter that loads no site packages; imports
+only what it needs to start in some 30 ms and to stay at a few MB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from agenttop.policies import journal as journals
+from agenttop.policies.journal import Journal
+from agenttop.policies.knobs import KNOBS, Change, KnobError
+from agenttop.policies.undo import release_heirs, undo_all
+
+#: No renewal for this long and the lease is over.
+LEASE_S = 1.5
+#: If the guardian itself was not run for this long, the engine gets another chance.
+STALL_S = 1.0
+#: Largest message.
+MAX_MESSAGE = 1 << 17
+#: Outcomes that fit into one.
+MAX_OUTCOMES = 300
+REQUEST = "request"
+
+
+class Guardian:
+    """See the module. ``channel``: packet socket; ``engine``: pidfd or -1."""
+
+    def __init__(self, channel: int, engine: int, dir_fd: int) -> None:
+        self._channel = channel
+        self._dir_fd = dir_fd
+        self._journal = Journal(dir_fd)
+        self._signals: set[int] = set()
+        self._deadline = time.monotonic() + LEASE_S
+        self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            signal.signal(number, signal.SIG_IGN)
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        if engine >= 0:
+            self._poll.register(engine, select.POLLIN)
+        self._engine = engine
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signals.add(number)
+
+    def run(self) -> None:
+        """Serve until the lease ends; returns with everything restored that can be."""
+        why = "the guardian failed"
+        try:
+            self._send({"op": "ready"})
+            why = self._serve()
+        finally:
+            outcomes = undo_all(self._journal)
+            self._journal.close()
+            self._send({"op": "lost", "why": why, "outcomes": outcomes[:MAX_OUTCOMES]})
+
+    def _serve(self) -> str:
+        while True:
+            before = time.monotonic()
+            timeout = max(0.0, self._deadline - before)
+            ready = {fd for fd, _ in self._poll.poll(timeout * 1000)}
+            now = time.monotonic()
+            if now - before > timeout + STALL_S:
+                # Not run for long (machine paused, or we were stopped): the engine neither.
+                self._deadline = now + LEASE_S / 3
+            if self._engine in ready:
+                return "agenttop was killed"
+            # Before the deadline: renewals may wait in the socket.
+            if self._channel in ready and (end := self._receive()):
+                return end
+            if self._wake in ready:
+                os.read(self._wake, 64)
+            if signal.SIGTERM in self._signals:
+                return "the guardian was told to end"
+            if signal.SIGUSR1 in self._signals:
+                self._signals.clear()
+                self._revert_requested()
+            if time.monotonic() >= self._deadline and not self._waiting():
+                return "agenttop did not renew its lease (was it stopped?)"
+
+    def _waiting(self) -> bool:
+        return bool(select.select([self._channel], [], [], 0)[0])
+
+    def _receive(self) -> str | None:
+        """One message; the reason to end, if it is one."""
+        try:
+            data = os.read(self._channel, MAX_MESSAGE)
+        except OSError:
+            data = b""
+        if not data:
+            return "agenttop has gone"
+        message = json.loads(data)
+        self._deadline = time.monotonic() + LEASE_S
+        op = message["op"]
+        if op == "beat":
+            self._send({"op": "alive"})
+        elif op == "close":
+            self._done(message, undo_all(self._journal))
+            return "agenttop ended"
+        elif op == "apply":
+            self._done(message, self._apply([Change(*c) for c in message["changes"]]))
+        elif op == "undo":
+            self._done(message, undo_all(self._journal, [(k, t) for k, t in message["keys"]]))
+        elif op == "heirs":
+            holds = self._journal.holds
+            self._done(message, release_heirs(holds.values(), message["pids"], holds))
+        return None
+
+    # ----------------------------------------------------------------- writing
+
+    def _apply(self, changes: list[Change]) -> list[list[str]]:
+        """Write knobs, journal first: for each [status, text], see lease.Result."""
+        found = [self._check(change) for change in changes]
+        fresh = {change.key for change in changes} - self._journal.holds.keys()
+        try:
+            self._journal.record(
+                change for change, (status, _) in zip(changes, found, strict=True) if not status
+            )
+        except (OSError, journals.JournalError) as error:
+            found = [("refused", f"the journal cannot be written: {error}")] * len(changes)
+        results = []
+        for change, (status, text) in zip(changes, found, strict=True):
+            if not status:
+                status, text = self._write(change)
+            results.append([status, text])
+        self._journal.undone(
+            change.key
+            for change, (status, _) in zip(changes, results, strict=True)
+            if status != "ok" and change.key in fresh
+        )
+        return results
+
+    def _check(self, change: Change) -> tuple[str, str]:
+        """Whether the knob still has the value that the plan saw: ("", "") if so."""
+        knob = KNOBS[change.kind]
+        try:
+            current = knob.read(change.target)
+        except KnobError as error:
+            return "refused", str(error)
+        if current is None:
+            return "gone", ""
+        hold = self._journal.holds.get(change.key)
+        if hold is None and knob.same(current, change.before):
+            return "", ""
+        if hold is not None and any(knob.ours(current, value) for value in hold.ours):
+            return "", ""
+        return "changed", current
+
+    def _write(self, change: Change) -> tuple[str, str]:
+        knob = KNOBS[change.kind]
+        try:
+            knob.write(change.target, change.after)
+            now = knob.read(change.target)
+        except KnobError as error:
+            return "refused", str(error)
+        if now is None:
+            return "gone", ""
+        return ("ok", "") if knob.same(now, change.after) else ("changed", now)
+
+    def _revert_requested(self) -> None:
+        """SIGUSR1: give back one policy, or all."""
+        policy = ""
+        try:
+            fd = journals.open_own(self._dir_fd, REQUEST, os.O_RDONLY)
+            with open(fd) as file:
+                policy = file.read(64).strip()
+            os.unlink(REQUEST, dir_fd=self._dir_fd)
+        except (OSError, ValueError, journals.JournalError):
+            pass
+        keys = [key for key, hold in self._journal.holds.items() if policy in ("", hold.policy)]
+        outcomes = undo_all(self._journal, keys)
+        why = "reverted by 'agenttop policy revert'"
+        undone = {"op": "reverted", "why": why, "policy": policy}
+        self._send({**undone, "outcomes": outcomes[:MAX_OUTCOMES]})
+
+    def _done(self, message: dict[str, Any], results: list[Any]) -> None:
+        self._send({"op": "done", "id": message["id"], "results": results[:MAX_OUTCOMES]})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            os.write(self._channel, json.dumps(message, separators=(",", ":")).encode())
+        except OSError:
+            pass  # The engine has gone, or does not read: poll will tell.
+
+
+def _stay_alive() -> None:
+    """Not the one to be killed for memory, and on time beside CPU hogs, as far as allowed."""
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write("agenttop-guard")
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("-1000")
+        os.nice(-10)
+    except OSError:
+        pass
+
+
+def main() -> None:
+    """``guardian CHANNEL ENGINE LOCK STATE_DIR``: descriptors, and the directory's path."""
+    channel, engine, _lock = map(int, sys.argv[1:4])
+    dir_fd = journals.open_state_dir(sys.argv[4])
+    assert dir_fd is not None
+    os.chdir("/")
+    os.set_blocking(channel, False)
+    _stay_alive()
+    Guardian(channel, engine, dir_fd).run()

@@ -1,0 +1,274 @@
+"""The engine's end of a lease: starts the guardian, renews, sends it what to write.
+
+Whatever happens to the guardian, the knobs come back: if it is killed or
+does not answer, the engine ends it and undoes what the journal holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from agenttop.policies import lock
+from agenttop.policies.guardian import LEASE_S, MAX_MESSAGE
+from agenttop.policies.journal import JournalError, Key, open_state_dir
+from agenttop.policies.knobs import Change
+from agenttop.policies.undo import Outcome, recover
+
+#: The guardian starts within some 40 ms; a loaded machine gets more.
+START_S: Final = 5.0
+#: It answers within a millisecond or two.
+ANSWER_S: Final = 2.0
+#: Changes in one message.
+BATCH: Final = 200
+
+_START: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop());"
+    "from agenttop.policies.guardian import main; main()"
+)
+
+
+class Result(NamedTuple):
+    """What became of one change."""
+
+    change: Change
+    #: ok; changed: somebody else set it meanwhile, text has the value;
+    #: gone: the target has ended; refused: text has the kernel's reason.
+    status: str
+    text: str
+
+
+class Notice(NamedTuple):
+    """What the guardian, or the engine in its place, undid unasked."""
+
+    why: str
+    outcomes: list[Outcome]
+    #: The lease is over: nothing is held any more.
+    lost: bool
+    #: Else: the policy that was given back, "" for all.
+    policy: str = ""
+
+
+class LeaseLostError(Exception):
+    """The lease ended during a request; everything has been undone."""
+
+    def __init__(self, notice: Notice) -> None:
+        super().__init__(notice.why)
+        self.notice = notice
+
+
+class Lease:
+    """One lease. Raises LockedError and JournalError when it cannot be had."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+        self._lock = lock.acquire(state_dir)
+        self._inbox: list[dict[str, Any]] = []
+        self._id = 0
+        self._unanswered: float | None = None
+        self._polled = time.monotonic()
+        #: What a dead predecessor had left, undone now; None: it had left no journal.
+        self.recovered: list[Outcome] | None = None
+        try:
+            self.recovered = self._recover()
+            self._spawn()
+        except BaseException:
+            lock.release(self._lock)
+            raise
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            engine = os.pidfd_open(os.getpid())
+        except (AttributeError, OSError):
+            engine = -1  # Without pidfds the closing socket tells of our death.
+        package_root = str(Path(__file__).resolve().parents[2])
+        fds = [theirs.fileno(), engine, self._lock]
+        arguments = [*map(str, fds), os.path.abspath(self._state_dir), package_root]
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _START, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[fd for fd in fds if fd >= 0],
+            start_new_session=True,
+            cwd="/",
+        )
+        theirs.close()
+        if engine >= 0:
+            os.close(engine)
+        self._channel = ours
+        try:
+            self._pidfd = os.pidfd_open(self._guardian.pid)
+        except (AttributeError, OSError):
+            self._pidfd = -1
+        lock.sign(self._lock, os.getpid(), self._guardian.pid)
+        message = self._read(START_S)
+        if message is None or message.get("op") != "ready":
+            self._end_guardian()
+            raise JournalError("the guardian process did not start; no policy without it")
+
+    # ----------------------------------------------------------------- at work
+
+    @property
+    def guardian(self) -> int:
+        """Its process id."""
+        return self._guardian.pid
+
+    def fds(self) -> list[int]:
+        """Readable when poll() has something to tell."""
+        return [fd for fd in (self._channel.fileno(), self._pidfd) if fd >= 0]
+
+    def beat(self) -> None:
+        """Renew the lease."""
+        if self._unanswered is None:
+            self._unanswered = time.monotonic()
+        self._send({"op": "beat"})
+
+    def poll(self) -> list[Notice]:
+        """What happened by itself. After one with ``lost`` the lease is of no more use."""
+        while (message := self._read(0)) is not None:
+            self._inbox.append(message)
+        notices = []
+        for message in self._inbox:
+            if message["op"] == "reverted":
+                outcomes = _outcomes(message["outcomes"])
+                notices.append(Notice(message["why"], outcomes, False, message["policy"]))
+            elif message["op"] in ("lost", "closed"):
+                notices.append(self._lost(message))
+                break
+        self._inbox.clear()
+        now = time.monotonic()
+        stalled, self._polled = now - self._polled > LEASE_S / 2, now
+        if self._unanswered is not None and now - self._unanswered > LEASE_S:
+            if stalled:  # It was us who did not run.
+                self._unanswered = now
+            elif not any(notice.lost for notice in notices):
+                notices.append(self._lost({"op": "closed", "why": "the guardian does not answer"}))
+        return notices
+
+    def apply(self, changes: Sequence[Change]) -> list[Result]:
+        """Write knobs. Raises LeaseLostError."""
+        results = []
+        for start in range(0, len(changes), BATCH):
+            batch = changes[start : start + BATCH]
+            answers = self._request({"op": "apply", "changes": batch})
+            results += [Result(c, *answer) for c, answer in zip(batch, answers, strict=True)]
+        return results
+
+    def undo(self, keys: Sequence[Key]) -> list[Outcome]:
+        """Give knobs back. Raises LeaseLostError."""
+        outcomes = []
+        for start in range(0, len(keys), BATCH):
+            batch = keys[start : start + BATCH]
+            outcomes += _outcomes(self._request({"op": "undo", "keys": batch}))
+        return outcomes
+
+    def release_heirs(self, pids: Iterable[int]) -> list[Outcome]:
+        """Widen threads of these processes that inherited a home. Raises LeaseLostError."""
+        return _outcomes(self._request({"op": "heirs", "pids": list(pids)[:10_000]}))
+
+    def close(self) -> list[Outcome]:
+        """Give everything back and end the guardian."""
+        try:
+            outcomes = _outcomes(self._request({"op": "close"}))
+        except LeaseLostError as lost:
+            return lost.notice.outcomes
+        try:
+            self._guardian.wait(ANSWER_S)
+        except subprocess.TimeoutExpired:
+            pass
+        self._end_guardian()
+        return outcomes + self._repair()
+
+    # ----------------------------------------------------------------- the channel
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._channel.send(
+                json.dumps(message, separators=(",", ":")).encode(), socket.MSG_DONTWAIT
+            )
+        except OSError:
+            pass  # Reading tells what became of the guardian.
+
+    def _read(self, timeout: float) -> dict[str, Any] | None:
+        """The next message; None when none came in time; "closed" once the guardian is dead."""
+        if not select.select([self._channel], [], [], timeout)[0]:
+            return None
+        try:
+            data = self._channel.recv(MAX_MESSAGE * 2, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if not data:
+            return {"op": "closed", "why": "the guardian was killed"}
+        message: dict[str, Any] = json.loads(data)
+        if message["op"] == "alive":
+            self._unanswered = None
+        return message
+
+    def _request(self, message: dict[str, Any]) -> list[Any]:
+        self._id += 1
+        self._send({**message, "id": self._id})
+        deadline = time.monotonic() + ANSWER_S
+        while (left := deadline - time.monotonic()) > 0:
+            answer = self._read(left)
+            if answer is None:
+                continue
+            if answer["op"] == "done" and answer["id"] == self._id:
+                results: list[Any] = answer["results"]
+                return results
+            if answer["op"] in ("lost", "closed"):
+                raise LeaseLostError(self._lost(answer))
+            self._inbox.append(answer)
+        raise LeaseLostError(self._lost({"op": "closed", "why": "the guardian does not answer"}))
+
+    # ----------------------------------------------------------------- the end
+
+    def _lost(self, message: dict[str, Any]) -> Notice:
+        """The guardian is dead, dying or deaf: make sure, and undo what it has left."""
+        outcomes = _outcomes(message.get("outcomes", []))
+        if message["op"] == "lost":
+            try:
+                self._guardian.wait(ANSWER_S)
+            except subprocess.TimeoutExpired:
+                pass
+        self._end_guardian()
+        return Notice(message["why"], outcomes + self._repair(), True)
+
+    def _repair(self) -> list[Outcome]:
+        try:
+            return self._recover() or []
+        except JournalError as error:
+            return [Outcome("", "", "", str(error), settled=False)]
+        finally:
+            lock.release(self._lock)
+
+    def _recover(self) -> list[Outcome] | None:
+        dir_fd = open_state_dir(self._state_dir)
+        assert dir_fd is not None
+        try:
+            return recover(dir_fd)
+        finally:
+            os.close(dir_fd)
+
+    def _end_guardian(self) -> None:
+        self._guardian.kill()
+        self._guardian.wait()
+        self._channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _outcomes(rows: list[list[Any]]) -> list[Outcome]:
+    return [Outcome(*row) for row in rows]

@@ -1,0 +1,108 @@
+"""One writer at a time: a lock file in the state directory.
+
+The engine takes it and hands it on to its guardian (the same open file), so
+that it is held until the last of the two has ended and everything is restored.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from typing import NamedTuple
+
+from agenttop.policies.journal import open_own, open_state_dir
+from agenttop.policies.knobs import thread_stat
+
+NAME = "lock"
+
+
+class Owner(NamedTuple):
+    """Who holds the lock; 0 for a process that is not known or has ended."""
+
+    pid: int
+    guardian: int
+
+
+class LockedError(Exception):
+    """Somebody else holds the lock; the text says who and what to do."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        who = f"agenttop with pid {owner.pid or owner.guardian or 'unknown'}"
+        super().__init__(
+            f"{who} holds the policies of this machine:"
+            " end it, or take them back with 'agenttop policy revert'"
+        )
+
+
+def acquire(state_dir: str) -> int:
+    """Take the lock; its descriptor, which holds it. Raises LockedError, JournalError."""
+    dir_fd = open_state_dir(state_dir)
+    assert dir_fd is not None
+    try:
+        fd = open_own(dir_fd, NAME, os.O_RDWR | os.O_CREAT)
+    finally:
+        os.close(dir_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = _read(fd)
+        os.close(fd)
+        raise LockedError(owner) from None
+    sign(fd, os.getpid(), 0)
+    return fd
+
+
+def sign(fd: int, pid: int, guardian: int) -> None:
+    """Write who holds the lock into it."""
+    people = {"pid": [pid, _start(pid)], "guardian": [guardian, _start(guardian)]}
+    os.truncate(fd, 0)
+    os.pwrite(fd, json.dumps(people).encode(), 0)
+
+
+def release(fd: int) -> None:
+    """Give the lock back (it stays held while another process has the descriptor)."""
+    try:
+        os.truncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def owner(state_dir: str) -> Owner | None:
+    """Who holds the lock now; None when nobody does. Raises JournalError."""
+    dir_fd = open_state_dir(state_dir, create=False)
+    if dir_fd is None:
+        return None
+    try:
+        fd = open_own(dir_fd, NAME, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(dir_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return _read(fd)
+    finally:
+        os.close(fd)
+    return None
+
+
+def _start(pid: int) -> int:
+    stat = thread_stat(pid, pid) if pid else None
+    return stat.start if stat else 0
+
+
+def _read(fd: int) -> Owner:
+    """The processes named in the lock, those that are still the same ones."""
+
+    def alive(name: str) -> int:
+        pid, start = people[name]
+        return pid if type(pid) is int and pid > 0 and start and _start(pid) == start else 0
+
+    try:
+        people = json.loads(os.pread(fd, 4096, 0))
+        return Owner(alive("pid"), alive("guardian"))
+    except (ValueError, KeyError, TypeError):
+        return Owner(0, 0)

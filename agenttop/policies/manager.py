@@ -1,0 +1,412 @@
+"""The engine's policies: switched on and off, kept up to date, watched, always given back.
+
+Nothing exists while no policy is on: no guardian, no lock, no file. With the
+first one a lease begins (lease.py). ``tick`` must be called at least every
+second while one is on: it renews the lease, and without renewal for 1.5 s the
+guardian takes everything back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from agenttop import paths
+from agenttop.errors import UserError
+from agenttop.model import Event, PolicyStatus
+from agenttop.policies.base import Change, Key, Policy, Settings, Targets
+from agenttop.policies.guard import DEFAULT_LIMIT_US, Guard
+from agenttop.policies.home import Home
+from agenttop.policies.journal import NAME as JOURNAL
+from agenttop.policies.journal import JournalError
+from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
+from agenttop.policies.lease import Lease, LeaseLostError, Notice
+from agenttop.policies.lock import LockedError
+from agenttop.policies.undo import Outcome
+
+#: How often settings are reconsidered, and checked for drift, ns.
+PLAN_NS: Final = 1_000_000_000
+DRIFT_NS: Final = 2_000_000_000
+#: How often an unavailable policy is probed again, ns.
+PROBE_NS: Final = 10_000_000_000
+
+EventKind = Literal["policy", "agent", "info", "warning", "error"]
+
+
+class _Entry:
+    """A policy and what it holds."""
+
+    def __init__(self, policy: Policy, reason: str | None) -> None:
+        self.policy = policy
+        self.reason = reason
+        self.on = False
+        self.since_ns: int | None = None
+        self.error = ""
+        #: Why it is off although somebody had switched it on.
+        self.note = ""
+        #: Knob -> its first value and ours.
+        self.held: dict[Key, Change] = {}
+        self.lines: dict[Key, str] = {}
+        #: Knobs that somebody else has set since, or that cannot be written: left alone.
+        self.drifted: dict[Key, str] = {}
+        self.refused: dict[Key, str] = {}
+
+    def hold(self, change: Change) -> None:
+        first = self.held.get(change.key)
+        self.held[change.key] = change._replace(before=first.before) if first else change
+        self.lines[change.key] = self.held[change.key].line()
+
+    def drop(self, key: Key) -> None:
+        self.held.pop(key, None)
+        self.lines.pop(key, None)
+
+    def clear(self) -> None:
+        for things in (self.held, self.lines, self.drifted, self.refused):
+            things.clear()
+
+
+class PolicyManager:
+    """See the module. ``verbose``: one event for each knob, not only one for all."""
+
+    def __init__(
+        self,
+        state_dir: str | os.PathLike[str] | None = None,
+        readonly: bool = False,
+        guard_limit_us: int = DEFAULT_LIMIT_US,
+        verbose: bool = False,
+    ) -> None:
+        self._state_dir = str(state_dir or paths.state())
+        self._readonly = readonly
+        self._verbose = verbose
+        self._entries: dict[str, _Entry] = {}
+        policies: list[Policy] = [Guard(guard_limit_us), Home()]
+        for policy in policies:
+            self._entries[policy.name] = _Entry(policy, self._probe(policy))
+        self._lease: Lease | None = None
+        self._looked_back = False
+        self._probed_ns = self._planned_ns = self._checked_ns = time.monotonic_ns()
+
+    @property
+    def names(self) -> list[str]:
+        """The policies there are."""
+        return list(self._entries)
+
+    @property
+    def guardian(self) -> int | None:
+        """Process id of the guardian; None while no policy is on."""
+        return self._lease.guardian if self._lease else None
+
+    def fds(self) -> list[int]:
+        """Descriptors that become readable when tick() should be called at once."""
+        return self._lease.fds() if self._lease else []
+
+    # ----------------------------------------------------------------- looking
+
+    def status(self) -> list[PolicyStatus]:
+        """Every policy, whether it can be had or not."""
+        now = time.monotonic_ns()
+        if now - self._probed_ns > PROBE_NS:
+            self._probed_ns = now
+            for entry in self._entries.values():
+                if not entry.on:
+                    entry.reason = self._probe(entry.policy)
+        return [self._status(entry) for entry in self._entries.values()]
+
+    def plan(self, name: str, targets: Targets) -> list[Change]:
+        """What switching it on would change now. Raises UserError if it cannot be had."""
+        entry = self._entry(name)
+        if entry.on:
+            return list(entry.held.values())
+        if reason := self._probe(entry.policy):
+            raise UserError(f"{name}: {reason}")
+        entry.policy.reset()
+        changes, _ = self._difference(entry, entry.policy.wanted(targets, {}))
+        return changes
+
+    def _probe(self, policy: Policy) -> str | None:
+        return "read-only mode" if self._readonly else policy.probe()
+
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            known = ", ".join(self._entries)
+            raise UserError(f"no policy '{name[:40]}': there are {known}") from None
+
+    def _status(self, entry: _Entry) -> PolicyStatus:
+        policy = entry.policy
+        status = PolicyStatus(policy.name, policy.key, policy.title, "off", entry.note)
+        status.since_ns = entry.since_ns
+        if entry.error:
+            status.state, status.detail = "error", entry.error
+        elif not entry.on and entry.reason:
+            status.state, status.detail = "n/a", entry.reason
+        elif entry.on:
+            status.state = "drift" if entry.drifted else "on"
+            parts = [*list(entry.drifted.values())[:3], policy.detail()]
+            if len(entry.drifted) > 3:
+                parts.insert(3, f"{len(entry.drifted) - 3} more changed by others")
+            if entry.refused:
+                some = next(iter(entry.refused.values()))
+                parts.append(f"{len(entry.refused)} cannot be set ({some})")
+            status.detail = "; ".join(parts)
+            status.changes = list(entry.lines.values())
+            status.tids = sorted(split_thread(t)[1] for k, t in entry.held if k == "affinity")
+            status.cpus = sorted(_cpus(entry.held))
+            status.agents = {str(agent): word for agent, word in policy.agents().items()}
+        return status
+
+    # ----------------------------------------------------------------- switching
+
+    def set(self, name: str, on: bool, targets: Targets) -> list[Event]:
+        """Switch a policy; what happened. Raises UserError for a name that is none."""
+        entry = self._entry(name)
+        entry.error = entry.note = ""
+        if on == entry.on:
+            return []
+        try:
+            return self._switch_on(entry, targets) if on else self._switch_off(entry)
+        except LeaseLostError as lost:
+            return self._noticed(lost.notice)
+
+    def _switch_on(self, entry: _Entry, targets: Targets) -> list[Event]:
+        policy = entry.policy
+        entry.reason = self._probe(policy)
+        if entry.reason:
+            return [_event("warning", f"{policy.name}: {entry.reason}")]
+        events: list[Event] = []
+        if self._lease is None:
+            try:
+                self._lease = Lease(self._state_dir)
+            except (LockedError, JournalError, OSError) as error:
+                entry.error = str(error)
+                return [_event("error", f"{policy.name}: {error}")]
+            events += self._repaired(self._lease.recovered)
+            now = time.monotonic_ns()
+            self._looked_back, self._planned_ns, self._checked_ns = True, now, now
+        policy.reset()
+        entry.clear()
+        lines = self._reconcile(entry, targets)
+        if entry.refused and not entry.held:
+            entry.error = "cannot be set: " + next(iter(entry.refused.values()))
+            self._end_if_idle()
+            return [*events, _event("error", f"{policy.name}: {entry.error}")]
+        entry.on, entry.since_ns = True, time.monotonic_ns()
+        events.append(_event("policy", f"{policy.name} on: {policy.detail()}"))
+        return events + lines
+
+    def _switch_off(self, entry: _Entry) -> list[Event]:
+        outcomes = self._give_back(entry, list(reversed(entry.held)))
+        entry.on, entry.since_ns = False, time.monotonic_ns()
+        left_alone = list(entry.drifted.values())
+        entry.clear()
+        self._end_if_idle()
+        text = _summary(f"{entry.policy.name} off", outcomes)
+        return [
+            _event("policy", text),
+            *self._lines(outcomes),
+            *(_event("warning", f"{line}: left as it is") for line in left_alone),
+        ]
+
+    def close(self) -> list[Event]:
+        """Give everything back and end the guardian; the manager can be used again."""
+        if self._lease is None:
+            return []
+        lease, self._lease = self._lease, None
+        outcomes = lease.close()
+        names = [name for name, entry in self._entries.items() if entry.on]
+        left_alone = [line for e in self._entries.values() for line in e.drifted.values()]
+        for name in names:
+            self._now_off(self._entries[name], "")
+        return [
+            _event("policy", _summary(f"{', '.join(names) or 'policies'} off", outcomes)),
+            *self._lines(outcomes),
+            *(_event("warning", f"{line}: left as it is") for line in left_alone),
+        ]
+
+    # ----------------------------------------------------------------- ticking
+
+    def tick(self, targets: Targets) -> list[Event]:
+        """Renew the lease, follow the agents, look for drift. Call it 4 times a second."""
+        if self._lease is None:
+            return [] if self._looked_back else self._look_back()
+        events: list[Event] = []
+        for notice in self._lease.poll():
+            events += self._noticed(notice)
+        if self._lease is None:
+            return events
+        self._lease.beat()
+        now = time.monotonic_ns()
+        try:
+            if now - self._checked_ns >= DRIFT_NS:
+                self._checked_ns = now
+                events += self._check_drift()
+            if now - self._planned_ns >= PLAN_NS:
+                self._planned_ns = now
+                events += self._follow(targets)
+        except LeaseLostError as lost:
+            events += self._noticed(lost.notice)
+        return events
+
+    def _look_back(self) -> list[Event]:
+        """Once, at the start: repair what a dead agenttop left."""
+        self._looked_back = True
+        if self._readonly or not (Path(self._state_dir) / JOURNAL).is_file():
+            return []
+        try:
+            lease = Lease(self._state_dir)
+        except LockedError:
+            return []  # Its owner lives.
+        except (JournalError, OSError) as error:
+            return [_event("error", str(error))]
+        lease.close()
+        return self._repaired(lease.recovered)
+
+    def _follow(self, targets: Targets) -> list[Event]:
+        assert self._lease is not None
+        events: list[Event] = []
+        on = [entry for entry in self._entries.values() if entry.on]
+        if any(kind == "affinity" for entry in on for kind, _ in entry.held):
+            # Before planning: an inherited home must not be taken for a thread's own CPUs.
+            pids = {pid for agent in targets.agents for pid in agent.pids}
+            pids.update(thread.pid for agent in targets.agents for thread in agent.threads)
+            events += self._lines(self._lease.release_heirs(sorted(pids)))
+        for entry in on:
+            events += self._reconcile(entry, targets)
+        return events
+
+    def _reconcile(self, entry: _Entry, targets: Targets) -> list[Event]:
+        """Write what differs from what the policy wants. Raises LeaseLostError."""
+        assert self._lease is not None
+        held = {key: change.after for key, change in entry.held.items()}
+        changes, dropped = self._difference(entry, entry.policy.wanted(targets, held))
+        events = []
+        # First what is new, so that a guarded CPU is never without its limit between two knobs.
+        for result in self._lease.apply(changes) if changes else ():
+            change = result.change
+            if result.status == "ok":
+                entry.hold(change)
+                if self._verbose:
+                    events.append(_event("info", change.line()))
+            elif result.status == "refused":
+                entry.refused[change.key] = result.text
+            elif result.status == "gone":
+                dropped += [change.key] if change.key in entry.held else []
+            elif change.key in entry.held:
+                events.append(self._drift(entry, change.key, result.text))
+                dropped.append(change.key)
+        return events + self._lines(self._give_back(entry, dropped))
+
+    def _difference(self, entry: _Entry, wanted: Settings) -> tuple[list[Change], list[Key]]:
+        """Changes to make, and held knobs that are no longer wanted."""
+        changes = []
+        for key, value in wanted.items():
+            if key in entry.drifted or key in entry.refused:
+                continue
+            kind, target = key
+            knob = KNOBS[kind]
+            held = entry.held.get(key)
+            try:
+                current = held.after if held else knob.read(target)
+                if current is not None and not knob.same(current, value):
+                    changes.append(Change(entry.policy.name, kind, target, current, value))
+            except KnobError as error:
+                entry.refused[key] = str(error)
+        return changes, [key for key in entry.held if key not in wanted]
+
+    def _give_back(self, entry: _Entry, keys: Sequence[Key]) -> list[Outcome]:
+        if not keys or self._lease is None:
+            return []
+        outcomes = self._lease.undo(keys)
+        for key in keys:
+            entry.drop(key)
+        return outcomes
+
+    def _check_drift(self) -> list[Event]:
+        events = []
+        for entry in self._entries.values():
+            lost = []
+            for (kind, target), change in entry.held.items():
+                now = KNOBS[kind].drift(target, change.after)
+                if now is None:
+                    continue
+                lost.append((kind, target))
+                if now:
+                    events.append(self._drift(entry, (kind, target), now))
+            # Takes them out of the journal; what somebody else has set stays.
+            self._give_back(entry, lost)
+        return events
+
+    def _drift(self, entry: _Entry, key: Key, now: str) -> Event:
+        label = KNOBS[key[0]].label(key[1])
+        ours = entry.held[key].after
+        entry.drifted[key] = f"{label}: now {now}, set by somebody else ({ours} was ours)"
+        return _event("warning", f"{entry.policy.name} drifted: {entry.drifted[key]}")
+
+    # ----------------------------------------------------------------- the end of a lease
+
+    def _noticed(self, notice: Notice) -> list[Event]:
+        """The guardian, or the lease in its place, undid something unasked."""
+        if notice.lost:
+            self._lease = None
+            names = [name for name, entry in self._entries.items() if entry.on]
+        else:
+            names = [n for n in self._entries if notice.policy in ("", n) and self._entries[n].on]
+        for name in names:
+            self._now_off(self._entries[name], f"off: {notice.why}")
+        self._end_if_idle()
+        text = _summary(f"{', '.join(names) or 'policies'} off, {notice.why}", notice.outcomes)
+        return [_event("warning", text), *self._lines(notice.outcomes)]
+
+    def _now_off(self, entry: _Entry, note: str) -> None:
+        entry.on, entry.since_ns, entry.note = False, time.monotonic_ns(), note
+        entry.clear()
+
+    def _end_if_idle(self) -> None:
+        if self._lease is not None and not any(entry.on for entry in self._entries.values()):
+            lease, self._lease = self._lease, None
+            lease.close()
+
+    def _repaired(self, outcomes: list[Outcome] | None) -> list[Event]:
+        if outcomes is None:
+            return []
+        text = _summary("an agenttop that was killed had left changes", outcomes)
+        return [_event("warning", text), *self._lines(outcomes)]
+
+    def _lines(self, outcomes: Iterable[Outcome]) -> list[Event]:
+        """Events for what a reader has to know; for everything when verbose."""
+        events = []
+        for outcome in outcomes:
+            if not outcome.settled:
+                events.append(_event("error", outcome.text))
+            elif outcome.foreign:
+                events.append(_event("warning", outcome.text))
+            elif self._verbose:
+                events.append(_event("info", outcome.text))
+        return events
+
+
+def _event(kind: EventKind, text: str) -> Event:
+    return Event(time.monotonic_ns(), kind, text)
+
+
+def _summary(text: str, outcomes: Sequence[Outcome]) -> str:
+    back = sum(o.settled and not o.foreign for o in outcomes)
+    foreign = sum(o.foreign for o in outcomes)
+    failed = sum(not o.settled for o in outcomes)
+    text += f": {back} restored" if back else ""
+    text += f", {foreign} left as somebody else set them" if foreign else ""
+    return text + (f", {failed} could not be restored" if failed else "")
+
+
+def _cpus(held: Iterable[Key]) -> set[int]:
+    cpus: set[int] = set()
+    for kind, target in held:
+        if kind == "pm_qos":
+            cpus.add(int(target[3:]))
+        elif kind == "cpu_latency":
+            cpus |= cpu_set("online")
+    return cpus
