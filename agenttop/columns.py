@@ -28,7 +28,7 @@ class Column:
     """One column of the agents table."""
 
     key: str
-    #: In the head line.
+    #: In the head line (heads() adds the family to the first of them).
     title: str
     #: Spoken of elsewhere ("sort by ...").
     label: str
@@ -52,6 +52,8 @@ class Column:
     chains: bool = True
     #: What to sort by, if not the value.
     order: Callable[[Agent], Value] | None = None
+    #: Neighbours of one family share its name in the head line.
+    family: str = ""
 
 
 def _percentile(
@@ -65,7 +67,7 @@ def _percentile(
         key, title, label, width, "ns",
         lambda agent: getattr(stat(agent), name),
         lambda agent: duration(getattr(stat(agent), name), name in stat(agent).estimated),
-        meaning, rank, group=group,
+        meaning, rank, group=group, family="STEP" if measure == "step" else "SLOW",
     )  # fmt: skip
 
 
@@ -122,13 +124,13 @@ _ALL: Final = (
            "threads measured / threads in the tree", rank=11, chains=False),
     Column("steps", "STEPS/S", "steps/s", 7, "1/s", lambda a: a.steps_per_s,
            lambda a: rate(a.steps_per_s), "steps of all its control-loop threads, per second"),
-    _percentile("step_p50", "STEP p50", "step p50", 8, "step", "p50_ns",
+    _percentile("step_p50", "p50", "step p50", 8, "step", "p50_ns",
                 "half of the steps are shorter", rank=6, group=True),
     _percentile("step_p99", "p99", "step p99", 8, "step", "p99_ns",
                 "1 step in 100 is longer", rank=5),
     _percentile("step_p999", "p99.9", "step p99.9", 8, "step", "p999_ns",
                 "1 step in 1,000 is longer", rank=8),
-    _percentile("slow_p50", "SLOW p50", "slowpath p50", 8, "slowpath", "p50_ns",
+    _percentile("slow_p50", "p50", "slowpath p50", 8, "slowpath", "p50_ns",
                 "what the kernel adds to a step: half of the steps have less", rank=3, group=True),
     _percentile("slow_p99", "p99", "slowpath p99", 8, "slowpath", "p99_ns",
                 "what the kernel adds to a step: 1 in 100 has more", rank=0),
@@ -185,6 +187,16 @@ def chosen(width: int, chains: bool = True) -> list[Column]:
 def needed(columns: Iterable[Column]) -> int:
     """Cells that these columns take."""
     return sum(column.width + GAP + column.group for column in columns) - GAP
+
+
+def heads(columns: Iterable[Column]) -> list[str]:
+    """Titles for the head line: the first one shown of a family carries its name."""
+    out, family = [], ""
+    for column in columns:
+        first = column.family and column.family != family
+        out.append(f"{column.family} {column.title}" if first else column.title)
+        family = column.family
+    return out
 
 
 def sort_key(text: str | None) -> tuple[str, bool]:

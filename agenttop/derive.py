@@ -71,6 +71,8 @@ class View:
     irq_names: dict[str, str]
     exemplars: list[Exemplar]
     age_ns: int
+    #: Put the whole distributions into the Stats too.
+    hdr: bool = False
 
 
 def scalars_of(agents: Sequence[AgentCounters]) -> Ints:
@@ -159,7 +161,13 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
             if total < _SURE
             else []
         )
-        return shot.Stat(total, sum_ns, p50, p99, p999, maxima[row], marks)
+        out = shot.Stat(total, sum_ns, p50, p99, p999, maxima[row], marks)
+        if view.hdr:
+            from agenttop import hdr
+
+            counts = view.sums.counts[row]
+            out.hdr = hdr.encode(counts, total - int(counts.sum()))
+        return out
 
     return [
         _agent(view, owner, scalars[owner.slot], owner.slot * BLOCK, stat) for owner in view.owners

@@ -30,6 +30,8 @@ class Stat(Base):
     max_ns: int | None = None
     #: Names of the values above that rest on fewer than 5 samples beyond them.
     estimated: list[str] = []
+    #: The whole distribution as HdrHistogram V2, base64 (only when asked for).
+    hdr: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Tail(Base):

@@ -128,6 +128,17 @@ class Store:
         """CPU time that the view's process has used, ns: it counts as agenttop's own too."""
         self._view_ns = ns
 
+    def start_since(self) -> int:
+        """Begin the long interval at the newest Sample, as a policy toggle does; gives its t_ns.
+
+        ``snapshot(since_ns=...)`` reaches back to it however long ago it is.
+        """
+        if self._boundary is None:
+            raise ValueError("there was no Sample yet")
+        self._since.clear()
+        self._since_start = self._boundary
+        return self._boundary.t_ns
+
     def trend(self, agent_id: int) -> Sequence[TrendPoint]:
         """The slowpath of each tick, oldest first; empty for an agent that is not known."""
         record = self._agents.get(agent_id)
@@ -136,13 +147,14 @@ class Store:
         return record.trend if record else ()
 
     def snapshot(
-        self, window_ns: int | None = None, since_ns: int | None = None
+        self, window_ns: int | None = None, since_ns: int | None = None, hdr: bool = False
     ) -> Snapshot | None:
         """The figures over the last ``window_ns`` (default: the Store's window), or since a moment.
 
         ``since_ns`` (CLOCK_MONOTONIC) starts at the first Sample at or after
         it. What is further back than the window and the last toggle is no
         longer known: then the interval starts later, and interval_ns says so.
+        ``hdr`` adds the whole distributions (costs about 0.2 ms each).
         None until there is a Sample; with one only the interval is 0.
         """
         sample, now, host = self._last, self._boundary, self.host
@@ -179,6 +191,7 @@ class Store:
                 irq_names=self._irq_names,
                 exemplars=[exemplar for _, exemplar in exemplars],
                 age_ns=max(age_ns, 0),
+                hdr=hdr,
             )
         )
 
@@ -351,8 +364,7 @@ class Store:
                 self._markers.append(marker)
             if not first:
                 # The toggle lies within this tick: what follows is wholly after it.
-                self._since.clear()
-                self._since_start = self._boundary
+                self.start_since()
 
     # ------------------------------------------------------------------ slots and windows
 

@@ -97,3 +97,14 @@ TARGETS_NS: Final = {
 
 #: Observation levels.
 LEVELS: Final = ("lite", "full")
+
+#: Stage -> its p99 target, ns. ipi, idle_exit and queue share the one of "run": a stage
+#: that is beyond it alone is over for certain.
+STAGE_TARGETS_NS: Final = {
+    "irq": TARGETS_NS["irq"],
+    "softirq": TARGETS_NS["softirq"],
+    "ipi": TARGETS_NS["run"],
+    "idle_exit": TARGETS_NS["run"],
+    "queue": TARGETS_NS["run"],
+    "return": TARGETS_NS["return"],
+}

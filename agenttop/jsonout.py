@@ -1,0 +1,110 @@
+"""Snapshots as JSON, and the JSON Schema of them.
+
+The schema is made from the types of snapshot.py and model.py; the
+descriptions are the ``#:`` comments beside their fields, and the units follow
+from the names' suffixes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any, Final
+
+import msgspec
+
+from agenttop import model, snapshot
+from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
+from agenttop.words import COMPUTE_PARTS, GATES, SLOWPATH_STAGES, SOURCES, STAGES
+
+#: Suffix of a name -> its unit.
+UNITS: Final = {
+    "_per_s": "per second",
+    "_ns": "nanoseconds",
+    "_us": "microseconds",
+    "_khz": "kilohertz",
+    "_ratio": "share, 0..1",
+    "_s": "seconds",
+}
+#: Fields that stand there only when asked for.
+OPTIONAL: Final = ("hdr",)
+#: Field -> the words that its keys are.
+KEYS: Final = {
+    "stages": STAGES,
+    "shares": SLOWPATH_STAGES,
+    "sources": SOURCES,
+    "gates": GATES,
+    "compute_ns": COMPUTE_PARTS,
+}
+_FIELD: Final = re.compile(r"^ {4}(\w+):")
+
+
+def encode(shot: Snapshot, indent: int = 2) -> bytes:
+    """One JSON document, ending in a line end. What is not available is null, never 0."""
+    return msgspec.json.format(msgspec.json.encode(shot), indent=indent) + b"\n"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of what ``encode`` writes."""
+    _, parts = msgspec.json.schema_components([Snapshot], ref_template="#/$defs/{name}")
+    for module in (model, snapshot):
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            if name in parts and kind.__module__ == module.__name__:
+                _describe(parts[name], kind)
+    for part in parts.values():
+        _complete(part)
+    body = dict(parts.pop("Snapshot"))
+    body["properties"]["schema"]["const"] = SCHEMA_NAME
+    body["properties"]["version"]["const"] = SCHEMA_VERSION
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:agenttop:{SCHEMA_NAME}:{SCHEMA_VERSION}",
+        **body,
+        "title": f"{SCHEMA_NAME} {SCHEMA_VERSION}",
+        "description": "What agenttop measured over an interval. null: not available here"
+        " (host.missing says why); values named in estimated rest on fewer than 5 samples"
+        " beyond them.",
+        "$defs": parts,
+    }
+
+
+def _complete(part: dict[str, Any]) -> None:
+    """What is always written is required; where keys are words of ours, only those may stand."""
+    fields = part.get("properties", {})
+    part["required"] = [name for name in fields if name not in OPTIONAL]
+    for name, field in fields.items():
+        field.pop("default", None)
+        if name in KEYS:
+            field["propertyNames"] = {"enum": list(KEYS[name])}
+
+
+def _describe(part: dict[str, Any], kind: type) -> None:
+    comments = field_comments(kind)
+    for name, field in part.get("properties", {}).items():
+        unit = next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), "")
+        text = comments.get(name, "")
+        if unit:
+            text = f"{text} [{unit}]".strip()
+        if text:
+            field["description"] = text
+
+
+def field_comments(kind: type) -> dict[str, str]:
+    """Field -> the ``#:`` comment above it; nothing where the source is not at hand."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return {}
+    found: dict[str, str] = {}
+    comment: list[str] = []
+    for line in source.splitlines():
+        text = line.strip()
+        if text.startswith("#:"):
+            comment.append(text[2:].strip())
+        elif match := _FIELD.match(line):
+            if comment:
+                found[match[1]] = " ".join(comment)
+            comment = []
+        else:
+            comment = []
+    return found
