@@ -37,6 +37,10 @@ class _Policy:
     def read(self) -> Frequency:
         return Frequency(self.current.number(), self.low.number(), self.high.number())
 
+    def close(self) -> None:
+        for file in (self.current, self.low, self.high):
+            file.close()
+
 
 class Freq:
     """Frequency per CPU."""
@@ -57,18 +61,18 @@ class Freq:
         """The frequency governor of the first CPU that has one, e.g. schedutil."""
         return self._text("scaling_governor")
 
-    def read(self) -> dict[int, Frequency]:
-        """CPU -> frequency; CPUs without cpufreq, or offline, are left out."""
+    def read(self, online: frozenset[int] | None = None) -> dict[int, Frequency]:
+        """CPU -> frequency; CPUs without cpufreq, or not in ``online``, are left out."""
         self._reads += 1
         if self._reads % _RETRY == 0 and len(self._policy_of) < len(self._cpus):
             self._discover()
-        values = {folder: policy.read() for folder, policy in self._policies.items()}
+        wanted = {c: f for c, f in self._policy_of.items() if online is None or c in online}
+        values = {folder: self._policies[folder].read() for folder in set(wanted.values())}
+        for folder in self._policies.keys() - values.keys():
+            # The folder goes with its last CPU, and another comes when that is back.
+            self._policies[folder].close()
         nothing = Frequency(None, None, None)
-        return {
-            cpu: values[folder]
-            for cpu, folder in self._policy_of.items()
-            if values[folder] != nothing
-        }
+        return {cpu: values[f] for cpu, f in wanted.items() if values[f] != nothing}
 
     def _text(self, file: str) -> str | None:
         for folder in self._policies:

@@ -27,12 +27,20 @@ class _StateFiles:
         self.last = IdleCounters()
 
     def read(self) -> IdleCounters:
-        usage, time_us = self.usage.number(), self.time.number()
-        if usage is None or time_us is None:
+        usage = self.usage.number()
+        if usage is None or (usage and usage == self.last.entries):
+            # The kernel adds to all four when the CPU leaves the state.
             return self.last
-        # above and below came with Linux 5.0.
-        self.last = IdleCounters(usage, time_us * 1000, self.above.number(), self.below.number())
+        time_us = self.time.number()
+        if time_us is not None:
+            # above and below came with Linux 5.0.
+            above, below = self.above.number(), self.below.number()
+            self.last = IdleCounters(usage, time_us * 1000, above, below)
         return self.last
+
+    def close(self) -> None:
+        for file in (self.usage, self.time, self.above, self.below):
+            file.close()
 
 
 class Idle:
@@ -65,10 +73,10 @@ class Idle:
         index = self._index.get(cpu, ())
         return index[state] if 0 <= state < len(index) else None
 
-    def read(self) -> dict[int, list[IdleCounters]]:
+    def read(self, online: frozenset[int] | None = None) -> dict[int, list[IdleCounters]]:
         """CPU -> counters; a state that a CPU does not have counts 0. CPUs without any: left out.
 
-        A CPU that is offline keeps what it had.
+        A CPU that is not in ``online`` (None: all are) keeps what it had.
         """
         self._reads += 1
         if self._reads % _RETRY == 0 and len(self._files) < len(self._cpus):
@@ -76,8 +84,12 @@ class Idle:
         found = {}
         for cpu, files in self._files.items():
             counters = [IdleCounters() for _ in self.states]
+            runs = online is None or cpu in online
             for at, state in zip(self._index[cpu], files, strict=True):
-                counters[at] = state.read()
+                if not runs:
+                    # Its folder may go, and another come when it is back.
+                    state.close()
+                counters[at] = state.read() if runs else state.last
             found[cpu] = counters
         return found
 

@@ -44,8 +44,8 @@ class ProcfsCpus:
         times = self._stat.read()
         irqs, vectors = ({}, {}) if "irq" in skip else self._interrupts.read()
         softirqs = {} if "softirq" in skip else self._softirqs.read()
-        idle = {} if "idle" in skip else self.idle.read()
-        freq = {} if "freq" in skip else self.freq.read()
+        idle = {} if "idle" in skip else self.idle.read(online)
+        freq = {} if "freq" in skip else self.freq.read(online)
         ksoftirqd = {} if "ksoftirqd" in skip else self._ksoftirqd.read()
         found = []
         for cpu in self.cpus:
@@ -58,7 +58,7 @@ class ProcfsCpus:
             counters.softirqs = softirqs.get(cpu, {})
             counters.idle = idle.get(cpu, [])
             counters.ksoftirqd_ns = ksoftirqd.get(cpu)
-            if counters.online and (khz := freq.get(cpu)):
+            if khz := freq.get(cpu):
                 counters.freq_khz = khz.current_khz
                 counters.freq_min_khz, counters.freq_max_khz = khz.min_khz, khz.max_khz
             found.append(counters)
