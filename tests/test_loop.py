@@ -81,13 +81,15 @@ def test_every_pair_measures_its_own_steps(gate: str, source: str) -> None:
     # Between the gates lies compute and nothing else: they add up to the nanosecond.
     assert result["wall_ns"] == result["gate_ns"]["sum_ns"] + result["compute"]["sum_ns"]
     assert result["step"]["sum_ns"] <= result["wall_ns"]
+    assert result["slept_step"]["count"] == max(STEPS - result["ready"] - 1, 0)
+    assert result["slept_step"]["sum_ns"] <= result["step"]["sum_ns"]
     if source in gates.PACED:
         late = result["lateness"]
         assert 0 < late["count"] <= STEPS
         assert 0 < late["p50_ns"] <= late["max_ns"]
         assert result["wall_ns"] >= (STEPS - 1) * 800_000 * 0.9
         # It did sleep, and not only once: a loop that spins would show here.
-        assert result["switches_voluntary"] >= STEPS // 2
+        assert result["ready"] <= STEPS // 2
     else:
         assert result["lateness"] is None
 
@@ -128,7 +130,7 @@ def test_text_names_each_measure_and_unknown_lateness() -> None:
         check=True,
     )
     rows = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
-    assert {"step", "gate", "compute", "lateness"} <= set(rows)
+    assert {"step", "gate", "compute", "lateness", "slept"} <= set(rows)
     assert "N/A" in rows["lateness"]
 
 
@@ -300,18 +302,21 @@ def test_a_hand_made_record() -> None:
         [(100, 150, 140), (170, 180, 160), (200, 260, 210)]
     ):
         record.enter[index], record.leave[index], record.origin[index] = enter, leave, origin
+    record.slept[:3] = b"\1\0\1"
     record.gates = 3
-    result = evaluate(record, 1, 2, "epoll", "timer", (3, 0))
+    result = evaluate(record, 1, 2, "epoll", "timer")
     assert (result.steps, result.wall_ns) == (3, 160)
     assert (result.step.count, result.step.sum_ns, result.step.max_ns) == (2, 100, 70)
     assert (result.gate_ns.count, result.gate_ns.sum_ns) == (3, 120)
     assert (result.compute.count, result.compute.sum_ns) == (2, 40)
+    # The second gate did not sleep: for lite the first step lasts until the third.
+    assert (result.ready, result.slept_step.count, result.slept_step.sum_ns) == (1, 1, 100)
     # The second expiry lay before its gate: nobody was waiting for it.
     assert result.lateness is not None
     assert (result.lateness.count, result.lateness.sum_ns) == (2, 60)
 
 
 def test_a_record_without_gates() -> None:
-    result = evaluate(Record(5), 1, 2, "epoll", "block", (0, 0))
+    result = evaluate(Record(5), 1, 2, "epoll", "block")
     assert (result.steps, result.wall_ns, result.step.p50_ns) == (0, 0, None)
     assert result.lateness is None

@@ -1,7 +1,8 @@
 """A controlled agent loop that times its own steps, to hold agenttop's figures against.
 
 A step lasts from one gate entry to the next. The percentiles are exact: every
-value is kept, nearest rank.
+value is kept, nearest rank. A gate is ready if it returned without sleeping;
+"slept" are the steps between gates that did sleep, as level lite sees them.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def text(result: Result) -> str:
     rate = result.steps * 1e9 / result.wall_ns if result.wall_ns else 0.0
     lines = [
         f"{result.gate} {result.source}: {result.steps} steps in {result.wall_ns / 1e9:.3f} s"
-        f" ({rate:.0f}/s), pid {result.pid}",
+        f" ({rate:.0f}/s), {result.ready} of them ready, pid {result.pid}",
         f"{'us':<9}{'count':>9}{'p50':>11}{'p99':>11}{'p99.9':>11}{'max':>11}",
     ]
     measures = {
@@ -108,6 +109,7 @@ def text(result: Result) -> str:
         "gate": result.gate_ns,
         "compute": result.compute,
         "lateness": result.lateness,
+        "slept": result.slept_step,
     }
     lines += [_row(name, measure) for name, measure in measures.items()]
     return "\n".join(lines)

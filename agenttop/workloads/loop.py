@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import signal
 import sys
 import threading
@@ -87,22 +86,14 @@ def run(settings: Settings) -> Result:
         record = Record(settings.steps)
         gc.collect()
         gc.disable()
-        switches = (0, 0)
         with _stoppable():
             if settings.wait:
                 _wait_for_line()
             if settings.seconds is not None:
                 signal.setitimer(signal.ITIMER_REAL, settings.seconds)
-            before = resource.getrusage(resource.RUSAGE_THREAD)
-            try:
-                _steps(step, record, settings.compute_ns, settings.opt_in == "marker")
-            finally:
-                after = resource.getrusage(resource.RUSAGE_THREAD)
-                switches = (after.ru_nvcsw - before.ru_nvcsw, after.ru_nivcsw - before.ru_nivcsw)
+            _steps(step, record, settings.compute_ns, settings.opt_in == "marker")
         plan = settings.plan
-        return evaluate(
-            record, os.getpid(), threading.get_native_id(), plan.gate, plan.source, switches
-        )
+        return evaluate(record, os.getpid(), threading.get_native_id(), plan.gate, plan.source)
     except OSError as error:
         # Out of processes, descriptors or permission half way.
         raise UserError(f"the loop broke: {error}") from None
@@ -119,18 +110,21 @@ def _wait_for_line() -> None:
 
 def _steps(step: gates.Step, record: Record, compute_ns: int, mark: bool) -> None:
     """The loop itself: no allocation that lasts, the clock read right beside each gate."""
-    enter, leave, origin = record.enter, record.leave, record.origin
+    enter, leave, origin, slept = record.enter, record.leave, record.origin, record.slept
     arm, wait, finish = step.arm, step.wait, step.finish
     now = time.monotonic_ns
     marker = system.mark_step
+    sleeps = system.Sleeps().count
     step.source.start()
     for index in range(len(enter)):
         arm()
         if mark:
             marker(index)
+        before = sleeps()
         enter[index] = now()
         wait()
         left = now()
+        slept[index] = sleeps() != before
         leave[index] = left
         record.gates = index + 1
         origin[index] = finish()

@@ -43,7 +43,8 @@ class Record:
     """Timestamps of a run, written into memory that is there from the start.
 
     Per gate: ``enter`` and ``leave`` around the call, ``origin`` when the
-    completion was due or sent (0: unknown). CLOCK_MONOTONIC, ns.
+    completion was due or sent (0: unknown). CLOCK_MONOTONIC, ns. ``slept``:
+    the thread went to sleep in it, and did not find the completion waiting.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -51,6 +52,7 @@ class Record:
         self.enter = array("q", zeros)
         self.leave = array("q", zeros)
         self.origin = array("q", zeros)
+        self.slept = bytearray(capacity)
         #: Gates that have returned.
         self.gates = 0
 
@@ -73,22 +75,23 @@ class Result:
     #: Gate return minus the timer's expiry or the peer's sending, of the gates
     #: that were waiting at that time; None where the source has no such time.
     lateness: Figures | None
-    #: Context switches of the thread (getrusage): voluntary ones are gates that slept.
-    switches_voluntary: int
-    switches_involuntary: int
+    #: Gates that returned without sleeping: their completion had come before.
+    ready: int
+    #: From each gate that slept to the next that did: what agenttop sees at
+    #: level lite, where a gate without a sleep is no event.
+    slept_step: Figures
 
     def as_json(self) -> dict[str, object]:
         return {"schema": "agenttop.loop", "version": 1, **asdict(self)}
 
 
-def evaluate(
-    record: Record, pid: int, tid: int, gate: str, source: str, switches: tuple[int, int]
-) -> Result:
+def evaluate(record: Record, pid: int, tid: int, gate: str, source: str) -> Result:
     """The figures of a run, complete or cut short."""
     count = record.gates
     enter, leave, origin = (
         column[:count].tolist() for column in (record.enter, record.leave, record.origin)
     )
+    sleeping = [entered for entered, slept in zip(enter, record.slept, strict=False) if slept]
     late = [
         left - due
         for entered, left, due in zip(enter, leave, origin, strict=True)
@@ -105,6 +108,6 @@ def evaluate(
         gate_ns=figures(left - entered for entered, left in zip(enter, leave, strict=True)),
         compute=figures(after - left for left, after in zip(leave, enter[1:], strict=False)),
         lateness=figures(late) if any(origin) else None,
-        switches_voluntary=switches[0],
-        switches_involuntary=switches[1],
+        ready=count - len(sleeping),
+        slept_step=figures(after - before for before, after in pairwise(sleeping)),
     )

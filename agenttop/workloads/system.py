@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import signal
 from typing import Final
 
@@ -156,6 +157,20 @@ sleep_until.restype = ctypes.c_int
 pread = fast.pread64
 pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
 pread.restype = ctypes.c_ssize_t
+
+
+class Sleeps:
+    """How often this thread has gone to sleep of its own will (getrusage's ru_nvcsw)."""
+
+    def __init__(self) -> None:
+        # struct rusage: two timevals (4 longs), then 14 longs; ru_nvcsw is the 13th of those.
+        self._usage = (ctypes.c_long * 18)()
+        self._getrusage = fast.getrusage
+        self._argument = ctypes.byref(self._usage)
+
+    def count(self) -> int:
+        self._getrusage(resource.RUSAGE_THREAD, self._argument)
+        return self._usage[16]
 
 
 class SignalWait:
