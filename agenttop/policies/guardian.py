@@ -68,6 +68,8 @@ class Guardian:
             signal.signal(number, self._note)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
             signal.signal(number, signal.SIG_IGN)
+        # The engine may have had signals blocked when it started us.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)

@@ -115,6 +115,14 @@ class PolicyManager:
                     entry.reason = self._probe(entry.policy)
         return [self._status(entry) for entry in self._entries.values()]
 
+    def reason(self, name: str) -> str | None:
+        """Why a policy cannot be had, None if it can. Raises UserError for a name that is none."""
+        return self._probe(self._entry(name).policy)
+
+    def detail(self, name: str) -> str:
+        """What a policy holds or, after plan(), would hold."""
+        return self._entry(name).policy.detail()
+
     def plan(self, name: str, targets: Targets) -> list[Change]:
         """What switching it on would change now. Raises UserError if it cannot be had."""
         entry = self._entry(name)
@@ -338,6 +346,10 @@ class PolicyManager:
                     events.append(self._drift(entry, (kind, target), now))
             # Takes them out of the journal; what somebody else has set stays.
             self._give_back(entry, lost)
+            for left_alone in (entry.drifted, entry.refused):
+                for kind, target in [k for k in left_alone if k[0] == "affinity"]:
+                    if KNOBS[kind].drift(target, "") == "":  # The thread has ended.
+                        del left_alone[kind, target]
         return events
 
     def _drift(self, entry: _Entry, key: Key, now: str) -> Event:

@@ -1,0 +1,49 @@
+"""Put back what an agenttop left changed that was killed together with its guardian.
+
+Works from the journal in /run/agenttop, compares each setting with what
+agenttop had written, and leaves alone what somebody else has set since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from agenttop import paths
+from agenttop.errors import UserError
+from agenttop.policies import lock
+from agenttop.policies.journal import NAME, JournalError, open_state_dir
+from agenttop.policies.undo import recover
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """No arguments of its own."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0; 1 if something could not be restored."""
+    state = str(paths.state())
+    try:
+        dir_fd = open_state_dir(state, create=False)
+        if dir_fd is None or not os.path.lexists(os.path.join(state, NAME)):
+            owner = lock.owner(state)
+            if owner is not None:
+                raise lock.LockedError(owner)
+            print("nothing to restore")
+            return 0
+        held = lock.acquire(state)
+        try:
+            outcomes = recover(dir_fd)
+        finally:
+            lock.release(held)
+            os.close(dir_fd)
+    except (JournalError, lock.LockedError) as error:
+        raise UserError(str(error)) from None
+    for outcome in outcomes or ():
+        print(outcome.text)
+    if not outcomes:
+        print("nothing to restore")
+    if any(not outcome.settled for outcome in outcomes or ()):
+        print(f"what could not be restored stays in {state}/{NAME}: try again")
+        return 1
+    return 0
