@@ -219,9 +219,16 @@ class Store:
     # ------------------------------------------------------------------ what the engine tells
 
     def feed(self, sample: Sample) -> None:
-        """Take in the next Sample. One that lies before the last one starts a new run."""
+        """Take in the next Sample.
+
+        One that lies before the last one starts a new run, and so does a
+        change of how or how finely is measured (from /proc to BPF when that
+        has loaded): the counters are others then.
+        """
         last = self._last
-        if last is not None and (sample.seq <= last.seq or sample.t_ns <= last.t_ns):
+        if last is not None and (
+            sample.seq <= last.seq or sample.t_ns <= last.t_ns or self._differs(sample.host)
+        ):
             self._start()
             last = None
         if sample.host is not None:
@@ -246,6 +253,11 @@ class Store:
         self._expire(sample.t_ns)
         self._take_exemplars(sample)
         self._take_policies(sample, first)
+
+    def _differs(self, host: Host | None) -> bool:
+        if host is None or self.host is None:
+            return False
+        return (host.mode, host.level) != (self.host.mode, self.host.level)
 
     def _take_agents(
         self, sample: Sample, since_ns: int, first: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import time
 from collections.abc import Iterable, Sequence
@@ -271,3 +272,8 @@ def _policies(policies: Sequence[PolicyStatus], width: int) -> list[str]:
         )
         lines += [cut(f"    {clean(change)}", width) for change in policy.changes]
     return lines
+
+
+def terminal_width() -> int:
+    """Of the terminal that stdout is, else COLUMNS, else 120 (a pipe has no edge)."""
+    return max(shutil.get_terminal_size((120, 50)).columns, LEAST_WIDTH)

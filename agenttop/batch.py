@@ -1,0 +1,49 @@
+"""``agenttop -b``: a block of text per update, as ``top -b``."""
+
+from __future__ import annotations
+
+import argparse
+
+from agenttop import headless
+from agenttop.columns import sort_help, sort_key
+from agenttop.options import engine_options
+from agenttop.store import Store
+from agenttop.text import Layout, report, terminal_width
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print ``-n`` updates (None: without end), ``-d`` seconds apart.
+
+    Each is over the rolling window (``--window``), so the first ones are
+    over less. Ends quietly on SIGTERM and SIGHUP. Raises UserError.
+    """
+    if args.sort == "help":
+        print(sort_help())
+        return 0
+    key, inverted = sort_key(args.sort)
+    options = engine_options(args)
+    layout = Layout(
+        width=terminal_width(),
+        sort=key,
+        inverted=inverted,
+        ascii=bool(getattr(args, "ascii", False)),
+    )
+    iterations = getattr(args, "iterations", None)
+
+    def work() -> int:
+        store = Store(window_ns=int(args.window * 1e9))
+        with headless.Session(options, store) as session:
+            samples = session.samples()
+            session.ready(samples)
+            printed = 0
+            for _ in samples:
+                snapshot = store.snapshot()
+                if snapshot is None:
+                    continue
+                headless.flush_text(("\n" if printed else "") + report(snapshot, layout))
+                printed += 1
+                if printed == iterations:
+                    break
+        return 0
+
+    return headless.quietly(work)

@@ -1,0 +1,215 @@
+"""Measure for a while, then print it once: as text, JSON or SVG."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from agenttop import headless, options
+from agenttop.columns import sort_help, sort_key
+from agenttop.errors import UserError
+from agenttop.format import clean
+from agenttop.options import EngineOptions
+from agenttop.snapshot import Snapshot
+from agenttop.store import Store
+from agenttop.text import Layout, report, terminal_width
+
+EPILOG = "Percentiles are over the time measured (--for), not over a rolling window."
+
+FORMATS: Final = ("text", "json", "svg")
+#: Cells of an SVG: the screen that it shows.
+SVG_SIZE: Final = (160, 50)
+SECONDS: Final = 5.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--for",
+        dest="for_s",
+        type=options.number(0.1, 86_400),
+        default=SECONDS,
+        metavar="SECONDS",
+        help="how long to measure (%(default)g)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="(%(default)s)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write there instead, when all is done"
+    )
+    parser.add_argument(
+        "--hdr",
+        action="store_true",
+        help="whole distributions too, as HdrHistogram V2 (with --format json)",
+    )
+    parser.add_argument("--theme", default="dark", metavar="NAME", help="of an svg (%(default)s)")
+    parser.add_argument("--ascii", action="store_true", help="text in plain ASCII")
+    options.add_sort(parser)
+    options.add_engine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print. Raises UserError before it starts, where it can be known then.
+
+    Also serves plain ``agenttop`` without a terminal, whose options lack some of ours.
+    """
+    if args.sort == "help":
+        print(sort_help())
+        return 0
+    wanted = Wanted.of(args)
+    engine = options.engine_options(args)
+    # A sample at the end of the time, however short it is.
+    engine.delay_s = min(engine.delay_s, wanted.seconds)
+    if wanted.output is not None:
+        check_writable(wanted.output)
+
+    def work() -> int:
+        body = measure(engine, wanted)
+        if wanted.output is not None:
+            write_whole(wanted.output, body)
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(body)
+            sys.stdout.buffer.flush()
+        return 0
+
+    return headless.quietly(work)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is to be made of the measurement."""
+
+    seconds: float
+    format: str
+    output: Path | None
+    hdr: bool
+    theme: str
+    layout: Layout
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Wanted:
+        """From the command line. Raises UserError."""
+        key, inverted = sort_key(args.sort)
+        form = getattr(args, "format", "text")
+        output = getattr(args, "output", None)
+        hdr = bool(getattr(args, "hdr", False))
+        if hdr and form != "json":
+            raise UserError("--hdr adds to JSON: say --format json too")
+        # A file has no width of its own: the table's comfortable one.
+        width = 120 if output else terminal_width()
+        return cls(
+            seconds=getattr(args, "for_s", SECONDS),
+            format=form,
+            output=Path(output) if output else None,
+            hdr=hdr,
+            theme=getattr(args, "theme", None) or "dark",
+            layout=Layout(
+                width=width,
+                sort=key,
+                inverted=inverted,
+                ascii=bool(getattr(args, "ascii", False)),
+            ),
+        )
+
+
+def measure(engine: EngineOptions, wanted: Wanted) -> bytes:
+    """Run an engine for the time; what is to be written. Raises UserError."""
+    store = Store()
+    seconds_ns = int(wanted.seconds * 1e9)
+    with headless.Session(engine, store) as session:
+        samples = session.samples()
+        session.ready(samples)
+        since = store.start_since()
+        for sample in samples:
+            # A sample a little early is as good: the interval is measured, not assumed.
+            if sample.t_ns >= since + seconds_ns - int(engine.delay_s * 0.5e9):
+                break
+        snapshot = store.snapshot(since_ns=since, hdr=wanted.hdr)
+    if snapshot is None:
+        raise UserError("the engine ended before it measured anything")
+    return render(store, snapshot, wanted)
+
+
+def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:
+    """The snapshot in the wanted format."""
+    if wanted.format == "json":
+        from agenttop.jsonout import encode
+
+        return encode(snapshot)
+    if wanted.format == "svg":
+        from agenttop.svg import render_svg
+
+        return render_svg(store, snapshot, SVG_SIZE, wanted.theme).encode()
+    layout = wanted.layout
+    if wanted.output is None and not _speaks_unicode():
+        layout = dataclasses.replace(layout, ascii=True)
+    return report(snapshot, layout).encode("utf-8", "replace")
+
+
+def _speaks_unicode() -> bool:
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return encoding == "utf8"
+
+
+# --------------------------------------------------------------------------- -o
+
+
+def _special(path: Path) -> bool:
+    """A device, pipe or socket: written to as it is."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the measurement whether the result can be written there. Raises UserError."""
+    if path.is_dir():
+        raise UserError(f"-o {clean(str(path))}: is a directory")
+    try:
+        if _special(path):
+            with path.open("ab"):
+                return
+        target = Path(os.path.realpath(path))
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
+        os.close(descriptor)
+        os.unlink(name)
+    except OSError as error:
+        raise UserError(f"-o {clean(str(path))}: {error.strerror}") from None
+
+
+def write_whole(path: Path, body: bytes) -> None:
+    """Write all of it or leave what was there. Raises UserError."""
+    try:
+        if _special(path):
+            path.write_bytes(body)
+            return
+        target = Path(os.path.realpath(path))
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), _mode(target))
+            os.replace(name, target)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise UserError(f"-o {clean(str(path))}: {error.strerror}") from None
+
+
+def _mode(target: Path) -> int:
+    """Of the file that is replaced, or what a new one would get."""
+    try:
+        return stat.S_IMODE(target.stat().st_mode)
+    except OSError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask

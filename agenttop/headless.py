@@ -1,0 +1,143 @@
+"""Running the engine without a screen: Samples into a Store until enough time has passed."""
+
+from __future__ import annotations
+
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, Protocol
+
+from agenttop.errors import UserError
+from agenttop.model import Command, Failure, Message, Sample
+from agenttop.options import EngineOptions
+from agenttop.store import Store
+
+#: host.missing["chains"] while the engine still loads its BPF programs.
+LOADING: Final = "loading"
+#: An engine that says nothing for so long (beyond its delay) hangs.
+SILENCE_S: Final = 60.0
+
+
+class Client(Protocol):
+    """The engine's other end (client.EngineClient)."""
+
+    def fileno(self) -> int:
+        """To wait on."""
+
+    def read(self) -> list[Message]:
+        """What has arrived; does not block."""
+
+    def send(self, command: Command) -> None:
+        """Tell the engine something."""
+
+    def close(self) -> None:
+        """Stop the engine; returns when it has put everything back."""
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGHUP came: unwinds so that the engine is stopped, then ends quietly."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def start(options: EngineOptions) -> Client:
+    """Start an engine."""
+    from agenttop.client import EngineClient
+
+    return EngineClient(options)
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Stopped inside; the handlers before it come back after it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # the way out is not interrupted again
+        raise Stopped(number)
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def quietly(work: Callable[[], int]) -> int:
+    """Run ``work``; a signal that stops it gives the shell's exit code for it, and no text."""
+    try:
+        with signals():
+            return work()
+    except Stopped as stopped:
+        return 128 + stopped.number
+
+
+class Session:
+    """An engine and a Store that it fills; use it as a context."""
+
+    def __init__(self, options: EngineOptions, store: Store) -> None:
+        self.options = options
+        self.store = store
+        self._client: Client | None = None
+
+    def __enter__(self) -> Session:
+        self._client = start(self.options)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def samples(self) -> Iterator[Sample]:
+        """Each Sample as it comes, already in the Store.
+
+        Raises UserError when the engine fails, or says nothing for long.
+        """
+        client = self._client
+        if client is None:
+            raise ValueError("the session is not open")
+        silence = SILENCE_S + 2 * self.options.delay_s
+        deadline = time.monotonic() + silence
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise UserError(f"the engine said nothing for {silence:.0f} s")
+            ready, _, _ = select.select([client], [], [], left)
+            for message in client.read() if ready else ():
+                if isinstance(message, Failure):
+                    raise UserError(message.text)
+                if isinstance(message, Sample):
+                    deadline = time.monotonic() + silence
+                    self.store.set_view_cpu(own_cpu_ns())
+                    self.store.feed(message)
+                    yield message
+
+    def ready(self, samples: Iterator[Sample]) -> Sample:
+        """Wait until the step chains are measured, or it is known that they cannot be."""
+        for sample in samples:
+            host = self.store.host
+            if host is None or host.missing.get("chains", "").startswith(LOADING):
+                continue
+            return sample
+        raise UserError("the engine ended before it measured anything")
+
+
+def own_cpu_ns() -> int:
+    """CPU time of this process so far, ns (its children are the engine's to count)."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return int((used.ru_utime + used.ru_stime) * 1e9)
+
+
+def flush_text(text: str) -> None:
+    """Write to stdout at once, so that a closed pipe is noticed here."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
