@@ -133,7 +133,8 @@ class AgentCounters(Struct):
     threads_tracked: int | None = None
     background: bool = False
     steps: int = 0
-    #: Steps whose gate returned at once (level full only).
+    #: Gates that returned at once, a saturation signal (lite sees only those that a wake-up
+    #: betrays); they are no steps.
     ready: int | None = None
     #: Steps whose wake-up was not seen, or whose waker could not be named.
     unattributed: int = 0

@@ -237,6 +237,11 @@ class Tracer:
             if start < end
         }
 
+    def slowpath(self, slot: int) -> NDArray[np.uint64]:
+        """The slowpath histogram's counts as they stand, shape (BUCKETS,); a view."""
+        start = MEASURES.index("slowpath") * BUCKETS
+        return self._hist[slot, start : start + BUCKETS]
+
     def softirq_latency(self, cpu: int, full: bool) -> dict[str, Histogram]:
         """Softirq vector -> raise-to-entry latency, as ``histograms``."""
         return {

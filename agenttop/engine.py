@@ -1,0 +1,299 @@
+"""The engine process: samples, policies, and nothing that draws.
+
+    python -m agenttop.engine FD OPTIONS
+
+FD is one end of a socket pair with stream.py's frames, OPTIONS an
+EngineOptions as JSON. It ends, and gives every knob back, when the other end
+closes, on SIGTERM and on SIGHUP; a guardian does that for it when it is
+killed or stopped.
+"""
+
+from __future__ import annotations
+
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import Final
+
+import msgspec
+
+from agenttop.agents import Rules
+from agenttop.collectors.bpf.loader import LoadError, Loading
+from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.hostinfo import host
+from agenttop.collectors.selfcost import SelfCost
+from agenttop.errors import UserError
+from agenttop.model import Command, Event, Failure, Host, Level, Message, Mode
+from agenttop.options import EngineOptions
+from agenttop.policies.manager import PolicyManager
+from agenttop.privileges import why_no_bpf
+from agenttop.registry import Registry
+from agenttop.sampler import Sampler
+from agenttop.stream import Decoder, StreamError, encode
+from agenttop.targets import EngineTargets
+
+#: How often process edges are taken in, and policies looked after, s.
+EDGES_S: Final = 0.1
+POLICY_S: Final = 0.25
+#: The Samples just after the programs are loaded come this soon: figures at once, not in a second.
+FIRST_S: Final = 0.3
+#: Delay between Samples, s.
+DELAYS: Final = (0.1, 3600.0)
+
+_LOADING: Final = "loading the kernel side"
+
+
+class Outbox:
+    """Frames on their way out. A slow reader delays Samples, never the engine."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._waiting = bytearray()
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting
+
+    def put(self, message: Message) -> None:
+        self._waiting += encode(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what fits. Raises OSError when nobody is there any more."""
+        while self._waiting:
+            try:
+                sent = self._channel.send(self._waiting)
+            except BlockingIOError:
+                return
+            del self._waiting[:sent]
+
+
+class Engine:
+    """One run: from the options to the closed channel."""
+
+    def __init__(self, options: EngineOptions, channel: socket.socket) -> None:
+        self._options = options
+        self._channel = channel
+        self._decoder = Decoder()
+        self._outbox = Outbox(channel)
+        self._selector = selectors.DefaultSelector()
+        self._running = True
+        self._delay_s = options.delay_s
+        self._cost = SelfCost()
+        self._registry = Registry(Rules.load(options.agents_file, options.agent_patterns))
+        self._sampler = Sampler(self._registry, self._cost)
+        self._policies = PolicyManager()
+        self._targets = EngineTargets(self._registry)
+        self._loading: Loading | None = None
+        self._tracer: Tracer | None = None
+        self._events: list[Event] = []
+        self._host: Host | None = None
+        self._missing: dict[str, str] = {}
+        self._wanted = list(options.policies)
+        self._guardian: int | None = None
+
+    def run(self) -> None:
+        """Until the channel closes, a stop command or a signal."""
+        self._channel.setblocking(False)
+        self._selector.register(self._channel, selectors.EVENT_READ, self._commands)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the view's to handle
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        try:
+            self._begin()
+            self._loop()
+        except (BrokenPipeError, ConnectionResetError, StreamError):
+            pass  # the view is gone
+        finally:
+            self._end()
+
+    # ------------------------------------------------------------------ start and end
+
+    def _begin(self) -> None:
+        reason = why_no_bpf() if self._options.bpf != "off" else "asked for without BPF"
+        if reason is None:
+            self._loading = Loading(self._options.level, raw=self._options.bpf == "raw")
+            self._selector.register(self._loading, selectors.EVENT_READ, self._loaded)
+            self._missing["chains"] = _LOADING
+        else:
+            self._without_bpf(reason)
+        self._describe()
+
+    def _without_bpf(self, reason: str) -> None:
+        self._missing["chains"] = reason
+        self._registry.scan()
+
+    def _loaded(self) -> None:
+        loading, self._loading = self._loading, None
+        assert loading is not None
+        self._selector.unregister(loading)
+        try:
+            self._tracer = Tracer(loading.result())
+        except LoadError as error:
+            self._without_bpf(str(error))
+        else:
+            self._missing.pop("chains", None)
+            self._sampler.attach(self._tracer)
+            self._tracer.measure_cost(self._options.bpf_stats)
+            for name in self._tracer.missing:
+                if why := _lost_without(name):
+                    self._missing[f"tracepoint {name}"] = why
+        self._describe()
+        now = time.monotonic()
+        self._next_sample = now
+        self._soon = 2
+
+    def _describe(self) -> None:
+        mode: Mode = "procfs"
+        level: Level = self._options.level
+        if self._tracer is not None:
+            mode = "tp_btf" if self._tracer.mode == "tp_btf" else "raw_tp"
+            level = "full" if self._tracer.level == "full" else "lite"
+        banner = None
+        reason = self._missing.get("chains")
+        if reason == _LOADING:
+            banner = "loading the kernel side; CPU figures first"
+        elif reason is not None:
+            banner = f"no step chains: {reason}"
+        self._host = host(
+            self._sampler.procfs, level=level, mode=mode, missing=self._missing, banner=banner
+        )
+
+    def _end(self) -> None:
+        for event in self._policies.close():
+            self._events.append(event)
+        if self._loading is not None:
+            self._loading.cancel()
+        if self._tracer is not None:
+            self._tracer.close()
+
+    def _stop(self, *_: object) -> None:
+        self._running = False
+
+    # ------------------------------------------------------------------ the loop
+
+    def _loop(self) -> None:
+        now = time.monotonic()
+        self._next_sample, self._soon = now, 0
+        next_edges = next_policy = now
+        while self._running:
+            until = min(self._next_sample, next_policy)
+            if self._tracer is not None:
+                until = min(until, next_edges)
+            for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
+                key.data()
+            now = time.monotonic()
+            if self._tracer is not None and now >= next_edges:
+                next_edges = now + EDGES_S
+                self._sampler.edges()
+            if now >= next_policy:
+                next_policy = now + POLICY_S
+                self._tick_policies()
+            if not self._outbox.idle:
+                self._outbox.flush()
+            if now >= self._next_sample:
+                self._next_sample = self._following(now)
+                # With a frame still under way this Sample is left out: the
+                # next one holds what both would have held.
+                if self._outbox.idle:
+                    self._sample()
+
+    def _following(self, now: float) -> float:
+        if self._soon:
+            self._soon -= 1
+            return now + min(FIRST_S, self._delay_s)
+        following = self._next_sample + self._delay_s
+        return following if following > now else now + self._delay_s
+
+    def _sample(self) -> None:
+        sample = self._sampler.sample()
+        self._targets.update(sample)
+        if self._wanted and self._loading is None:
+            for name in self._wanted:
+                self._switch(name, True)
+            self._wanted = []
+        sample.policies = self._policies.status()
+        sample.events, self._events = self._events, []
+        sample.host, self._host = self._host, None
+        self._outbox.put(sample)
+
+    def _tick_policies(self) -> None:
+        self._events += self._policies.tick(self._targets.current())
+        if self._policies.guardian != self._guardian:
+            self._guardian = self._policies.guardian
+            if self._guardian is not None:
+                self._cost.add(self._guardian)
+            for key in list(self._selector.get_map().values()):
+                if key.data == self._tick_policies:
+                    self._selector.unregister(key.fileobj)
+            for fd in self._policies.fds():
+                self._selector.register(fd, selectors.EVENT_READ, self._tick_policies)
+
+    # ------------------------------------------------------------------ commands
+
+    def _commands(self) -> None:
+        try:
+            data = self._channel.recv(1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            self._running = False
+            return
+        for message in self._decoder.feed(data):
+            if isinstance(message, Command):
+                self._obey(message)
+
+    def _obey(self, command: Command) -> None:
+        if command.kind == "policy":
+            self._switch(command.name, command.on)
+            self._next_sample = time.monotonic()
+        elif command.kind == "bpf_stats" and self._tracer is not None:
+            self._tracer.measure_cost(command.on)
+        elif command.kind == "delay":
+            self._delay_s = min(max(command.seconds, DELAYS[0]), DELAYS[1])
+            self._next_sample = time.monotonic() + self._delay_s
+        elif command.kind == "full":
+            self._sampler.ask_full()
+        elif command.kind == "stop":
+            self._running = False
+
+    def _switch(self, name: str, on: bool) -> None:
+        try:
+            self._events += self._policies.set(name, on, self._targets.current())
+        except UserError as error:
+            self._events.append(Event(time.monotonic_ns(), "error", str(error)))
+        self._tick_policies()
+
+
+def _lost_without(tracepoint: str) -> str | None:
+    from agenttop.collectors.bpf.programs import LOSS_WITHOUT
+
+    return LOSS_WITHOUT.get(tracepoint)
+
+
+def _more_descriptors() -> None:
+    """The soft limit of 1024 is too low for a file per thread of 256 agents."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+
+
+def main() -> int:
+    """See the module."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    options = msgspec.json.decode(sys.argv[2], type=EngineOptions)
+    _more_descriptors()
+    try:
+        Engine(options, channel).run()
+    except UserError as error:
+        channel.setblocking(True)
+        channel.sendall(encode(Failure(str(error))))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Which agents there are: finds them, gives each a slot in the kernel, notices their end.
+
+With BPF, threads inherit their slot at fork and edges (exec, rename, cgroup
+move, opt-in, exit) come through a ring; without, the process table is read
+again every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from agenttop import agents, procinfo
+from agenttop.agents import ExecFilter, Found, Rules
+from agenttop.collectors.bpf import layout
+from agenttop.collectors.bpf.tracer import Edge, Thread, Tracer
+from agenttop.collectors.schedstat import TreeSchedstat
+from agenttop.collectors.selfcost import process_cpu_ns
+from agenttop.procinfo import printable
+
+#: Slots that opted-in threads may take together: anybody can opt in, rules come first.
+OPT_IN_SLOTS: Final = 64
+#: Process-table scans without BPF, and after lost edges.
+SCAN_EVERY_S: Final = 2.0
+#: CPU time that looking at edges may take per call.
+EDGE_BUDGET_S: Final = 0.002
+#: Processes that wait to be looked at; more are forgotten, and found by the next scan.
+EDGE_BACKLOG: Final = 4096
+#: Processes listed per agent.
+MAX_PIDS: Final = 64
+
+AgentKey = tuple[str, str, int, int]
+
+
+@dataclass
+class Agent:
+    """An agent that is, or has just been, there."""
+
+    id: int
+    key: AgentKey
+    name: str
+    rule: str
+    root: int
+    background: bool = False
+    #: Its slot in the kernel's maps; layout.NO_SLOT without BPF.
+    slot: int = layout.NO_SLOT
+    #: The one thread that opted in, None for a tree.
+    tid: int | None = None
+    pids: list[int] = field(default_factory=list)
+    threads: list[Thread] = field(default_factory=list)
+    alive: bool = True
+    schedstat: TreeSchedstat | None = None
+    _cpu_base: int = 0
+    _cpu_last: dict[int, int] = field(default_factory=dict)
+
+    def cpu_ns(self) -> int:
+        """CPU time of its processes since they were first seen, monotonic."""
+        for pid in self._cpu_last.keys() - set(self.pids):
+            self._cpu_base += self._cpu_last.pop(pid)
+        for pid in self.pids:
+            now = process_cpu_ns(pid)
+            if now is not None:
+                self._cpu_last[pid] = max(now, self._cpu_last.get(pid, 0))
+        return self._cpu_base + sum(self._cpu_last.values())
+
+
+class Registry:
+    """The agents, by rules and by opt-in."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._filter = ExecFilter(rules)
+        self._tracer: Tracer | None = None
+        self._agents: dict[AgentKey, Agent] = {}
+        self._free = list(range(layout.SLOTS - 1, 0, -1))
+        self._next_id = 1
+        self._backlog: dict[int, None] = {}
+        self._scanned = 0.0
+        self._rescan = False
+        #: Agents that found no slot.
+        self.slots_full = 0
+
+    def agents(self) -> list[Agent]:
+        """All of them, oldest first; ended ones until ``forget``."""
+        return list(self._agents.values())
+
+    def attach(self, tracer: Tracer) -> None:
+        """From now on the kernel measures; known agents get their slots."""
+        self._tracer = tracer
+        self._agents.clear()
+        self.scan()
+
+    def forget(self) -> None:
+        """Drop the ended agents, once a Sample has told of their end."""
+        for key, agent in list(self._agents.items()):
+            if not agent.alive:
+                if agent.schedstat is not None:
+                    agent.schedstat.close()
+                if agent.slot != layout.NO_SLOT:
+                    self._free.append(agent.slot)
+                del self._agents[key]
+
+    # ------------------------------------------------------------------ finding
+
+    def scan(self) -> None:
+        """Read the process table whole: at the start, without BPF, after lost edges."""
+        self._scanned = time.monotonic()
+        self._rescan = False
+        found = {f.key: f for f in agents.scan(self._rules)}
+        for key, one in found.items():
+            agent = self._agents.get(key)
+            if agent is None:
+                self._enter(one)
+            elif self._tracer is None:
+                agent.pids = list(one.pids)
+            else:
+                self._adopt(agent, [pid for pid in one.pids if pid not in agent.pids])
+        if self._tracer is None:
+            for key, agent in self._agents.items():
+                agent.alive = agent.alive and key in found
+
+    def edges(self, edges: Iterable[Edge], lost: bool) -> None:
+        """Take in what happened to processes; ``lost``: some of it was not told."""
+        self._rescan |= lost
+        for edge in edges:
+            if edge.kind in ("exec", "rename", "cgroup"):
+                if len(self._backlog) < EDGE_BACKLOG:
+                    self._backlog[edge.tgid] = None
+                else:
+                    self._rescan = True
+            elif edge.kind in ("marker", "sched_setattr"):
+                self._opted_in(edge)
+        until = time.thread_time() + EDGE_BUDGET_S
+        while self._backlog and time.thread_time() < until:
+            pid = next(iter(self._backlog))
+            del self._backlog[pid]
+            one = self._filter.check(pid)
+            if one is not None:
+                agent = self._agents.get(one.key)
+                if agent is None or not agent.alive:
+                    self._enter(one)
+                elif pid not in agent.pids:
+                    self._adopt(agent, [pid])
+
+    def refresh(self) -> None:
+        """Before each Sample: who is in each agent now, and who has ended."""
+        # Before the first scan (the kernel side is still being loaded) there is nobody.
+        overdue = self._scanned and time.monotonic() - self._scanned > SCAN_EVERY_S
+        if overdue and (self._tracer is None or self._rescan):
+            self.scan()
+        if self._tracer is None:
+            return
+        by_slot: dict[int, list[Thread]] = defaultdict(list)
+        for thread in self._tracer.threads():
+            by_slot[thread.slot].append(thread)
+        for agent in self._agents.values():
+            if agent.slot == layout.NO_SLOT:
+                agent.alive = agent.alive and any(map(_lives, agent.pids))
+                continue
+            agent.threads = by_slot.get(agent.slot, [])
+            if not agent.threads:
+                agent.alive = agent.alive and self._tracer.members(agent.slot) > 0
+                continue
+            tgids = {thread.tgid for thread in agent.threads if thread.tgid}
+            tgids = tgids or set(agent.pids)  # the hash knows threads only
+            rest = sorted(tgids - {agent.root})
+            first = [agent.root] if agent.root in tgids else []
+            agent.pids = (first + rest)[:MAX_PIDS]
+
+    # ------------------------------------------------------------------ internals
+
+    def _enter(self, found: Found) -> None:
+        old = self._agents.get(found.key)
+        if old is not None and not old.alive:
+            return  # its end has not been told yet; the next scan or edge finds it
+        agent = Agent(
+            id=self._next_id,
+            key=found.key,
+            name=found.name,
+            rule=found.rule.name,
+            root=found.root,
+            background=found.rule.background,
+            pids=list(found.pids),
+        )
+        self._next_id += 1
+        self._agents[found.key] = agent
+        if self._tracer is None:
+            agent.schedstat = TreeSchedstat()
+            return
+        if self._take_slot(agent):
+            # The root and, when an exec edge names one process of a tree that
+            # nobody knew, that process.
+            self._tracer.assign(dict.fromkeys({found.root, *found.pids}, agent.slot), {})
+
+    def _opted_in(self, edge: Edge) -> None:
+        key = (edge.kind, "", edge.tid, edge.tgid)
+        opted = sum(agent.tid is not None for agent in self._agents.values())
+        info = procinfo.read(edge.tgid)
+        if self._tracer is None or key in self._agents or info is None:
+            return
+        if opted >= OPT_IN_SLOTS:
+            self.slots_full += 1
+            return
+        comm = procinfo.read_file(f"/proc/{edge.tgid}/task/{edge.tid}/comm", 64)
+        name = printable(procinfo.text(comm).strip() if comm else info.comm, 32)
+        agent = Agent(self._next_id, key, name, edge.kind, edge.tgid, tid=edge.tid)
+        agent.pids = [edge.tgid]
+        self._next_id += 1
+        self._agents[key] = agent
+        if self._take_slot(agent):
+            self._tracer.assign({}, {edge.tid: agent.slot})
+
+    def _take_slot(self, agent: Agent) -> bool:
+        assert self._tracer is not None
+        if not self._free:
+            self.slots_full += 1
+            return False
+        agent.slot = self._free.pop()
+        self._tracer.clear(agent.slot)
+        return True
+
+    def _adopt(self, agent: Agent, pids: list[int]) -> None:
+        if self._tracer is not None and agent.slot != layout.NO_SLOT and pids:
+            self._tracer.assign(dict.fromkeys(pids, agent.slot), {})
+
+
+def _lives(pid: int) -> bool:
+    return procinfo.read(pid) is not None

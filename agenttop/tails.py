@@ -1,0 +1,61 @@
+"""What counts as tail, per agent: thresholds that the engine gives to the kernel.
+
+The kernel adds the stages of steps above the tail threshold (so that the
+stage that dominates the tail is measured, not guessed from percentiles that
+do not add up) and keeps whole the few that beat the slowest kept lately.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from agenttop.histogram import EDGES, Counts, empty
+
+#: The slowest steps kept per agent, and for how long, ns.
+KEPT: Final = 16
+KEPT_NS: Final = 30_000_000_000
+#: The tail is the slowest 1 % of what came in about this time, ns.
+RENEW_NS: Final = 5_000_000_000
+TAIL_RATIO: Final = 0.99
+#: Fewer steps than this say nothing about a tail.
+MIN_STEPS: Final = 100
+
+
+@dataclass
+class Tail:
+    """The thresholds of one agent, ns."""
+
+    slow_ns: int = 0
+    tail_ns: int = 0
+    _kept: list[tuple[int, int]] = field(default_factory=list)  # (slowpath, time), a heap
+    #: Slowpath counts at the last renewal, and the decaying ones that the tail is taken from.
+    _seen: Counts = field(default_factory=empty)
+    _recent: Counts = field(default_factory=empty)
+    _renewed_ns: int = 0
+
+    def keep(self, slowpath_ns: int, now_ns: int) -> None:
+        """A slow step was kept whole."""
+        heapq.heappush(self._kept, (slowpath_ns, now_ns))
+
+    def update(self, slowpath: Counts, now_ns: int) -> None:
+        """Renew the thresholds; ``slowpath`` are the histogram's cumulative counts."""
+        self._kept = [entry for entry in self._kept if now_ns - entry[1] < KEPT_NS]
+        heapq.heapify(self._kept)
+        while len(self._kept) > KEPT:
+            heapq.heappop(self._kept)
+        self.slow_ns = self._kept[0][0] if len(self._kept) == KEPT else 0
+        if self.tail_ns and now_ns - self._renewed_ns < RENEW_NS:
+            return
+        recent = self._recent // 2 + (slowpath - self._seen)
+        cumulative = np.cumsum(recent)
+        total = int(cumulative[-1])
+        if total < MIN_STEPS:
+            return
+        self._renewed_ns = now_ns
+        self._recent, self._seen = recent, slowpath.copy()
+        bucket = int(np.searchsorted(cumulative, TAIL_RATIO * total))
+        self.tail_ns = max(1, int(EDGES[bucket]))

@@ -1,0 +1,115 @@
+"""What the engine tells the policies: agents with their control-loop threads, CPUs with their heat.
+
+From the Samples and the registry, so that policies act on what is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+
+from agenttop import procinfo
+from agenttop.histogram import Counts, empty, percentiles
+from agenttop.model import CpuCounters, Histogram, Sample
+from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
+from agenttop.registry import Registry
+
+#: An idle state's exit is judged by the wakes of about this many Samples.
+EXIT_SAMPLES: Final = 30
+
+
+class EngineTargets:
+    """Keeps the newest Targets."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._before: Sample | None = None
+        self._cpus: tuple[Cpu, ...] = ()
+        self._agents: tuple[Agent, ...] = ()
+        self._run_ns: dict[int, tuple[int, int]] = {}
+        self._exits: dict[int, Counts] = {}
+        self._seen: dict[int, Counts] = {}
+
+    def current(self) -> Targets:
+        """As of the last Sample, with the time of now."""
+        return Targets(time.monotonic_ns(), self._agents, self._cpus)
+
+    def update(self, sample: Sample) -> None:
+        """Take in a Sample that was just made (before the registry forgets its threads)."""
+        before, self._before = self._before, sample
+        self._measure_exits(sample.idle_exit)
+        known = {cpu.cpu: cpu for cpu in before.cpus} if before else {}
+        elapsed = sample.t_ns - before.t_ns if before else 0
+        exits = {
+            state: Exit(int(p50), int(counts.sum()))
+            for state, counts in self._exits.items()
+            if (p50 := percentiles(counts, [0.5])[0]) is not None
+        }
+        self._cpus = tuple(
+            Cpu(
+                cpu.cpu,
+                cpu.online,
+                _ratio(_irq_ns(cpu), _irq_ns(old), elapsed) if (old := known.get(cpu.cpu)) else 0.0,
+                _ratio(_softirq_ns(cpu), _softirq_ns(old), elapsed) if old else 0.0,
+                _ratio(cpu.busy_ns, old.busy_ns, elapsed) if old else 0.0,
+                exits,
+            )
+            for cpu in sample.cpus
+        )
+        steps = {agent.id: agent.cpu_steps for agent in sample.agents}
+        self._agents = tuple(
+            Agent(
+                agent.id,
+                agent.name,
+                tuple(agent.pids),
+                tuple(
+                    Thread(t.tid, t.tgid or agent.root, t.cpu, t.steps, self._load(t.tgid, t.tid))
+                    for t in agent.threads
+                    if t.steps
+                ),
+                {int(cpu): n for cpu, n in steps.get(agent.id, {}).items()},
+            )
+            for agent in self._registry.agents()
+            if agent.alive
+        )
+        if len(self._run_ns) > 4096:
+            self._run_ns.clear()
+
+    def _measure_exits(self, changed: dict[str, Histogram]) -> None:
+        for counts in self._exits.values():
+            counts -= counts // EXIT_SAMPLES
+        for state, histogram in changed.items():
+            buckets = np.frombuffer(histogram.buckets, dtype="<u2")
+            now = np.frombuffer(histogram.counts, dtype="<u8")
+            seen = self._seen.setdefault(int(state), empty())
+            recent = self._exits.setdefault(int(state), empty())
+            recent[buckets] += now - seen[buckets]
+            seen[buckets] = now
+
+    def _load(self, tgid: int, tid: int) -> float:
+        """CPU time over wall time since the last look, from schedstat."""
+        raw = procinfo.read_file(f"/proc/{tgid or tid}/task/{tid}/schedstat", 128)
+        now = time.monotonic_ns()
+        try:
+            run_ns = int(raw.split(None, 1)[0]) if raw else 0
+        except (ValueError, IndexError):
+            run_ns = 0
+        last_run, last = self._run_ns.get(tid, (run_ns, now))
+        self._run_ns[tid] = (run_ns, now)
+        return _ratio(run_ns, last_run, now - last)
+
+
+def _irq_ns(cpu: CpuCounters) -> int:
+    return sum(a.time_ns or 0 for a in (*cpu.irqs.values(), *cpu.vectors.values())) or (
+        cpu.irq_ns or 0
+    )
+
+
+def _softirq_ns(cpu: CpuCounters) -> int:
+    return sum(a.time_ns or 0 for a in cpu.softirqs.values()) or (cpu.softirq_ns or 0)
+
+
+def _ratio(now: int, before: int, elapsed: int) -> float:
+    return min(1.0, max(0, now - before) / elapsed) if elapsed > 0 else 0.0
