@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import yaml
 
-from agenttop import paths
+from agenttop import paths, yamlfile
 from agenttop.errors import UserError
 from agenttop.words import STAGES
+from agenttop.yamlfile import Document
 
 DEFAULT: Final = "dark"
 #: The ones that come with the program, in the order in which the t key walks them.
 BUILTIN: Final = ("dark", "light", "high-contrast", "ansi16")
-#: A theme is a page of text; a larger file is something else.
-MAX_BYTES: Final = 64 << 10
 MAX_DEPTH: Final = 4
 
 _TERMINAL = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
@@ -157,7 +155,7 @@ def available() -> dict[str, Path]:
 def load(name: str) -> Theme:
     """The theme of that name, or in that file (anything with a / or ending in .yaml).
 
-    Raises UserError with file and place.
+    Raises UserError with file, line and place.
     """
     path = Path(name).expanduser()
     if "/" not in name and path.suffix not in (".yaml", ".yml"):
@@ -167,63 +165,38 @@ def load(name: str) -> Theme:
         path = files[name]
     else:
         name = path.stem
+    document, data = _merged(path, MAX_DEPTH)
     try:
-        return _valid(name, msgspec.convert(_merged(path, MAX_DEPTH), ThemeFile))
+        return _valid(name, msgspec.convert(data, ThemeFile))
     except msgspec.ValidationError as error:
-        raise UserError(f"theme {path}: {_place(error)}") from None
+        text, _, place = str(error).partition(" - at ")
+        raise document.error(place.strip("`") or "$", text) from None
     except ValueError as error:
-        raise UserError(f"theme {path}: {error}") from None
+        place, _, text = str(error).partition(": ")
+        raise document.error(f"$.{place}", text) from None
 
 
-def _place(error: msgspec.ValidationError) -> str:
-    """msgspec's ``TEXT - at `$.colors.dim```, the place first."""
-    text, _, place = str(error).partition(" - at ")
-    place = place.strip("`").removeprefix("$").lstrip(".")
-    return f"{place}: {text}" if place else text
-
-
-def _merged(path: Path, depth: int) -> dict[str, Any]:
-    """The file's content over that of its base."""
-    if depth == 0:
-        raise UserError(f"theme {path}: more than {MAX_DEPTH} files build on each other ('base')")
-    raw = _read(path)
+def _merged(path: Path, depth: int) -> tuple[Document, dict[str, Any]]:
+    """The file, and its content over that of its base."""
+    document = yamlfile.read(path)
+    if not isinstance(document.data, dict):
+        raise document.error("$", "not a theme (title, colors, stages, ... are wanted)")
+    raw = {str(key): value for key, value in document.data.items()}
     base = raw.pop("base", None)
     if base is None:
-        return raw
-    files = available()
-    if not isinstance(base, str) or base not in files or files[base] == path:
-        names = ", ".join(name for name, file in files.items() if file != path)
-        raise UserError(f"theme {path}: base: no such theme (there are {names})")
-    out = _merged(files[base], depth - 1)
+        return document, raw
+    files = {name: file for name, file in available().items() if file != path}
+    if depth == 0:
+        raise document.error("$.base", f"more than {MAX_DEPTH} files build on each other")
+    if not isinstance(base, str) or base not in files:
+        raise document.error("$.base", f"no such theme (there are {', '.join(files)})")
+    _, out = _merged(files[base], depth - 1)
     for key, value in raw.items():
         before = out.get(key)
         if isinstance(before, dict) and isinstance(value, dict):
-            out[key] = {**before, **value}
-        else:
-            out[key] = value
-    return out
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"theme {path}: {error.strerror or error}") from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"theme {path}: larger than {MAX_BYTES >> 10} KiB, not a theme")
-    try:
-        raw = yaml.safe_load(content)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"theme {path}: {where}{error.problem or 'not YAML'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "not YAML"
-        raise UserError(f"theme {path}: {reason}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"theme {path}: not a theme (a mapping with title, colors, ... is wanted)")
-    return {str(key): value for key, value in raw.items()}
+            value = {**before, **value}
+        out[key] = value
+    return document, out
 
 
 def _valid(name: str, file: ThemeFile) -> Theme:

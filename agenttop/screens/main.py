@@ -1,0 +1,451 @@
+"""The main screen: puts the panels where they fit, and turns keys into changes of the View."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.events import Key, Resize
+from textual.message import Message
+from textual.screen import Screen
+
+from agenttop.columns import COLUMNS, ordered
+from agenttop.format import clean
+from agenttop.model import Command, PolicyStatus
+from agenttop.screens import sheets
+from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
+from agenttop.screens.layout import LEAST, PANELS, Plan, plan
+from agenttop.screens.popup import Popup
+from agenttop.screens.state import View
+from agenttop.snapshot import Agent, Snapshot
+from agenttop.widgets.agents import Agents
+from agenttop.widgets.chain import Chain
+from agenttop.widgets.cpus import Cpus
+from agenttop.widgets.footer import Footer
+from agenttop.widgets.header import Header
+from agenttop.widgets.notice import Notice
+from agenttop.widgets.panel import Panel
+from agenttop.widgets.policies import Policies
+from agenttop.widgets.slowest import Slowest
+from agenttop.widgets.trend import Trend
+from agenttop.words import STAGES
+
+#: How long an event stands in the footer, s.
+MESSAGE_S = 5.0
+DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+_ROLES = {"policy": "marker", "agent": "accent", "warning": "warn", "error": "alarm"}
+
+
+class Main(Screen[None]):
+    """Agents above; the selected one's chain, slowest steps, CPUs, trend and policies below."""
+
+    CSS = """
+    Main { layout: vertical; overflow: hidden; }
+    #body { height: 1fr; }
+    #left, #right { width: 1fr; height: 100%; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = list(BINDINGS)
+    AUTO_FOCUS = None
+
+    class Reconsider(Message):
+        """Another Snapshot is wanted: the pause has ended, or the interval is another one."""
+
+    def __init__(self, view: View, send: Callable[[Command], None]) -> None:
+        super().__init__()
+        self.view = view
+        self._send = send
+        self._panel = "chain"
+        self._active = "agents"
+        self._plan: Plan | None = None
+        events = view.data.events
+        self._event_seen: Any = events[-1] if events else None
+        self._quiet_at = 0.0
+
+        self.notice = Notice(view, id="notice")
+        self.header = Header(view, id="header")
+        self.agents = Agents(view, id="agents")
+        self.chain = Chain(view, id="chain")
+        self.slowest = Slowest(view, id="slowest")
+        self.cpus = Cpus(view, id="cpus")
+        self.trend = Trend(view, id="trend")
+        self.compare = Trend(view, id="compare", compare=True)
+        self.policies = Policies(view, id="policies")
+        self.footer = Footer(view, id="footer")
+        self.footer.hints = FOOTER
+        self.agents.active = True
+        self._left = (self.chain, self.slowest, self.cpus)
+        self._right = (self.trend, self.compare, self.policies)
+        self._panels: tuple[Panel, ...] = (
+            *(self.notice, self.header, self.agents, *self._left, *self._right, self.footer),
+        )
+        self._by_id = {panel.id: panel for panel in self._panels}
+
+    def compose(self) -> ComposeResult:
+        yield self.notice
+        yield self.header
+        yield self.agents
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                yield from self._left
+            with Vertical(id="right"):
+                yield from self._right
+        yield self.footer
+
+    def on_mount(self) -> None:
+        if self.view.snapshot is not None:
+            self.show(self.view.snapshot)
+
+    def on_resize(self, event: Resize) -> None:
+        self._arrange()
+
+    def panel(self, name: str) -> Panel:
+        """A panel by its id."""
+        return self._by_id[name]
+
+    # ------------------------------------------------------------------ what is shown
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show another Snapshot."""
+        self.view.snapshot = snapshot
+        self.pick_agents()
+        self._tell_events()
+        self._arrange()
+        self.update_panels()
+
+    def pick_agents(self) -> None:
+        """Filter and sort anew; the selection stays with its agent, or else with its row."""
+        view = self.view
+        if view.snapshot is None:
+            return
+        agents = [agent for agent in view.snapshot.agents if self._wanted(agent)]
+        view.agents = ordered(agents, view.sort, view.inverted)
+        ids = [agent.id for agent in view.agents]
+        if view.selected in ids:
+            view.cursor = ids.index(view.selected)
+        else:
+            view.cursor = min(view.cursor, max(len(ids) - 1, 0))
+            self._select(view.cursor)
+
+    def _wanted(self, agent: Agent) -> bool:
+        view = self.view
+        pids = view.options.pids
+        if pids and not set(pids) & {agent.pid, *agent.pids}:
+            return False
+        return matches(agent, view.filter)
+
+    def _select(self, index: int) -> None:
+        view = self.view
+        before = view.selected
+        view.cursor = index
+        view.selected = view.agents[index].id if 0 <= index < len(view.agents) else None
+        if view.selected != before:
+            view.exemplar = 0
+
+    def update_panels(self) -> None:
+        """Have each panel draw what has changed."""
+        if self._quiet_at and time.monotonic() >= self._quiet_at:
+            self._quiet_at = 0.0
+            self.footer.tell("", "")
+        for panel in self._panels:
+            panel.sync()
+
+    def update_age(self, age_ns: int) -> None:
+        """The sample has grown older without another one."""
+        self.view.age_ns = age_ns
+        self.header.sync()
+
+    def repaint(self) -> None:
+        """Draw everything anew, for instance in another theme."""
+        for panel in self._panels:
+            panel.repaint()
+
+    def tell(self, text: str, kind: str = "info") -> None:
+        """A line for the reader, in the footer for some seconds."""
+        self.footer.tell(text, _ROLES.get(kind, "text"))
+        self._quiet_at = time.monotonic() + MESSAGE_S
+        self.set_timer(MESSAGE_S + 0.05, self.update_panels)
+
+    def _tell_events(self) -> None:
+        events = self.view.data.events
+        if not events or events[-1] is self._event_seen:
+            return
+        event = self._event_seen = events[-1]
+        self.tell(event.text, event.kind)
+
+    # ------------------------------------------------------------------ where it stands
+
+    def _arrange(self) -> None:
+        view = self.view
+        width, height = self.size
+        wanted = plan(
+            width,
+            height,
+            self.header.wanted_height(height),
+            len(view.snapshot.agents) if view.snapshot else 0,
+            len(view.cpus),
+            len(view.policies),
+            self._panel,
+        )
+        if wanted == self._plan or not self.is_mounted:
+            return
+        self._plan = wanted
+        self.notice.display = wanted.too_small
+        for panel, rows in ((self.header, wanted.header), (self.agents, wanted.agents)):
+            panel.display = rows > 0
+            panel.styles.height = rows
+        heights = dict((*wanted.left, *wanted.right))
+        for column, panels in (("#left", self._left), ("#right", self._right)):
+            for below in panels:
+                below.display = below.id in heights
+                below.styles.height = heights.get(str(below.id), 0)
+            self.query_one(column).display = any(p.id in heights for p in panels)
+        self.query_one("#body").display = bool(heights)
+        self.footer.display = not wanted.too_small
+        if self._active != "agents" and self._active not in heights:
+            self._activate("agents")
+
+    def _activate(self, name: str) -> None:
+        self._active = name
+        for panel in self._panels:
+            panel.active = panel.id == name
+
+    # ------------------------------------------------------------------ keys
+
+    def on_key(self, event: Key) -> None:
+        """The policies' own keys."""
+        character = event.character
+        if not character or character in RESERVED:
+            return
+        for index, policy in enumerate(self.view.policies):
+            if policy.key == character:
+                event.stop()
+                event.prevent_default()
+                self.view.policy = index
+                self._toggle(policy)
+                return
+
+    def _toggle(self, policy: PolicyStatus) -> None:
+        name = clean(policy.name, 24)
+        if self.view.options.readonly:
+            self.tell(f"{name}: not switched, agenttop runs with --readonly", "warning")
+        elif policy.state == "n/a":
+            self.tell(f"{name}: N/A, {policy.detail}", "warning")
+        else:
+            on = policy.state in ("off", "error")
+            self._send(Command("policy", name=policy.name, on=on))
+            self.tell(f"{name}: switching {'on' if on else 'off'}", "policy")
+        self.update_panels()
+
+    def action_move(self, rows: int) -> None:
+        view = self.view
+        if self._active == "cpus":
+            view.cpu = min(max(view.cpu + rows, 0), max(len(view.cpus) - 1, 0))
+        elif self._active == "policies":
+            view.policy = min(max(view.policy + rows, 0), max(len(view.policies) - 1, 0))
+        elif self._active == "chain":
+            view.stage = min(max(view.stage + rows, 0), len(STAGES) - 1)
+        elif self._active == "slowest":
+            self.action_exemplar(rows)
+        elif view.agents:
+            self._select(min(max(view.cursor + rows, 0), len(view.agents) - 1))
+        self.update_panels()
+
+    def action_page(self, pages: int) -> None:
+        table = self.panel(self._active)
+        self.action_move(pages * max(table.size.height - 4, 1))
+
+    def action_column(self, step: int) -> None:
+        keys = self.agents.shown_columns()
+        at = keys.index(self.view.column) if self.view.column in keys else 0
+        self.view.column = keys[(at + step) % len(keys)]
+        self._activate("agents")
+        self.update_panels()
+
+    def action_exemplar(self, step: int) -> None:
+        view = self.view
+        view.exemplar = min(max(view.exemplar + step, 0), max(len(view.exemplars) - 1, 0))
+        self.update_panels()
+
+    def action_panel(self, index: int) -> None:
+        """Give a panel the arrows, and show it where there is room for one only."""
+        name = PANELS[index]
+        self._panel = name
+        self._arrange()
+        self._activate(name if self._active != name else "agents")
+        self.update_panels()
+
+    def action_next_panel(self, step: int) -> None:
+        order = ["agents", *PANELS]
+        at = order.index(self._active) if self._active in order else 0
+        name = order[(at + step) % len(order)]
+        if name != "agents":
+            self._panel = name
+        self._arrange()
+        self._activate(name if self.panel(name).display else "agents")
+        self.update_panels()
+
+    def action_ask(self, kind: str) -> None:
+        self.footer.ask(kind, self.view.filter if kind == "filter" else "")
+
+    def on_footer_typed(self, typed: Footer.Typed) -> None:
+        view = self.view
+        if typed.kind == "filter":
+            view.filter = typed.text if typed.accepted else ""
+            self.pick_agents()
+        elif typed.accepted and typed.text:
+            view.search = typed.text
+            self._search()
+        self.update_panels()
+
+    def _search(self) -> None:
+        """Go to the first agent that matches, from the selected one on."""
+        agents, start = self.view.agents, self.view.cursor
+        for offset in range(len(agents)):
+            index = (start + offset) % len(agents)
+            if matches(agents[index], self.view.search):
+                self._select(index)
+                return
+
+    def action_clear(self) -> None:
+        view = self.view
+        view.filter = view.search = ""
+        self._activate("agents")
+        self.pick_agents()
+        self.update_panels()
+
+    def action_sort(self, step: int) -> None:
+        keys = self.agents.shown_columns()
+        at = keys.index(self.view.sort) if self.view.sort in keys else 0
+        self._sort_by(keys[(at + step) % len(keys)])
+
+    def action_invert(self) -> None:
+        self.view.inverted = not self.view.inverted
+        self.pick_agents()
+        self.update_panels()
+
+    def action_sort_menu(self) -> None:
+        view = self.view
+        keys = list(COLUMNS)
+
+        def chosen(index: int | None) -> None:
+            if index is not None:
+                self._sort_by(keys[index])
+
+        self.app.push_screen(
+            Popup(
+                view,
+                "Sort by",
+                lambda width: sheets.sort_rows(view, width),
+                choices=len(keys),
+                at=keys.index(view.sort),
+                also_closes="f6",
+            ),
+            chosen,
+        )
+
+    def _sort_by(self, key: str) -> None:
+        view = self.view
+        view.inverted = not view.inverted if view.sort == key else False
+        view.sort = view.column = key
+        self.pick_agents()
+        self.update_panels()
+
+    def action_pause(self) -> None:
+        self.view.paused = not self.view.paused
+        self.update_panels()
+        self.post_message(self.Reconsider())
+
+    def action_since_toggle(self) -> None:
+        view = self.view
+        if not view.data.markers:
+            self.tell("no policy has been switched yet", "warning")
+            return
+        view.since_toggle = not view.since_toggle
+        self.post_message(self.Reconsider())
+
+    def action_delay(self, step: int) -> None:
+        view = self.view
+        nearest = min(range(len(DELAYS)), key=lambda i: abs(DELAYS[i] - view.delay_s))
+        view.delay_s = DELAYS[min(max(nearest + step, 0), len(DELAYS) - 1)]
+        self._send(Command("delay", seconds=view.delay_s))
+        self.tell(f"{view.delay_s:g} s between samples")
+
+    def action_bpf_stats(self) -> None:
+        self.view.bpf_stats = not self.view.bpf_stats
+        self._send(Command("bpf_stats", on=self.view.bpf_stats))
+        state = "is measured (about 30 ns a run)" if self.view.bpf_stats else "is not measured"
+        self.tell(f"the BPF programs' own time {state}")
+
+    def action_details(self) -> None:
+        view = self.view
+        if self._active == "policies":
+            self.action_plan()
+            return
+        agent = view.agent
+        if agent is None:
+            return
+        picked = agent.id
+
+        def rows(width: int) -> list[Any]:
+            found = next((a for a in view.agents if a.id == picked), agent)
+            return sheets.agent_rows(view, found, width)
+
+        title = f"{clean(agent.name, 32)} (pid {agent.pid})"
+        self.app.push_screen(Popup(view, title, rows, also_closes="enter"))
+
+    def action_plan(self) -> None:
+        view = self.view
+        if not view.policies:
+            return
+        name = view.policies[min(view.policy, len(view.policies) - 1)].name
+
+        def rows(width: int) -> list[Any]:
+            policy = next((p for p in view.policies if p.name == name), None)
+            return sheets.policy_rows(view, policy, width) if policy else []
+
+        self.app.push_screen(Popup(view, f"Policy {clean(name, 24)}", rows, also_closes="l"))
+
+    def action_help(self) -> None:
+        view = self.view
+        self.app.push_screen(
+            Popup(
+                view,
+                "Keys and words",
+                lambda width: sheets.help_rows(view, width),
+                also_closes="question_mark,f1,h",
+            )
+        )
+
+    # ------------------------------------------------------------------ mouse
+
+    def on_agents_picked(self, message: Agents.Picked) -> None:
+        self._activate("agents")
+        self._select(message.index)
+        self.update_panels()
+
+    def on_agents_sort_by(self, message: Agents.SortBy) -> None:
+        self._sort_by(message.key)
+
+    def on_agents_scrolled(self, message: Agents.Scrolled) -> None:
+        self._activate("agents")
+        self.action_move(message.rows)
+
+
+def matches(agent: Agent, text: str) -> bool:
+    """Does an agent's name, pid or rule contain the text (without regard to case)?"""
+    text = text.casefold()
+    return (
+        not text
+        or text in agent.name.casefold()
+        or text in agent.rule.casefold()
+        or text in map(str, agent.pids)
+        or text == str(agent.pid)
+    )
+
+
+__all__ = ["LEAST", "Main", "matches"]

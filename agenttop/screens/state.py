@@ -1,0 +1,136 @@
+"""What the screen shows: one state, changed by the screen alone, read by every panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from agenttop.model import Event, Exemplar, Host, PolicyStatus, Sample
+from agenttop.snapshot import Agent, Cpu, Snapshot
+from agenttop.view import ViewOptions
+from agenttop.widgets.paint import Palette
+from agenttop.words import TARGETS_NS
+
+#: The slowpath may take what its stages may take together.
+SLOWPATH_TARGET_NS: Final = (
+    TARGETS_NS["irq"] + TARGETS_NS["softirq"] + TARGETS_NS["run"] + TARGETS_NS["return"]
+)
+
+
+class TrendPoint(Protocol):
+    """One tick of an agent's slowpath."""
+
+    @property
+    def t_ns(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def p50_ns(self) -> int | None: ...
+    @property
+    def p99_ns(self) -> int | None: ...
+    @property
+    def p999_ns(self) -> int | None: ...
+
+
+class Marker(Protocol):
+    """A policy toggle."""
+
+    @property
+    def t_ns(self) -> int: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def on(self) -> bool: ...
+
+
+class Data(Protocol):
+    """What the screen needs of the store."""
+
+    def feed(self, sample: Sample) -> None: ...
+    def set_view_cpu(self, ns: int) -> None: ...
+    def snapshot(
+        self, window_ns: int | None = None, since_ns: int | None = None
+    ) -> Snapshot | None: ...
+    def trend(self, agent_id: int) -> Sequence[TrendPoint]: ...
+    @property
+    def markers(self) -> Sequence[Marker]: ...
+    @property
+    def events(self) -> Sequence[Event]: ...
+
+
+@dataclass
+class View:
+    """Everything that a panel may read."""
+
+    data: Data
+    options: ViewOptions
+    palette: Palette
+    snapshot: Snapshot | None = None
+    #: The agents shown: filtered and sorted.
+    agents: list[Agent] = field(default_factory=list)
+    #: Id of the selected agent, and its row.
+    selected: int | None = None
+    cursor: int = 0
+    sort: str = "slow_p99"
+    inverted: bool = False
+    filter: str = ""
+    search: str = ""
+    #: Key of the column whose meaning is told.
+    column: str = "slow_p99"
+    cpu: int = 0
+    policy: int = 0
+    stage: int = 0
+    exemplar: int = 0
+    paused: bool = False
+    since_toggle: bool = False
+    bpf_stats: bool = False
+    delay_s: float = 1.0
+    #: Age of what is shown, ns; kept by the screen.
+    age_ns: int = 0
+    #: Heat history of each CPU: (irq + softirq share) per Sample, newest last.
+    heat: dict[int, list[float | None]] = field(default_factory=dict)
+
+    @property
+    def agent(self) -> Agent | None:
+        """The selected agent."""
+        if self.snapshot is None:
+            return None
+        return next((a for a in self.snapshot.agents if a.id == self.selected), None)
+
+    @property
+    def host(self) -> Host | None:
+        return self.snapshot.host if self.snapshot else None
+
+    @property
+    def cpus(self) -> list[Cpu]:
+        return self.snapshot.cpus if self.snapshot else []
+
+    @property
+    def policies(self) -> list[PolicyStatus]:
+        return self.snapshot.policies if self.snapshot else []
+
+    @property
+    def exemplars(self) -> list[Exemplar]:
+        """Slowest recent steps of the selected agent, slowest first."""
+        if self.snapshot is None:
+            return []
+        return [e for e in self.snapshot.exemplars if e.agent == self.selected]
+
+    @property
+    def stale(self) -> bool:
+        """Older than three delays: the figures may no longer hold."""
+        return not self.paused and self.age_ns > 3 * self.delay_s * 1e9
+
+    def reason(self, group: str) -> str:
+        """Why something is N/A here."""
+        host = self.host
+        missing = host.missing if host else {}
+        return missing.get(group) or missing.get("chains") or ""
+
+    def name_of(self, agent_id: int) -> str:
+        if self.snapshot:
+            for agent in self.snapshot.agents:
+                if agent.id == agent_id:
+                    return agent.name
+        return "?"

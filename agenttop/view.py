@@ -1,0 +1,24 @@
+"""What the user may say about the screen, apart from what is measured (no Textual here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Options of the screen; None means "choose for this terminal"."""
+
+    theme: str | None = None
+    ascii_only: bool = False
+    mouse: bool = True
+    #: Policies can be looked at but not switched.
+    readonly: bool = False
+    #: Column key to sort by, with a - before it inverted (columns.sort_key).
+    sort: str | None = None
+    #: Show only the agents with one of these processes.
+    pids: tuple[int, ...] = ()
+    #: Seconds between Samples, as the engine was asked for.
+    delay_s: float = 1.0
+    #: Percentiles are over this much, s.
+    window_s: float = 30.0
