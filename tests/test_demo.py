@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.agents import Rules, scan
+from agenttop.privileges import why_no_bpf
 from agenttop.workloads.blockfile import candidates, in_memory
 from agenttop.workloads.demo import AGENTS, SIZES, Demo
 from tests.loops import PATIENCE_S, alive, until
@@ -131,3 +133,94 @@ def test_a_larger_demo_has_more_agents_with_names_of_their_own() -> None:
         assert len(running.agents) == len(AGENTS) * SIZES["medium"]
         found = scan(Rules.load(running.rules_file()))
         assert {agent.name for agent in found} == set(running.agents)
+
+
+def demo_command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "agenttop", "demo", *options]
+
+
+def test_without_a_terminal_it_prints_a_snapshot_of_its_agents() -> None:
+    done = subprocess.run(
+        demo_command("--for", "2", "--format", "json", "--no-bpf"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    snapshot = json.loads(done.stdout)
+    assert {agent["name"] for agent in snapshot["agents"]} == set(AGENTS)
+    assert not snapshot["agents"][0]["background"]
+
+
+@pytest.mark.bpf
+def test_the_snapshot_holds_every_kind_of_source() -> None:
+    if reason := why_no_bpf():
+        pytest.skip(reason)
+    done = subprocess.run(
+        demo_command("--for", "3", "--format", "json"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    agents = {agent["name"]: agent for agent in json.loads(done.stdout)["agents"]}
+    assert agents["coder"]["sources"]["net"] > 0
+    assert agents["toolcaller"]["sources"]["net"] > 0
+    assert agents["voice"]["sources"]["timer"] > 0
+    if ON_DISK:
+        assert agents["retriever"]["sources"]["block"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_interrupted_snapshot_leaves_no_process(number: int) -> None:
+    running = subprocess.Popen(
+        demo_command("--for", "60", "--no-bpf"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        # The engine is the last to start.
+        assert until(
+            lambda: any(b"agenttop.engine" in cmdline(p) for p in descendants(running.pid))
+        )
+        pids = descendants(running.pid)
+        assert len(pids) > len(AGENTS)
+    finally:
+        running.send_signal(number)
+        stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert until(lambda: not any(map(alive, pids)))
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--size", "huge"], "--size"),
+        (["--for", "0"], "--for"),
+        (["--for", "3601"], "--for"),
+        (["--format", "text", "--sort", "beauty"], "beauty"),
+        (["--no-bpf", "--level", "full"], "--level full"),
+        (["-o", "/no/such/place"], "/no/such/place"),
+    ],
+)
+def test_wrong_options_are_one_line(options: list[str], says: str) -> None:
+    done = subprocess.run(
+        demo_command(*options), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr

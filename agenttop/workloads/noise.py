@@ -9,14 +9,14 @@ import struct
 import time
 from typing import Final
 
-from agenttop.workloads import blockfile
+from agenttop.workloads import blockfile, system
 
 #: A request to a server: answers wanted, ns before each, bytes of each.
 ASK: Final = struct.Struct("=IQI")
 
 _HOG_BURST_S: Final = (0.004, 0.020)
-#: A hog runs for a quarter of the time.
-_HOG_PAUSE: Final = 3.0
+#: A hog runs for a third of the time.
+_HOG_PAUSE: Final = 2.0
 
 _WRITE: Final = 64 << 10
 _FILE: Final = 4 << 20
@@ -41,7 +41,12 @@ def server(connection: socket.socket) -> None:
 
 
 def hog(seed: int) -> None:
-    """Bursts on the CPU between pauses, as a build or an indexer beside the agents."""
+    """Bursts on the CPU between pauses, as a build that was confined to one CPU.
+
+    All hogs share the first CPU that they may use, so that there is a quieter
+    one to be found for the agents.
+    """
+    system.pin(min(os.sched_getaffinity(0)))
     chance = random.Random(seed)
     while True:
         burst = chance.uniform(*_HOG_BURST_S)

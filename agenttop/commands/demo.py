@@ -1,0 +1,134 @@
+"""Agents of several kinds and background noise, on the screen; without a terminal, as a snapshot.
+
+The agents are a coder (model answers over TCP, files, tool processes), a
+retriever (disk reads past the page cache), a toolcaller (requests over TCP)
+and a voice loop (a timer). Beside them run two CPU hogs and a writer.
+Everything ends with the demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from agenttop import headless, options
+from agenttop.commands.snapshot import FORMATS, Wanted, check_writable, measure, write_whole
+from agenttop.errors import UserError
+from agenttop.format import clean
+from agenttop.options import EngineOptions
+from agenttop.words import LEVELS
+from agenttop.workloads.demo import LIMIT_S, SIZES, Demo
+
+#: Without a terminal.
+SNAPSHOT_S = 10.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--for",
+        dest="for_s",
+        type=options.number(0.1, LIMIT_S),
+        metavar="SECONDS",
+        help=f"end after that long ({SNAPSHOT_S:g} without a terminal; else when the screen is"
+        f" quit, at most {LIMIT_S:,})",
+    )
+    add(
+        "--size",
+        choices=SIZES,
+        default="small",
+        help="of each kind of agent "
+        + ", ".join(f"{count} ({size})" for size, count in SIZES.items()),
+    )
+    add("--format", choices=FORMATS, help="no screen: measure, then print this")
+    add("-o", "--output", metavar="FILE", help="no screen: measure, then write there")
+    add("--level", choices=LEVELS, default="lite", help="(%(default)s)")
+    add("--no-bpf", action="store_true", help="without BPF: only what /proc and /sys tell")
+    add("--theme", metavar="NAME", help="of the screen, or of an svg")
+    add("--ascii", action="store_true", help="plain ASCII only")
+    options.add_sort(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole demo. Raises UserError."""
+    if args.no_bpf and args.level == "full":
+        raise UserError("--level full needs BPF: leave out --no-bpf")
+    screen = args.format is None and args.output is None and on_terminal()
+    if screen:
+        return _screen(args)
+    args.format = args.format or "text"
+    args.for_s = args.for_s or SNAPSHOT_S
+    wanted = Wanted.of(args)
+    if wanted.output is not None:
+        check_writable(wanted.output)
+
+    def work() -> int:
+        # As long again for the start: loading the BPF programs takes its time.
+        with _demo(args.size, 2 * wanted.seconds + 60) as demo:
+            body = measure(_engine(args, demo), wanted)
+        if wanted.output is not None:
+            write_whole(wanted.output, body)
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(body)
+            sys.stdout.buffer.flush()
+        return 0
+
+    return headless.quietly(work)
+
+
+def on_terminal() -> bool:
+    """The screen reads stdin and draws on stderr; a redirected stdout asks for text."""
+    terminal = all(os.isatty(stream) for stream in (0, 1, 2))
+    return terminal and os.environ.get("TERM", "dumb") not in ("dumb", "")
+
+
+def _screen(args: argparse.Namespace) -> int:
+    from agenttop.commands import live
+    from agenttop.view import ViewOptions
+
+    seconds = args.for_s or LIMIT_S
+    with _demo(args.size, seconds) as demo, _ended_after(seconds):
+        view = ViewOptions(theme=args.theme, ascii_only=args.ascii, sort=args.sort)
+        return live.show(_engine(args, demo), view=view)
+
+
+def _engine(args: argparse.Namespace, demo: Demo) -> EngineOptions:
+    """An engine that measures exactly the demo's agents."""
+    return EngineOptions(
+        agents_file=demo.rules_file(),
+        level=args.level,
+        bpf="off" if args.no_bpf else "auto",
+    )
+
+
+@contextmanager
+def _demo(size: str, seconds: float) -> Iterator[Demo]:
+    """A running demo; at its end it says on stderr which of its parts could not run."""
+    try:
+        demo = Demo(size, seconds)
+    except OSError as error:
+        raise UserError(f"cannot start the demo: {error}") from None
+    failed: list[str] = []
+    with demo:
+        yield demo
+        failed = demo.failed()
+    for line in failed:
+        print(f"agenttop demo: {clean(line)}", file=sys.stderr)
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Quit the screen, as by a SIGTERM, when the time is over."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
