@@ -19,7 +19,7 @@ import msgspec
 
 from agenttop import paths, procinfo, yamlfile
 from agenttop.errors import UserError
-from agenttop.patterns import Pattern
+from agenttop.patterns import AnyProgram, Pattern
 from agenttop.procinfo import ProcInfo, printable
 from agenttop.programs import Program, programs
 
@@ -125,12 +125,19 @@ class Rules:
     origin: str = ""
     _needs_uid: bool = field(init=False, default=False)
     _needs_cgroups: bool = field(init=False, default=False)
+    _programs: AnyProgram = field(init=False, repr=False, compare=False)
+    #: The rules that can match by something else than the program's name.
+    _beside_programs: tuple[Rule, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         kinds = {p.kind for r in self.rules for p in (*r.patterns, *r.unless)}
         object.__setattr__(self, "_needs_uid", "user" in kinds)
         grouped = "cgroup" in kinds or any(r.as_ == "cgroup" for r in self.rules)
         object.__setattr__(self, "_needs_cgroups", grouped)
+        patterns = [p for rule in self.rules for p in rule.patterns]
+        object.__setattr__(self, "_programs", AnyProgram(patterns))
+        beside = tuple(r for r in self.rules if any(p.kind != "prog" for p in r.patterns))
+        object.__setattr__(self, "_beside_programs", beside)
 
     @classmethod
     def load(cls, agents_file: str | None = None, patterns: Iterable[str] = ()) -> Rules:
@@ -157,15 +164,21 @@ class Rules:
 
     def match(self, info: ProcInfo) -> Rule | None:
         """The rule that makes this process an agent, or None; agenttop's own never match."""
+        return self.judge(info)[0]
+
+    def judge(self, info: ProcInfo) -> tuple[Rule | None, bool]:
+        """``match``, and whether it is a process of agenttop itself."""
         if info.kernel or not (info.cmdline or info.comm):
-            return None
+            return None, False
         names = programs(info.cmdline, info.comm)
         if info.pid == os.getpid() or is_own(names):
-            return None
-        for rule in self.rules:
+            return None, True
+        # Nearly every process runs no program that any rule names: one look tells.
+        rules = self.rules if self._programs.may_match(names) else self._beside_programs
+        for rule in rules:
             if rule.matches(info, names):
-                return rule
-        return None
+                return rule, False
+        return None, False
 
 
 def is_own(names: list[Program]) -> bool:
@@ -265,8 +278,8 @@ def group(rules: Rules, infos: dict[int, ProcInfo]) -> list[Found]:
     while todo:
         pid, owner = todo.pop()
         info = infos[pid]
-        rule = rules.match(info)
-        if is_own(programs(info.cmdline, info.comm)) or pid == os.getpid():
+        rule, own = rules.judge(info)
+        if own:
             owner = None
         elif rule is not None and (owner is None or owners[owner][0] is not rule):
             cgroup = rule.group_of(info)
@@ -316,10 +329,10 @@ class ExecFilter:
             parent = self.rules.read(here.ppid, root) if here.ppid > 1 else None
             if parent is None:
                 return top
-            theirs = self.rules.match(parent)
+            theirs, own = self.rules.judge(parent)
             if theirs is rule:
                 top = parent
-            elif theirs is not None or is_own(programs(parent.cmdline, parent.comm)):
+            elif theirs is not None or own:
                 return top
             here = parent
         return top

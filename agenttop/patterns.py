@@ -11,7 +11,7 @@ import fnmatch
 import importlib
 import pwd
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -106,6 +106,42 @@ class Pattern:
                 if all(fnmatch.fnmatchcase(name, glob) for name, glob in pairs):
                     return "/".join(top)
         return None
+
+
+class AnyProgram:
+    """All prog: patterns in one look: what every exec on the machine is asked about."""
+
+    #: Names whose answer is kept (the same few programs start again and again).
+    KEPT: Final = 4096
+
+    def __init__(self, patterns: Iterable[Pattern]) -> None:
+        texts = list(dict.fromkeys(p.value for p in patterns if p.kind == "prog"))
+        self._answers: dict[Program, bool] = {}
+        self._regex: re.Pattern[str] | None = None
+        self._none = not texts
+        # Groups that are referred to, and flags, mean something else side by side.
+        if texts and not any(re.search(r"\\\d|\(\?", text) for text in texts):
+            self._regex = re.compile("|".join(f"(?:{text})" for text in texts))
+
+    def may_match(self, programs: list[Program]) -> bool:
+        """False only if no prog: pattern matches any of these names."""
+        if self._none:
+            return False
+        return self._regex is None or any(map(self._answer, programs))
+
+    def _answer(self, program: Program) -> bool:
+        known = self._answers.get(program)
+        if known is None:
+            assert self._regex is not None
+            name, command = program
+            match = self._regex.fullmatch(name[:MAX_TEXT])
+            if match is None and command:
+                match = self._regex.fullmatch(f"{name} {command}"[:MAX_TEXT])
+            known = match is not None
+            if len(self._answers) >= self.KEPT:
+                self._answers.clear()
+            self._answers[program] = known
+        return known
 
 
 def _user_id(value: str) -> int:

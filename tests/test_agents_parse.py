@@ -213,3 +213,19 @@ def test_only_the_beginning_of_a_command_line_is_searched() -> None:
     info = procinfo.ProcInfo(9, 1, "x", ("x", "a" * 100_000 + "end"), None, None, 1, 1, False)
     assert Pattern.parse("cmd:^x a+").matches(info, list)
     assert not Pattern.parse("cmd:end").matches(info, list)
+
+
+@pytest.mark.parametrize(
+    "extra", ["prog:(a)\\\\1", "prog:(?i)CODER", "prog:(?P<n>x)y", "comm:^z$", "user:0"]
+)
+def test_looking_at_all_names_at_once_changes_no_answer(tmp_path: Path, extra: str) -> None:
+    text = (
+        f'rules:\n- name: a\n  match: ["prog:co.*r", "prog:run x"]\n- name: b\n  match: "{extra}"\n'
+    )
+    rules = load(tmp_path, text)
+    for argv in (["coder"], ["CODER"], ["run", "x"], ["run"], ["aa"], ["xy"], ["z"], ["other"]):
+        info = procinfo.ProcInfo(9, 1, argv[0], tuple(argv), 0, None, 1, 1, False)
+        names = programs(argv, argv[0])
+        slow = next((rule for rule in rules.rules if rule.matches(info, names)), None)
+        assert rules.match(info) is slow
+        assert rules.match(info) is slow
