@@ -303,6 +303,7 @@ class ExecFilter:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
+        self._root = str(paths.proc())
 
     def check(self, pid: int) -> Found | None:
         """The agent that process ``pid`` now belongs to by a rule of its own, or None.
@@ -311,22 +312,21 @@ class ExecFilter:
         inherited at fork and stays. ``Found.key`` equals that of a known
         agent when the process only joins it.
         """
-        root = str(paths.proc())
-        info = self.rules.read(pid, root)
+        info = self.rules.read(pid, self._root)
         rule = self.rules.match(info) if info else None
         if info is None or rule is None:
             return None
-        top = self._topmost(info, rule, root)
+        top = self._topmost(info, rule)
         return Found(rule, rule.name_of(top), top.pid, top.starttime, (pid,), rule.group_of(info))
 
-    def _topmost(self, info: ProcInfo, rule: Rule, root: str) -> ProcInfo:
+    def _topmost(self, info: ProcInfo, rule: Rule) -> ProcInfo:
         """Where the tree of a match begins: its furthest ancestor of the same rule.
 
         An ancestor of another rule, or agenttop itself, lies between trees.
         """
         top, here = info, info
         for _ in range(64):
-            parent = self.rules.read(here.ppid, root) if here.ppid > 1 else None
+            parent = self.rules.read(here.ppid, self._root) if here.ppid > 1 else None
             if parent is None:
                 return top
             theirs, own = self.rules.judge(parent)
