@@ -31,6 +31,7 @@ from agenttop.screens.main import Main
 from agenttop.screens.state import Data, View
 from agenttop.snapshot import Snapshot
 from agenttop.stream import StreamError
+from agenttop.svg import picture
 from agenttop.view import ViewOptions
 from agenttop.widgets.paint import Palette
 
@@ -272,7 +273,7 @@ class AgentTop(App[None]):
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(snapshot.wall_s))
         files = {
             f"agenttop-{stamp}.json": msgspec.json.format(msgspec.json.encode(snapshot)),
-            f"agenttop-{stamp}.svg": self.export_screenshot(title="agenttop").encode(),
+            f"agenttop-{stamp}.svg": picture(self).encode(),
         }
         try:
             for name, content in files.items():

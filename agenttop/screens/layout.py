@@ -23,10 +23,13 @@ class Plan:
     agents: int
     left: tuple[tuple[str, int], ...] = ()
     right: tuple[tuple[str, int], ...] = ()
+    #: Side by side below the two columns, all of the same height.
+    bottom: tuple[tuple[str, int], ...] = ()
 
     @property
-    def shown(self) -> list[str]:
-        return [name for name, _ in (*self.left, *self.right)]
+    def heights(self) -> dict[str, int]:
+        """Panel -> rows."""
+        return dict((*self.left, *self.right, *self.bottom))
 
 
 def plan(
@@ -43,33 +46,25 @@ def plan(
     body = height - header - 1
     if width < WIDE[0] or height < WIDE[1]:
         return _narrow(header, body, agents, cpus, policies, panel)
-    # The table has all agents, as long as half of the screen is left for why.
-    table = min(max(agents, 3) + 3, body // 2 if height < 45 else body * 2 // 5)
+    # The table has all agents as long as there is room left to say why.
+    table = min(max(agents, 3) + 3, body * 2 // 5)
     rest = body - table
-    chain = 12 if rest >= 22 else 11
-    if height >= 45:
-        chain = 13
-    cpu = min(max(cpus, 2) + 3, max(rest - chain - 5, 4), rest // 3)
-    slowest = rest - chain - cpu
-    if slowest < 4:
-        cpu, slowest = rest - chain, 0
-    elif slowest > 22:
-        # Enough is as good as a feast: the table may have more.
-        table += min(slowest - 22, max(agents + 3 - table, 0))
-        slowest = body - table - chain - cpu
-    rest = body - table
-    left = [("chain", chain), ("slowest", slowest), ("cpus", cpu)]
-    policy = min(max(policies + 6, 9), max(rest - 8, 6))
-    trend = rest - policy
-    right = [("trend", trend), ("policies", policy)]
-    if trend >= 20:
-        right = [("trend", trend - trend // 2), ("compare", trend // 2), ("policies", policy)]
+    bottom = min(max(cpus + 3, policies + 7), max(rest // 3, 7))
+    top = rest - bottom
+    chain = 13 if top >= 20 else 11
+    left = [("chain", chain), ("slowest", top - chain)]
+    if top - chain < 4:
+        left = [("chain", top)]
+    right = [("trend", top)]
+    if top >= 20:
+        right = [("trend", top - top // 2), ("compare", top // 2)]
     return Plan(
         False,
         header,
         table,
-        tuple((name, rows) for name, rows in left if rows),
+        tuple(left),
         tuple(right),
+        (("cpus", bottom), ("policies", bottom)),
     )
 
 
@@ -81,4 +76,5 @@ def _narrow(header: int, body: int, agents: int, cpus: int, policies: int, panel
     below = min(max(want[panel], 6), body - 5)
     table = min(max(agents, 2) + 3, max(body - below, 5))
     below = body - table
-    return Plan(False, header, table, left=((panel, below),))
+    place = {"trend": "right", "cpus": "bottom", "policies": "bottom"}.get(panel, "left")
+    return Plan(False, header, table, **{place: ((panel, below),)})

@@ -78,10 +78,19 @@ class Main(Screen[None]):
         self.footer = Footer(view, id="footer")
         self.footer.hints = FOOTER
         self.agents.active = True
-        self._left = (self.chain, self.slowest, self.cpus)
-        self._right = (self.trend, self.compare, self.policies)
+        self._left = (self.chain, self.slowest)
+        self._right = (self.trend, self.compare)
+        self._bottom = (self.cpus, self.policies)
         self._panels: tuple[Panel, ...] = (
-            *(self.notice, self.header, self.agents, *self._left, *self._right, self.footer),
+            *(
+                self.notice,
+                self.header,
+                self.agents,
+                *self._left,
+                *self._right,
+                *self._bottom,
+                self.footer,
+            ),
         )
         self._by_id = {panel.id: panel for panel in self._panels}
 
@@ -94,6 +103,8 @@ class Main(Screen[None]):
                 yield from self._left
             with Vertical(id="right"):
                 yield from self._right
+        with Horizontal(id="bottom"):
+            yield from self._bottom
         yield self.footer
 
     def on_mount(self) -> None:
@@ -198,16 +209,31 @@ class Main(Screen[None]):
         for panel, rows in ((self.header, wanted.header), (self.agents, wanted.agents)):
             panel.display = rows > 0
             panel.styles.height = rows
-        heights = dict((*wanted.left, *wanted.right))
-        for column, panels in (("#left", self._left), ("#right", self._right)):
+        heights = wanted.heights
+        places: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+            ("#left", self._left),
+            ("#right", self._right),
+            ("#bottom", self._bottom),
+        )
+        self.query_one("#bottom").styles.height = max((n for _, n in wanted.bottom), default=0)
+        for column, panels in places:
             for below in panels:
                 below.display = below.id in heights
                 below.styles.height = heights.get(str(below.id), 0)
             self.query_one(column).display = any(p.id in heights for p in panels)
-        self.query_one("#body").display = bool(heights)
+        self.query_one("#body").display = bool(wanted.left or wanted.right)
+        self._left_right(width)
         self.footer.display = not wanted.too_small
         if self._active != "agents" and self._active not in heights:
             self._activate("agents")
+
+    def _left_right(self, width: int) -> None:
+        """The chain needs 66 cells; CPUs with their history are wide too."""
+        assert self._plan is not None
+        both = bool(self._plan.left and self._plan.right)
+        self.query_one("#left").styles.width = max(66, width // 2) if both else "1fr"
+        pair = len(self._plan.bottom) == 2
+        self.cpus.styles.width = max(66, width * 3 // 5) if pair else "1fr"
 
     def _activate(self, name: str) -> None:
         self._active = name

@@ -99,7 +99,10 @@ class Agents(Panel):
             role = "head_active" if column.key == self.view.column else "head"
             if column.group:
                 line.add("│", "faint")
-            line.fit(column.title, size, role, right=column.right).add(" " * GAP)
+            title = column.title
+            if column.group and column.family:
+                title = f"{column.family} {title}"
+            line.fit(title, size, role, right=column.right).add(" " * GAP)
         return line.row()
 
     def _row(

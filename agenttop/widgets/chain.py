@@ -69,7 +69,8 @@ class Chain(Panel):
         line = Line(width).add("   ").fit("stage", 10, "head")
         for head in ("p50", "p99", "p99.9"):
             line.fit(head, 8, "head", right=True)
-        return line.fit("target", 9, "head", right=True).add("  share of the tail", "head").row()
+        line.fit("target", 8, "head", right=True).add("  ")
+        return line.add("share of the tail" if line.left > 17 else "tail", "head").row()
 
     def _stage(self, agent: Agent, stage: str, width: int) -> Row:
         view = self.view
@@ -86,13 +87,13 @@ class Chain(Panel):
         line.fit(_value(stat, "p99_ns"), 8, "alarm" if over else "strong", right=True)
         line.fit(_value(stat, "p999_ns"), 8, right=True)
         target = duration(limit) if limit is not None else ""
-        line.fit(target, 9, "dim", right=True)
-        line.add("  ")
+        line.fit(target, 8, "dim", right=True).add("  ")
         share = agent.tail.shares.get(stage)
         if share is not None:
-            room = min(line.left - 5 - 5, 30)
-            line.add(f"{percent(share):>4} ", "text")
-            line.add(bar(share, room), f"stage.{stage}")
+            line.add(f"{percent(share):>5} ", "text")
+            room = min(line.left - 6, 30)
+            if room > 3:
+                line.add(bar(share, room), f"stage.{stage}")
         if over:
             line.add(" over", "alarm")
         return line.row("cursor" if here else "")
@@ -109,9 +110,12 @@ class Chain(Panel):
         line = Line(width).add(" Σ ", "dim").fit(name, 10, "title")
         for field, role in (("p50_ns", "text"), ("p99_ns", "strong"), ("p999_ns", "text")):
             line.fit(_value(stat, field), 8, role, right=True)
-        line.fit("", 9)
-        if stat.count:
-            line.add(f"  {stat.count:,} steps, longest {duration(stat.max_ns)}", "dim")
+        line.fit("", 8)
+        for text in (f"  {stat.count:,} steps, longest {duration(stat.max_ns)}",
+                     f"  max {duration(stat.max_ns)}"):  # fmt: skip
+            if stat.count and len(text) < line.left:
+                line.add(text, "dim")
+                break
         return line.row()
 
 

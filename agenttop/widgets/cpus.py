@@ -54,13 +54,41 @@ class Cpus(Panel):
         cpus = self.view.cpus
         if not cpus:
             return [Line(width).add(" waiting for the first sample", "dim").row()]
-        plan = _Plan(width, self.view.reason("freq") == "")
+        freq = any(cpu.freq_khz is not None for cpu in cpus)
+        plan = _Plan(width, freq, bool(self.view.heat))
         rows = [plan.head()]
         room = height - 1
         at = min(self.view.cpu, len(cpus) - 1)
         self._top = window(len(cpus), at if self.active else 0, room, self._top)
         for index, cpu in enumerate(cpus[self._top : self._top + room], self._top):
             rows.append(self._row(cpu, plan, width, self.active and index == at))
+        if height - len(rows) >= 4:
+            rows += self._busiest(width, height - len(rows))
+        return rows
+
+    def _busiest(self, width: int, room: int) -> list[Row]:
+        """What keeps the CPUs from the agents: interrupts and softirqs, the longest first."""
+        found = [
+            (name, cpu.cpu, load, kind)
+            for cpu in self.view.cpus
+            for kind, loads in (("irq", cpu.irqs), ("softirq", cpu.softirqs))
+            for name, load in loads.items()
+            if load.per_s > 0
+        ]
+        found.sort(key=lambda item: _weight((item[0], item[2])))
+        line = Line(width).add("     ").fit("busiest", 26, "head").fit("kind", 9, "head")
+        line.fit("CPU", 4, "head", right=True).fit("/s", 9, "head", right=True)
+        line.fit("time", 8, "head", right=True)
+        line.fit("raise to entry p99", 20, "head", right=True)
+        rows = [Line(width).row(), line.row()]
+        for name, number, load, kind in found[: room - 2]:
+            line = Line(width).add("     ").fit(clean(name, 40), 25).add(" ")
+            line.fit(kind, 9, "dim").fit(str(number), 4, right=True)
+            line.fit(rate(load.per_s), 9, "text", right=True)
+            line.fit(percent(load.ratio), 8, f"heat.{heat(load.ratio)}", right=True)
+            if load.p99_ns is not None:
+                line.fit(duration(load.p99_ns), 20, "text", right=True)
+            rows.append(line.row())
         return rows
 
     def _row(self, cpu: Cpu, plan: _Plan, width: int, here: bool) -> Row:
@@ -72,15 +100,13 @@ class Cpus(Panel):
         top = min(cpu.softirqs.items(), key=_weight, default=("", None))[0]
         line.extend(_heat(cpu.softirq)).add(" ").fit(top[:7], 8, "dim")
         line.extend(self._idle(cpu, plan.idle)).add(" ")
-        busy = line.used
         line.fit(percent(cpu.busy_ratio), 5, "text", right=True)
         steal = cpu.steal_ratio
         hot = steal is not None and steal > 0.02
         line.fit(percent(steal), 6, "alarm" if hot else "dim", right=True)
         if plan.freq:
             role = "dim" if cpu.freq_khz is None else "text"
-            line.fit(frequency(cpu.freq_khz), 8, role, right=True)
-        assert busy
+            line.fit(frequency(cpu.freq_khz), plan.freq, role, right=True)
         line.add("  ")
         if plan.history:
             line.extend(self._history(cpu.cpu, plan.history)).add("  ")
@@ -119,24 +145,24 @@ class Cpus(Panel):
 class _Plan:
     """Which columns there is room for."""
 
-    def __init__(self, width: int, freq: bool) -> None:
+    def __init__(self, width: int, freq: bool, history: bool) -> None:
         self.width = width
-        self.freq = width >= 70
-        left = width - 5 - 8 - 8 - 8 - 12 - (8 if self.freq else 0) - 3
-        # The agents that live there get a quarter at least.
+        self.freq = 0 if width < 64 else 8 if freq else 5
+        left = width - 5 - 8 - 8 - 8 - 12 - self.freq - 3
+        # The agents that live there have twelve cells at least.
         self.idle = max(min(left - 12, 30), 8)
         left -= self.idle
-        self.history = min(left - 22, 60) if left >= 34 else 0
+        self.history = min(left - 22, 60) if history and left >= 34 else 0
 
     def head(self) -> Row:
         line = Line(self.width).add(" CPU ", "head").fit("irq", 7, "head").add(" ")
         line.fit("softirq", 16, "head").fit("running and idle", self.idle, "head").add(" ")
         line.fit("busy", 5, "head", right=True).fit("steal", 6, "head", right=True)
         if self.freq:
-            line.fit("MHz", 8, "head", right=True)
+            line.fit("MHz", self.freq, "head", right=True)
         line.add("  ")
         if self.history:
-            line.fit("irq + softirq, now at the right", self.history, "head").add("  ")
+            line.fit("irq + softirq until now", self.history, "head").add("  ")
         return line.fit("lives here", max(line.left, 0), "head").row()
 
 

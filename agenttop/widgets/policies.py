@@ -80,7 +80,7 @@ class Policies(Panel):
         changes = policy.changes
         if not changes:
             return []
-        most = max(room - 4, 1)
+        most = max(room - 4, 1) if len(changes) > room - 4 else len(changes)
         shown = changes[:most]
         rows = [Line(width).add(f" {clean(policy.name, 12)} changed ", "head")
                 .add(f"{len(changes)}", "text").row()]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.format import clean, duration
+from agenttop.format import clean, duration, percent
 from agenttop.model import Exemplar
 from agenttop.widgets.ages import ago
 from agenttop.widgets.paint import Line, Row, Span, blocks
@@ -59,9 +59,11 @@ class Slowest(Panel):
 
     def _bar(self, exemplar: Exemplar, width: int, scale: int, here: bool) -> Row:
         line = Line(width).add("▸" if here else " ", "accent")
-        line.fit(duration(slow_ns(exemplar)), 7, "strong" if here else "text", right=True)
+        total = slow_ns(exemplar)
+        line.fit(duration(total), 7, "strong" if here else "text", right=True)
         line.add(" ")
-        room = line.left - 1
+        room = max(line.left - 16, 8)
+        end = line.used + room
         parts = [
             (
                 (exemplar.stages_ns[STAGES.index(stage)] or 0) / scale,
@@ -70,20 +72,29 @@ class Slowest(Panel):
             )
             for stage in SLOWPATH_STAGES
         ]
-        return line.extend(blocks(parts, room)).row()
+        spans = blocks(parts, room)
+        if not here:
+            # Half-high bars for the others: calm, and their rows do not run together.
+            spans = [("▄" * len(text), role.removeprefix("block.")) for text, role in spans]
+        worst = max(SLOWPATH_STAGES, key=lambda s: exemplar.stages_ns[STAGES.index(s)] or 0)
+        share = (exemplar.stages_ns[STAGES.index(worst)] or 0) / (total or 1)
+        line.extend(spans).to(end + 1)
+        return line.add(f"{worst:<9} ", "dim").add(f"{percent(share):>4}", "dim").row()
 
     def _told(self, exemplar: Exemplar, width: int, lines: int) -> list[Row]:
         """The chosen step in words: stages, then where and by whom."""
         if lines <= 0:
             return []
+        parts = [
+            (stage, value) for stage, value in zip(STAGES, exemplar.stages_ns, strict=True) if value
+        ]
+        # Where room is short the smallest parts are left out first.
+        while len(parts) > 1 and sum(len(_told_part(*part)) + 3 for part in parts) > width:
+            parts.remove(min(parts, key=lambda part: part[1]))
         first = Line(width).add(" ")
-        for stage, value in zip(STAGES, exemplar.stages_ns, strict=True):
-            if value is None or (value == 0 and stage in ("ipi", "idle_exit", "irq")):
-                continue
-            if first.left < len(stage) + 10:
-                break
-            first.add("▪", f"stage.{stage}").add(f"{_SHORT.get(stage, stage)} ", "dim")
-            first.add(f"{duration(value)}  ", "text")
+        for stage, value in parts:
+            name, _, text = _told_part(stage, value).partition(" ")
+            first.add("▪", f"stage.{stage}").add(f"{name} ", "dim").add(f"{text}  ")
         snapshot = self.view.snapshot
         second = Line(width).add(" ")
         if snapshot is not None:
@@ -93,7 +104,12 @@ class Slowest(Panel):
         second.add(" · ", "dim").add(clean(exemplar.gate, 24), "text")
         if exemplar.source:
             second.add(" ← ", "dim").add(clean(exemplar.source, 16), "accent")
-        if exemplar.waker:
-            second.add(" woken by ", "dim").add(clean(exemplar.waker, 48), "text")
+        if exemplar.waker and second.left > 16:
+            second.add(" by ", "dim")
+            second.fit(clean(exemplar.waker, 48), min(48, second.left), "text")
         rule = Line(width).to(width, "─", "faint").row()
         return ([rule] if lines > 2 else []) + [first.row(), second.row()][: min(lines, 2)]
+
+
+def _told_part(stage: str, value: int) -> str:
+    return f"{_SHORT.get(stage, stage)} {duration(value)}"

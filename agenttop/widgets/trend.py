@@ -16,7 +16,7 @@ SPANS: Final = (60, 120, 300, 600)
 #: Lines of a comparison at most.
 MOST: Final = 6
 _LABEL: Final = 7
-_PERCENTILES: Final = (("p50_ns", "p50", 1), ("p999_ns", "p99.9", 3), ("p99_ns", "p99", 0))
+_PERCENTILES: Final = (("p50_ns", "p50", 2), ("p999_ns", "p99.9", 3), ("p99_ns", "p99", 0))
 
 
 class Trend(Panel):
@@ -33,7 +33,9 @@ class Trend(Panel):
             left.append((f" {clean(agent.name, 24)}", "accent"))
         right: list[Span] = []
         for label, role, _ in self._lines()[:MOST]:
-            right += [("━" if False else "─ ", role), (f"{label} ", "dim")]
+            right += [("─ ", role), (f"{label}  ", "dim")]
+        if right:
+            right += [("·· ", "warn"), ("target", "dim")]
         return left, right
 
     def _lines(self) -> list[tuple[str, str, list[tuple[int, int]]]]:
@@ -83,13 +85,14 @@ class Trend(Panel):
         if scale.low < SLOWPATH_TARGET_NS < scale.high:
             target = round((1 - scale.place(SLOWPATH_TARGET_NS)) * (plot - 1))
         ticks = scale.ticks(plot)
+        cells = [self._cells(y, columns, grids, marks, target) for y in range(plot)]
+        _write(cells, marks)
         rows = []
         for y in range(plot):
             label = duration(round(ticks[y])).replace(".00", "") if y in ticks else ""
             line = Line(width).fit(label, _LABEL, "dim", right=True)
             line.add("┤" if y in ticks else "│", "faint")
-            line.extend(self._cells(y, columns, grids, marks, target))
-            rows.append(line.row())
+            rows.append(line.extend(cells[y]).row())
         rows.append(self._axis(width, timeline, span))
         return rows
 
@@ -117,8 +120,7 @@ class Trend(Panel):
                 spans.append(("·", "warn"))
             else:
                 spans.append((" ", role if spans and spans[-1][1] == role else "faint"))
-        # The words of the marks stand in the first row, to the right of their line.
-        return _written(spans, marks) if y == 0 else spans
+        return spans
 
     def _marks(self, timeline: Timeline) -> dict[int, str]:
         out: dict[int, str] = {}
@@ -147,14 +149,21 @@ def _values(points: Sequence[TrendPoint], field: str) -> list[tuple[int, int]]:
     return [(p.t_ns, value) for p in points if (value := getattr(p, field)) is not None]
 
 
-def _written(spans: list[Span], marks: dict[int, str]) -> list[Span]:
-    """Writes the marks' words over free cells."""
+def _write(cells: list[list[Span]], marks: dict[int, str]) -> None:
+    """Writes each mark's words beside its line, in the highest row where nothing is drawn."""
     for column, word in sorted(marks.items()):
-        place = range(column + 1, column + 1 + len(word))
-        if place.stop > len(spans):
-            place = range(column - len(word), column)
-        free = place.start >= 0 and all(spans[x][0] in " ·" for x in place)
-        if free:
-            for x, character in zip(place, word, strict=True):
-                spans[x] = (character, "marker")
-    return spans
+        for row in cells:
+            if any(
+                _written(row, start, word)
+                for start in (column + 1, column - len(word))
+                if 0 <= start <= len(row) - len(word)
+            ):
+                break
+
+
+def _written(row: list[Span], start: int, word: str) -> bool:
+    if any(row[x][0] not in " ·" for x in range(start, start + len(word))):
+        return False
+    for x, character in enumerate(word, start):
+        row[x] = (character, "marker")
+    return True
