@@ -117,7 +117,7 @@ def add_sort(parser: argparse.ArgumentParser) -> None:
         "-s",
         "--sort",
         metavar="KEY",
-        help="order of the agents, reversed with a - before it; 'help' lists the keys",
+        help="order of the agents ('help' lists the keys); --sort=-KEY reverses it",
     )
 
 
