@@ -38,6 +38,8 @@ from agenttop.widgets.paint import Palette
 #: With so many writes that the terminal has not taken, a tick is not drawn.
 BACKLOG: Final = 4
 AGE_TICK_S: Final = 1.0
+#: Textual alone would die of them without restoring the terminal.
+SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class Source(Protocol):
@@ -105,7 +107,7 @@ class AgentTop(App[None]):
 
     def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             try:
                 loop.add_signal_handler(number, self._signalled, number)
             except (ValueError, RuntimeError):
@@ -113,12 +115,14 @@ class AgentTop(App[None]):
         if self.source is not None:
             loop.add_reader(self.source.fileno(), self._readable)
             self.set_interval(AGE_TICK_S, self._grow_older)
+        if self.view.options.for_s is not None:
+            self.set_timer(self.view.options.for_s, self.exit)
 
     def on_unmount(self) -> None:
         loop = asyncio.get_running_loop()
         if self.source is not None:
             loop.remove_reader(self.source.fileno())
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             try:
                 loop.remove_signal_handler(number)
             except (ValueError, RuntimeError):
@@ -147,7 +151,7 @@ class AgentTop(App[None]):
         assert self.source is not None
         try:
             messages = self.source.read()
-        except (OSError, EOFError, StreamError) as error:
+        except (UserError, OSError, EOFError, StreamError) as error:
             self._fail(str(error) or "the engine has ended")
             return
         news = False

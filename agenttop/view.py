@@ -16,9 +16,9 @@ class ViewOptions:
     readonly: bool = False
     #: Column key to sort by, with a - before it inverted (columns.sort_key).
     sort: str | None = None
-    #: Show only the agents with one of these processes.
-    pids: tuple[int, ...] = ()
     #: Seconds between Samples, as the engine was asked for.
     delay_s: float = 1.0
     #: Percentiles are over this much, s.
     window_s: float = 30.0
+    #: Leave by itself after so many seconds, with exit code 0.
+    for_s: float | None = None

@@ -143,11 +143,7 @@ class Main(Screen[None]):
             self._select(view.cursor)
 
     def _wanted(self, agent: Agent) -> bool:
-        view = self.view
-        pids = view.options.pids
-        if pids and not set(pids) & {agent.pid, *agent.pids}:
-            return False
-        return matches(agent, view.filter)
+        return matches(agent, self.view.filter)
 
     def _select(self, index: int) -> None:
         view = self.view
