@@ -7,13 +7,14 @@ again every few seconds.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from agenttop import agents, procinfo
+from agenttop import agents, paths, procinfo
 from agenttop.agents import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Edge, Thread, Tracer
@@ -53,6 +54,8 @@ class Agent:
     threads: list[Thread] = field(default_factory=list)
     alive: bool = True
     schedstat: TreeSchedstat | None = None
+    #: Threads that its processes have, measured or not.
+    thread_count: int = 0
     _cpu_base: int = 0
     _cpu_last: dict[int, int] = field(default_factory=dict)
 
@@ -114,7 +117,9 @@ class Registry:
             agent = self._agents.get(key)
             if agent is None:
                 self._enter(one)
-            elif self._tracer is None:
+                continue
+            agent.name = one.name
+            if self._tracer is None:
                 agent.pids = list(one.pids)
             else:
                 self._adopt(agent, [pid for pid in one.pids if pid not in agent.pids])
@@ -142,7 +147,9 @@ class Registry:
                 agent = self._agents.get(one.key)
                 if agent is None or not agent.alive:
                     self._enter(one)
-                elif pid not in agent.pids:
+                    continue
+                agent.name = one.name
+                if pid not in agent.pids:
                     self._adopt(agent, [pid])
 
     def refresh(self) -> None:
@@ -169,6 +176,10 @@ class Registry:
             rest = sorted(tgids - {agent.root})
             first = [agent.root] if agent.root in tgids else []
             agent.pids = (first + rest)[:MAX_PIDS]
+            agent.thread_count = max(
+                len(agent.threads),
+                1 if agent.tid is not None else sum(map(_threads_of, tgids)),
+            )
 
     # ------------------------------------------------------------------ internals
 
@@ -225,6 +236,14 @@ class Registry:
     def _adopt(self, agent: Agent, pids: list[int]) -> None:
         if self._tracer is not None and agent.slot != layout.NO_SLOT and pids:
             self._tracer.assign(dict.fromkeys(pids, agent.slot), {})
+
+
+def _threads_of(pid: int) -> int:
+    """The folder has one link per thread, and two more."""
+    try:
+        return os.stat(f"{paths.proc()}/{pid}/task").st_nlink - 2
+    except OSError:
+        return 0
 
 
 def _lives(pid: int) -> bool:

@@ -215,7 +215,7 @@ def _identity(agent: Agent) -> AgentCounters:
         rule=agent.rule,
         pid=agent.root,
         pids=list(agent.pids),
-        threads=len(agent.threads),
+        threads=agent.thread_count,
         alive=agent.alive,
         background=agent.background,
     )

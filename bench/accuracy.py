@@ -1,0 +1,78 @@
+"""agenttop's percentiles of a step against what the loop itself timed, for every source."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from agenttop.buckets import BUCKETS
+from agenttop.collectors.bpf import layout
+from agenttop.collectors.bpf.loader import Loading
+from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.histogram import percentiles
+from bench.report import Report
+
+#: Options of the loop by source. Enough steps that p99.9 is not one step.
+LOOPS = {
+    "timer": ["--gate", "epoll", "--source", "timer", "--interval-us", "1000"],
+    "ipc": ["--gate", "epoll", "--source", "ipc", "--interval-us", "1000"],
+    "net": ["--gate", "epoll", "--source", "tcp", "--interval-us", "1000"],
+    "block": ["--gate", "read", "--source", "block"],
+    "io_uring": ["--gate", "io_uring", "--source", "io_worker"],
+    "child": ["--gate", "wait", "--source", "child"],
+    "kworker": ["--gate", "read", "--source", "kworker", "--interval-us", "1000"],
+    "signal": ["--gate", "poll", "--source", "signal", "--interval-us", "1000"],
+}
+STEPS = 4000
+RATIOS = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+#: A deviation of 3 % or 1 us, whichever is larger, is 1.
+ALLOWED_RATIO, ALLOWED_NS = 0.03, 1000
+
+
+def run(report: Report, rounds: int) -> None:
+    """Deviation in units of what is allowed, per level, source and percentile."""
+    for level in ("full", "lite"):
+        tracer = Tracer(Loading(level).result())
+        slot = 0
+        for source, options in LOOPS.items():
+            off: dict[str, list[float]] = {name: [] for name in RATIOS}
+            for _ in range(rounds):
+                slot = slot % (layout.SLOTS - 1) + 1
+                for name, value in deviations(tracer, slot, options).items():
+                    off[name].append(value)
+            for name, values in off.items():
+                report.add(f"{level}, {source}, step {name}", "allowed", values, 1.0)
+        tracer.close()
+
+
+def deviations(tracer: Tracer, slot: int, options: list[str]) -> dict[str, float]:
+    """Percentile name -> deviation over what is allowed."""
+    tracer.clear(slot)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "agenttop", "loop", "--wait", "--json", *options]
+        + ["--compute-us", "50", "--steps", str(STEPS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    pid = int(child.stdout.readline().partition("pid=")[2])
+    tracer.assign({pid: slot}, {})
+    out, _ = child.communicate("\n")
+    truth: dict[str, Any] = json.loads(out)["step"]
+    counts = np.zeros(BUCKETS, dtype=np.uint64)
+    histogram = tracer.histograms(slot, full=True)["step"]
+    counts[np.frombuffer(histogram.buckets, dtype="<u2")] = np.frombuffer(
+        histogram.counts, dtype="<u8"
+    )
+    found = percentiles(counts, list(RATIOS.values()))
+    out_of = {}
+    for name, value in zip(RATIOS, found, strict=True):
+        true = truth[f"{name}_ns"]
+        allowed = max(ALLOWED_RATIO * true, ALLOWED_NS)
+        out_of[name] = abs((value or 0) - true) / allowed
+    return out_of

@@ -1,0 +1,20 @@
+"""What processes use, read from outside: CPU time and resident memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agenttop.collectors.selfcost import process_cpu_ns
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far, seconds."""
+    return (process_cpu_ns(pid) or 0) / 1e9
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory, VmRSS of /proc/PID/status, MB of 10^6 bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0

@@ -1,0 +1,148 @@
+"""Step chains on the live kernel against a loop that times its own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tracing import load, watch_loop
+
+from agenttop.collectors.bpf.tracer import Tracer
+
+pytestmark = pytest.mark.bpf
+
+VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
+    tracer = load(*VARIANTS[request.param])
+    yield tracer
+    tracer.close()
+
+
+@pytest.fixture(scope="module")
+def full() -> Iterator[Tracer]:
+    tracer = load("full")
+    yield tracer
+    tracer.close()
+
+
+#: Gate and source of the loop -> gate and source that must be found.
+PAIRS = {
+    ("epoll", "timer"): ("epoll_wait", "timer"),
+    ("epoll", "ipc"): ("epoll_wait", "ipc"),
+    ("epoll", "tcp"): ("epoll_wait", "net"),
+    ("epoll", "block"): ("epoll_wait", "block"),
+    ("read", "timer"): ("read", "timer"),
+    ("read", "ipc"): ("read", "ipc"),
+    ("read", "tcp"): ("recvfrom", "net"),
+    ("read", "block"): ("pread64", "block"),
+    ("read", "kworker"): ("read", "kworker"),
+    ("sleep", "timer"): ("clock_nanosleep", "timer"),
+    ("io_uring", "timer"): ("io_uring_enter", "timer"),
+    ("io_uring", "tcp"): ("io_uring_enter", "net"),
+    ("io_uring", "block"): ("io_uring_enter", "block"),
+    ("wait", "child"): ("wait4", "child"),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_gate_and_source_are_named(tracer: Tracer, pair: tuple[str, str]) -> None:
+    gate, source = PAIRS[pair]
+    found, truth = watch_loop(
+        tracer, "--gate", pair[0], "--source", pair[1], "--interval-us", 500, "--steps", 300
+    )
+    assert found.steps >= 200
+    assert found.sources[source] >= 0.95 * found.steps, found.sources
+    assert found.gates.get(gate, 0) >= 0.95 * found.steps, found.gates
+    # The stages telescope to the nanosecond, whatever was lost.
+    assert sum(found.stage_ns.values()) == found.step_ns
+    assert found.step_ns <= truth["wall_ns"] + 50_000_000
+
+
+def test_signals_are_named() -> None:
+    for level in ("lite", "full"):
+        tracer = load(level)
+        try:
+            found, _ = watch_loop(
+                tracer, "--gate", "poll", "--source", "signal", "--interval-us", 500, "--steps", 300
+            )
+        finally:
+            tracer.close()
+        assert found.sources["signal"] >= 0.95 * found.steps > 0, (level, found.sources)
+
+
+def test_io_workers_are_named(full: Tracer) -> None:
+    found, _ = watch_loop(
+        full, "--gate", "epoll", "--source", "io_worker", "--interval-us", 500, "--steps", 300
+    )
+    # The worker hands the request to the device, whose completion mostly wakes by itself.
+    assert found.sources["io_uring"] + found.sources["block"] >= 0.95 * found.steps > 0
+    assert found.sources["io_uring"] > 0
+
+
+@pytest.mark.parametrize("source", ["timer", "ipc", "tcp"])
+def test_steps_are_as_long_as_the_loop_says(tracer: Tracer, source: str) -> None:
+    found, truth = watch_loop(
+        tracer, "--source", source, "--interval-us", 1000, "--compute-us", 100, "--steps", 1500
+    )
+    step = truth["step"]
+    assert abs(found.steps + found.ready - step["count"]) <= 0.02 * step["count"]
+    p50, p90 = found.at("step", 0.5, 0.9)
+    assert p50 == pytest.approx(step["p50_ns"], rel=0.03, abs=1000)
+    assert p50 <= p90
+    mean = found.step_ns / found.steps
+    assert mean == pytest.approx(step["sum_ns"] / step["count"], rel=0.03)
+
+
+def test_full_splits_the_gate_from_compute(full: Tracer) -> None:
+    found, truth = watch_loop(
+        full, "--source", "ipc", "--interval-us", 1000, "--compute-us", 200, "--steps", 1000
+    )
+    stages, n = found.stage_ns, found.steps
+    assert stages["return"] > 0
+    in_gate = sum(ns for stage, ns in stages.items() if stage != "compute") / n
+    gate = truth["gate_ns"]["sum_ns"] / truth["gate_ns"]["count"]
+    # The loop's clock also sees the way into and out of the system call.
+    assert in_gate == pytest.approx(gate, rel=0.05, abs=3000)
+    compute = truth["compute"]["sum_ns"] / truth["compute"]["count"]
+    assert stages["compute"] / n == pytest.approx(compute, rel=0.10, abs=3000)
+
+
+def test_lite_does_not_claim_a_return(full: Tracer) -> None:
+    lite = load("lite")
+    try:
+        found, _ = watch_loop(lite, "--source", "ipc", "--interval-us", 500, "--steps", 200)
+    finally:
+        lite.close()
+    assert found.stage_ns["return"] == 0
+    assert not found.counts["return"].any()
+
+
+def test_timer_slowpath_is_the_lateness_that_the_loop_sees(full: Tracer) -> None:
+    found, truth = watch_loop(full, "--source", "timer", "--interval-us", 1000, "--steps", 1500)
+    (p50,) = found.at("slowpath", 0.5)
+    # From the programmed expiry to user space: nothing may hide in "wait".
+    assert p50 == pytest.approx(truth["lateness"]["p50_ns"], rel=0.15, abs=4000)
+
+
+def test_a_busy_cpu_shows_as_queue(tracer: Tracer) -> None:
+    import os
+    import subprocess
+    import sys
+
+    cpu = max(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"
+    hogs = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(2)]
+    try:
+        found, _ = watch_loop(
+            tracer, "--source", "ipc", "--interval-us", 2000, "--compute-us", 500,
+            "--steps", 400, "--cpu", cpu,
+        )  # fmt: skip
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    slow = {s: found.stage_ns[s] for s in ("irq", "softirq", "ipi", "idle_exit", "queue")}
+    assert max(slow, key=lambda stage: slow[stage]) == "queue", slow

@@ -1,0 +1,224 @@
+"""Who is measured: inheritance, opt-in, ends, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from loops import loop, until
+from tracing import free_slot, load
+
+from agenttop.collectors.bpf import kernel
+from agenttop.collectors.bpf.layout import NO_SLOT
+from agenttop.collectors.bpf.tracer import Edge, Tracer
+
+pytestmark = pytest.mark.bpf
+
+
+@pytest.fixture(scope="module", params=["lite", "full", "raw"])
+def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
+    tracer = load("lite" if request.param == "lite" else "full", raw=request.param == "raw")
+    yield tracer
+    tracer.close()
+
+
+@pytest.fixture
+def slot(tracer: Tracer) -> int:
+    slot = free_slot()
+    tracer.clear(slot)
+    return slot
+
+
+def program(text: str) -> subprocess.Popen[str]:
+    """A Python program that says a line when it is ready and waits for one."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def edges_until(tracer: Tracer, wanted: Callable[[Edge], bool]) -> bool:
+    return until(lambda: any(wanted(edge) for edge in tracer.edges()))
+
+
+def test_all_threads_of_a_process_are_adopted(tracer: Tracer, slot: int) -> None:
+    child = program(
+        "import threading, time\n"
+        "for _ in range(5): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "print('ready', flush=True); input()"
+    )
+    try:
+        tracer.assign({child.pid: slot}, {})
+        mine = [thread for thread in tracer.threads() if thread.slot == slot]
+        tids = {int(tid) for tid in os.listdir(f"/proc/{child.pid}/task")}
+        assert {thread.tid for thread in mine} == tids
+        assert len(tids) == 6
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_children_and_threads_inherit(tracer: Tracer, slot: int) -> None:
+    child = program(
+        "import subprocess, sys, threading, time\n"
+        "print('ready', flush=True); input()\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); input()\n"
+        "child.kill()"
+    )
+    try:
+        tracer.assign({child.pid: slot}, {})
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        tool = int(child.stdout.readline())
+        tids = {thread.tid for thread in tracer.threads() if thread.slot == slot}
+        assert tool in tids
+        assert child.pid in tids
+        assert len(tids) == 3
+        child.communicate("\n")
+        assert until(lambda: tracer.members(slot) == 0)
+        assert not [thread for thread in tracer.threads() if thread.slot == slot]
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_the_end_of_an_agent_is_told(tracer: Tracer, slot: int) -> None:
+    if tracer.mode != "tp_btf":
+        pytest.skip("the hash has no count of members; user space lists it")
+    with loop("--steps", 5) as running:
+        tracer.assign({running.pid: slot}, {})
+        running.run()
+    assert edges_until(tracer, lambda e: e.kind == "exit" and e.slot == slot)
+
+
+def test_exec_and_rename_are_told(tracer: Tracer) -> None:
+    tracer.edges(1 << 20)
+    child = subprocess.Popen(["/bin/sh", "-c", "printf changed > /proc/self/comm; exec sleep 0"])
+    child.wait()
+    kinds = set()
+
+    def both(edge: Edge) -> bool:
+        if edge.tgid == child.pid:
+            kinds.add(edge.kind)
+        return kinds >= {"exec", "rename"}
+
+    # The shell's printf is a builtin: it renames the process that then execs.
+    assert edges_until(tracer, both)
+
+
+def test_the_marker_opts_in_once(tracer: Tracer) -> None:
+    tracer.edges(1 << 20)
+    with loop("--steps", 20, "--opt-in", "marker") as running:
+        running.run()
+        seen = [e for e in tracer.edges(1 << 20) if e.kind == "marker" and e.tgid == running.pid]
+    assert len(seen) == 1
+    assert seen[0].tid == running.pid
+
+
+def test_sched_setattr_opts_in_at_level_full(tracer: Tracer) -> None:
+    tracer.edges(1 << 20)
+    with loop("--steps", 20, "--opt-in", "sched_setattr") as running:
+        running.run()
+        edges = [e for e in tracer.edges(1 << 20) if e.kind == "sched_setattr"]
+    told = [e.tid for e in edges if e.tgid == running.pid]
+    assert told == ([] if tracer.level == "lite" else [running.pid])
+
+
+def test_a_single_thread_does_not_pass_it_on(tracer: Tracer, slot: int) -> None:
+    if tracer.mode != "tp_btf":
+        pytest.skip("single threads need task-local storage")
+    child = program(
+        "import subprocess\nprint('ready', flush=True); input()\n"
+        "c = subprocess.Popen(['sleep', '60']); print(c.pid, flush=True); input(); c.kill()"
+    )
+    try:
+        tracer.assign({}, {child.pid: slot})
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        assert [t.tid for t in tracer.threads() if t.slot == slot] == [child.pid]
+        child.communicate("\n")
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_measuring_can_be_ended(tracer: Tracer, slot: int) -> None:
+    child = program("print('ready', flush=True); input()")
+    try:
+        tracer.assign({child.pid: slot}, {})
+        assert [t for t in tracer.threads() if t.slot == slot]
+        tracer.assign({child.pid: NO_SLOT}, {})
+        assert not [t for t in tracer.threads() if t.slot == slot]
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_ten_thousand_short_processes_leave_nothing(tracer: Tracer, slot: int) -> None:
+    child = program(
+        "import os\nprint('ready', flush=True); input()\n"
+        "for _ in range(10_000):\n"
+        "    os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)\n"
+        "print('done', flush=True); input()"
+    )
+    stop = threading.Event()
+    seen: list[int] = []
+
+    def drain() -> None:
+        while not stop.is_set():
+            seen.append(len(tracer.edges(1 << 20)))
+            time.sleep(0.05)
+
+    reader = threading.Thread(target=drain)
+    try:
+        before = len(tracer.threads())
+        tracer.assign({child.pid: slot}, {})
+        reader.start()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "done\n"
+        assert until(lambda: tracer.members(slot) == 1)
+        assert len(tracer.threads()) <= before + 1
+        if tracer.mode == "raw_tp":
+            keys = kernel.map_keys(tracer._loaded.maps["threads"], 4)
+            assert len(keys) <= before + 1
+        losses = tracer.losses(tracer.cpus())
+        assert losses["storage_full"] == 0
+        assert losses["negative"] == 0
+    finally:
+        stop.set()
+        if reader.ident:
+            reader.join()
+        child.kill()
+        child.communicate()
+    assert sum(seen) + tracer.losses(tracer.cpus())["edge_ring_full"] >= 10_000
+
+
+def test_a_full_ring_is_counted() -> None:
+    tracer = load("lite")
+    try:
+        subprocess.run(
+            ["/bin/sh", "-c", "i=0; while [ $i -lt 5000 ]; do /bin/true; i=$((i+1)); done"],
+            check=True,
+        )
+        told = len(tracer.edges(1 << 20))
+        lost = tracer.losses(tracer.cpus())["edge_ring_full"]
+        assert lost > 0
+        assert told + lost >= 5000
+    finally:
+        tracer.close()
