@@ -16,7 +16,7 @@ REPLACEMENT: Final = "\ufffd"
 #: Combining marks in a row that a character may carry.
 _MARKS: Final = 2
 _ASCII: Final = str.maketrans(
-    {"µ": "u", "…": "~", "–": "-", "→": ">", "≤": "<", "·": ".", "×": "x", "±": "~"}
+    {"µ": "u", "…": "+", "–": "-", "→": ">", "≤": "<", "·": ".", "×": "x", "±": "~"}
 )
 
 

@@ -19,7 +19,7 @@ from agenttop.words import COMPUTE_PARTS, GATES, SLOWPATH_STAGES, SOURCES, STAGE
 
 #: Suffix of a name -> its unit.
 UNITS: Final = {
-    "_per_s": "per second",
+    "per_s": "per second",
     "_ns": "nanoseconds",
     "_us": "microseconds",
     "_khz": "kilohertz",

@@ -55,9 +55,10 @@ def report(snapshot: Snapshot, layout: Layout | None = None) -> str:
         blocks += [_chain(snapshot, agent, width) for agent in agents[: layout.chains]]
     blocks += [_cpus(snapshot, width), _policies(snapshot.policies, width)]
     lines = [line for block in blocks if block for line in (*block, "")]
+    lines = [cut(line, width).rstrip() for line in lines[:-1]]
     if layout.ascii:
         lines = [ascii_only(line) for line in lines]
-    return "\n".join(cut(line, width).rstrip() for line in lines[:-1]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def without_chains(snapshot: Snapshot) -> bool:

@@ -126,8 +126,8 @@ def measure(engine: EngineOptions, wanted: Wanted) -> bytes:
         session.ready(samples)
         since = store.start_since()
         for sample in samples:
-            # A sample a little early is as good: the interval is measured, not assumed.
-            if sample.t_ns >= since + seconds_ns - int(engine.delay_s * 0.5e9):
+            # A sample a little early will do: the interval is measured, not assumed.
+            if sample.t_ns >= since + seconds_ns - int(engine.delay_s * 0.1e9):
                 break
         snapshot = store.snapshot(since_ns=since, hdr=wanted.hdr)
     if snapshot is None:
