@@ -24,18 +24,18 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if something could not be restored."""
     state = str(paths.state())
     try:
+        owner = lock.owner(state)
         dir_fd = open_state_dir(state, create=False)
-        if dir_fd is None or not os.path.lexists(os.path.join(state, NAME)):
-            owner = lock.owner(state)
-            if owner is not None:
-                raise lock.LockedError(owner)
+        if dir_fd is None or (owner is None and not os.path.lexists(os.path.join(state, NAME))):
             print("nothing to restore")
             return 0
-        held = lock.acquire(state)
         try:
-            outcomes = recover(dir_fd)
+            held = lock.acquire(state)
+            try:
+                outcomes = recover(dir_fd)
+            finally:
+                lock.release(held)
         finally:
-            lock.release(held)
             os.close(dir_fd)
     except (JournalError, lock.LockedError) as error:
         raise UserError(str(error)) from None

@@ -222,11 +222,13 @@ class Guardian:
 
 def _stay_alive() -> None:
     """Not the one to be killed for memory, and on time beside CPU hogs, as far as allowed."""
+    for name, text in (("comm", "agenttop-guard"), ("oom_score_adj", "-1000")):
+        try:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        except OSError:
+            pass
     try:
-        with open("/proc/self/comm", "w") as file:
-            file.write("agenttop-guard")
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("-1000")
         os.nice(-10)
     except OSError:
         pass

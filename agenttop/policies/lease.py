@@ -137,6 +137,8 @@ class Lease:
         """What happened by itself. After one with ``lost`` the lease is of no more use."""
         while (message := self._read(0)) is not None:
             self._inbox.append(message)
+            if message["op"] in ("lost", "closed"):
+                break
         notices = []
         for message in self._inbox:
             if message["op"] == "reverted":

@@ -2,6 +2,8 @@
 
 The engine takes it and hands it on to its guardian (the same open file), so
 that it is held until the last of the two has ended and everything is restored.
+It is an open file description lock (fcntl(2)): unlike flock's, one can ask
+who has it without taking it from under somebody who is just starting.
 """
 
 from __future__ import annotations
@@ -9,12 +11,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
+import time
 from typing import NamedTuple
 
 from agenttop.policies.journal import open_own, open_state_dir
 from agenttop.policies.knobs import thread_stat
 
 NAME = "lock"
+#: A guardian restores everything within a second of its engine's death.
+PATIENCE_S = 2.0
 
 
 class Owner(NamedTuple):
@@ -37,19 +43,27 @@ class LockedError(Exception):
 
 
 def acquire(state_dir: str) -> int:
-    """Take the lock; its descriptor, which holds it. Raises LockedError, JournalError."""
+    """Take the lock; its descriptor, which holds it.
+
+    Waits a little for the guardian of a dead owner to finish. Raises LockedError, JournalError.
+    """
     dir_fd = open_state_dir(state_dir)
     assert dir_fd is not None
     try:
         fd = open_own(dir_fd, NAME, os.O_RDWR | os.O_CREAT)
     finally:
         os.close(dir_fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = _read(fd)
-        os.close(fd)
-        raise LockedError(owner) from None
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+            break
+        except OSError:
+            owner = _read(fd)
+        if owner.pid or time.monotonic() > deadline:
+            os.close(fd)
+            raise LockedError(owner)
+        time.sleep(0.02)
     sign(fd, os.getpid(), 0)
     return fd
 
@@ -81,17 +95,21 @@ def owner(state_dir: str) -> Owner | None:
     finally:
         os.close(dir_fd)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return _read(fd)
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        held = struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK
+        return _read(fd) if held else None
     finally:
         os.close(fd)
-    return None
+
+
+def _flock(kind: int) -> bytes:
+    """struct flock for the whole file."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
 
 
 def _start(pid: int) -> int:
     stat = thread_stat(pid, pid) if pid else None
-    return stat.start if stat else 0
+    return stat.start if stat and stat.state not in "ZX" else 0
 
 
 def _read(fd: int) -> Owner:

@@ -1,0 +1,65 @@
+"""A stand-in for the engine: toggles both policies at random until it is told or killed.
+
+Arguments: state directory, process whose threads are the agent, seed (or
+"steady": both on, no toggling). SIGUSR1 ends the toggling, not the policies.
+Prints a line per event.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import signal
+import sys
+import time
+
+from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
+from agenttop.policies.knobs import cpu_set, thread_stat
+from agenttop.policies.manager import PolicyManager
+from agenttop.policies.targets import _tasks
+
+
+def targets(pid: int, cpus: list[int], steps: int) -> Targets:
+    threads = []
+    for tid in _tasks(pid):
+        stat = thread_stat(pid, tid)
+        if stat:
+            threads.append(Thread(tid, pid, stat.cpu, steps, 0.01))
+    online = cpu_set("online")
+    exits = {1: Exit(9_000, 100)}
+    return Targets(
+        time.monotonic_ns(),
+        (Agent(1, "victim", (pid,), tuple(threads), dict.fromkeys(cpus, steps)),),
+        tuple(Cpu(cpu, exits=exits) for cpu in sorted(online)),
+    )
+
+
+def main() -> None:
+    state, pid, seed = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    steady = seed == "steady"
+    chance = random.Random(seed)
+    every = sorted(cpu_set("online"))
+    manager = PolicyManager(state)
+    toggling = True
+
+    def calm(*_: object) -> None:
+        nonlocal toggling
+        toggling = False
+
+    signal.signal(signal.SIGUSR1, calm)
+    for step in range(1, 100_000):
+        cpus = every if chance.random() < 0.5 and not steady else every[:1]
+        now = targets(pid, cpus, step * 100)
+        events = manager.tick(now)
+        if toggling:
+            for name in manager.names:
+                if steady or chance.random() < 0.5:
+                    events += manager.set(name, steady or chance.random() < 0.6, now)
+            toggling = toggling and not steady
+        for event in events:
+            print(event.kind, event.text, flush=True)
+        pause = 0.1 if steady else chance.random() * 0.03
+        select.select(manager.fds(), [], [], pause)
+
+
+main()
