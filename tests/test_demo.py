@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,6 +209,83 @@ def cmdline(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+class Terminal:
+    """A demo on a terminal of its own; all that it draws is read away."""
+
+    def __init__(self, *options: str) -> None:
+        self._master, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+        self.process = subprocess.Popen(
+            demo_command(*options),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env={**os.environ, "TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+        os.close(terminal)
+        self.drawn = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                self.drawn += os.read(self._master, 1 << 16)
+            except OSError:
+                return
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def end(self) -> int:
+        """Wait for the exit code."""
+        code = self.process.wait(timeout=PATIENCE_S)
+        self._reader.join(timeout=PATIENCE_S)
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    running = Terminal("--no-bpf", *getattr(request, "param", ()))
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def test_on_a_terminal_it_shows_its_agents_until_the_screen_is_quit(terminal: Terminal) -> None:
+    assert until(lambda: all(name.encode() in terminal.drawn for name in AGENTS))
+    pids = descendants(terminal.process.pid)
+    terminal.type(b"q")
+    assert terminal.end() == 0
+    assert b"Traceback" not in terminal.drawn
+    assert until(lambda: not any(map(alive, pids)))
+
+
+@pytest.mark.parametrize("terminal", [("--for", "2")], indirect=True)
+def test_its_time_ends_the_screen(terminal: Terminal) -> None:
+    assert until(lambda: len(descendants(terminal.process.pid)) > len(AGENTS))
+    pids = descendants(terminal.process.pid)
+    assert terminal.end() == 0
+    assert until(lambda: not any(map(alive, pids)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_screen_leaves_no_process(terminal: Terminal, number: int) -> None:
+    assert until(lambda: b"voice" in terminal.drawn)
+    pids = descendants(terminal.process.pid)
+    terminal.process.send_signal(number)
+    terminal.end()
+    assert until(lambda: not any(map(alive, pids)))
 
 
 @pytest.mark.parametrize(

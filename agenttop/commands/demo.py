@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agenttop import headless, options
+from agenttop.commands import live
 from agenttop.commands.snapshot import FORMATS, Wanted, check_writable, measure, write_whole
+from agenttop.columns import sort_help
 from agenttop.errors import UserError
 from agenttop.format import clean
 from agenttop.options import EngineOptions
+from agenttop.view import ViewOptions
 from agenttop.words import LEVELS
 from agenttop.workloads.demo import LIMIT_S, SIZES, Demo
 
@@ -56,9 +57,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The whole demo. Raises UserError."""
+    if args.sort == "help":
+        print(sort_help())
+        return 0
     if args.no_bpf and args.level == "full":
         raise UserError("--level full needs BPF: leave out --no-bpf")
-    screen = args.format is None and args.output is None and on_terminal()
+    screen = args.format is None and args.output is None and live.on_terminal(os.environ)
     if screen:
         return _screen(args)
     args.format = args.format or "text"
@@ -68,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(wanted.output)
 
     def work() -> int:
-        # As long again for the start: loading the BPF programs takes its time.
-        with _demo(args.size, 2 * wanted.seconds + 60) as demo:
+        with _demo(args.size, wanted.seconds) as demo:
             body = measure(_engine(args, demo), wanted)
         if wanted.output is not None:
             write_whole(wanted.output, body)
@@ -82,19 +85,12 @@ def run(args: argparse.Namespace) -> int:
     return headless.quietly(work)
 
 
-def on_terminal() -> bool:
-    """The screen reads stdin and draws on stderr; a redirected stdout asks for text."""
-    terminal = all(os.isatty(stream) for stream in (0, 1, 2))
-    return terminal and os.environ.get("TERM", "dumb") not in ("dumb", "")
-
-
 def _screen(args: argparse.Namespace) -> int:
-    from agenttop.commands import live
-    from agenttop.view import ViewOptions
-
     seconds = args.for_s or LIMIT_S
-    with _demo(args.size, seconds) as demo, _ended_after(seconds):
-        view = ViewOptions(theme=args.theme, ascii_only=args.ascii, sort=args.sort)
+    view = ViewOptions(
+        theme=args.theme, ascii_only=args.ascii, sort=args.sort, for_s=float(seconds)
+    )
+    with _demo(args.size, seconds) as demo:
         return live.show(_engine(args, demo), view=view)
 
 
@@ -120,15 +116,3 @@ def _demo(size: str, seconds: float) -> Iterator[Demo]:
         failed = demo.failed()
     for line in failed:
         print(f"agenttop demo: {clean(line)}", file=sys.stderr)
-
-
-@contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
-    """Quit the screen, as by a SIGTERM, when the time is over."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -24,6 +24,9 @@ HOGS: Final = 2
 #: Nothing of the demo outlives this, even with the screen left open.
 LIMIT_S: Final = 3600
 
+#: On top of it for what starts beside them: the BPF programs, the screen.
+START_S: Final = 60
+
 _SCRIPT: Final = Path(__file__).with_name("actors.py")
 _PACKAGE_ROOT: Final = _SCRIPT.parents[2]
 
@@ -43,7 +46,7 @@ class Demo:
         # Where the actors' last words go: in memory, without a name.
         self._words = os.memfd_create("agenttop-demo-errors")
         self._rules = -1
-        self._seconds = int(min(seconds, LIMIT_S)) + 2
+        self._seconds = int(min(seconds, LIMIT_S)) + START_S
         self._stretch = SIZES[size]
         try:
             for kind in AGENTS:
