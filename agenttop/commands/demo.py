@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agenttop import headless, options
+from agenttop.columns import sort_help
 from agenttop.commands import live
 from agenttop.commands.snapshot import FORMATS, Wanted, check_writable, measure, write_whole
-from agenttop.columns import sort_help
 from agenttop.errors import UserError
 from agenttop.format import clean
 from agenttop.options import EngineOptions
