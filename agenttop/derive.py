@@ -401,9 +401,9 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
     misses = None
     if now.recursion_misses is not None:
         misses = max(now.recursion_misses - (old.recursion_misses or 0), 0)
-    measured = [agent for agent in agents if agent.steps is not None]
-    steps = sum(agent.steps or 0 for agent in measured) if measured else None
-    unattributed = sum(agent.unattributed or 0 for agent in measured)
+    chains = view.host.mode != "procfs" and "chains" not in view.host.missing
+    steps = sum(agent.steps or 0 for agent in agents) if chains else None
+    unattributed = sum(agent.unattributed or 0 for agent in agents)
     living = [agent for agent in agents if agent.alive]
     tracked = [agent.threads_tracked for agent in living if agent.threads_tracked is not None]
     threads = sum(agent.threads for agent in living if agent.threads_tracked is not None)

@@ -403,6 +403,14 @@ def test_without_chains_nothing_pretends_to_be_zero() -> None:
     assert snapshot.cpus[0].irq.per_s > 0
 
 
+def test_chains_without_an_agent_are_no_steps_rather_than_unknown() -> None:
+    store = fresh()
+    for sample in Synth(agents=0).samples(3):
+        store.feed(sample)
+    trust = shot(store).trust
+    assert (trust.steps, trust.steps_per_s, trust.unattributed_ratio) == (0, 0, None)
+
+
 def test_schedstat_of_a_process_older_than_its_agent_does_not_count() -> None:
     toy, store = Toy(), fresh()
     store.feed(toy.tick({}))
