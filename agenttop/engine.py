@@ -10,6 +10,7 @@ killed or stopped.
 
 from __future__ import annotations
 
+import gc
 import resource
 import selectors
 import signal
@@ -28,6 +29,7 @@ from agenttop.collectors.selfcost import SelfCost
 from agenttop.errors import UserError
 from agenttop.model import Command, Event, Failure, Host, Level, Message, Mode
 from agenttop.options import EngineOptions
+from agenttop.policies.base import Targets
 from agenttop.policies.manager import PolicyManager
 from agenttop.privileges import why_no_bpf
 from agenttop.registry import Registry
@@ -38,6 +40,8 @@ from agenttop.targets import EngineTargets
 #: How often process edges are taken in, and policies looked after, s.
 EDGES_S: Final = 0.1
 POLICY_S: Final = 0.25
+#: The same while no policy is on: then there is no lease to renew.
+IDLE_S: Final = 1.0
 #: The Samples just after the programs are loaded come this soon: figures at once, not in a second.
 FIRST_S: Final = 0.3
 #: Delay between Samples, s.
@@ -191,7 +195,7 @@ class Engine:
                 next_edges = now + EDGES_S
                 self._sampler.edges()
             if now >= next_policy:
-                next_policy = now + POLICY_S
+                next_policy = now + (POLICY_S if self._guardian is not None else IDLE_S)
                 self._tick_policies()
             if not self._outbox.idle:
                 self._outbox.flush()
@@ -222,7 +226,10 @@ class Engine:
         self._outbox.put(sample)
 
     def _tick_policies(self) -> None:
-        self._events += self._policies.tick(self._targets.current())
+        on = self._policies.guardian is not None
+        # What policies need to know is worked out only while one is on.
+        targets = self._targets.current() if on else Targets(time.monotonic_ns())
+        self._events += self._policies.tick(targets)
         if self._policies.guardian != self._guardian:
             self._guardian = self._policies.guardian
             if self._guardian is not None:
@@ -286,6 +293,8 @@ def main() -> int:
     channel = socket.socket(fileno=int(sys.argv[1]))
     options = msgspec.json.decode(sys.argv[2], type=EngineOptions)
     _more_descriptors()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     try:
         Engine(options, channel).run()
     except UserError as error:

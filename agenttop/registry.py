@@ -30,6 +30,8 @@ SCAN_EVERY_S: Final = 2.0
 EDGE_BUDGET_S: Final = 0.002
 #: Processes that wait to be looked at; more are forgotten, and found by the next scan.
 EDGE_BACKLOG: Final = 4096
+#: Refreshes between counts of an agent's threads, while those measured stay the same.
+COUNT_EVERY: Final = 10
 #: Processes listed per agent.
 MAX_PIDS: Final = 64
 
@@ -56,6 +58,7 @@ class Agent:
     schedstat: TreeSchedstat | None = None
     #: Threads that its processes have, measured or not.
     thread_count: int = 0
+    last_tracked: int = -1
     _cpu_base: int = 0
     _cpu_last: dict[int, int] = field(default_factory=dict)
 
@@ -83,6 +86,7 @@ class Registry:
         self._backlog: dict[int, None] = {}
         self._scanned = 0.0
         self._rescan = False
+        self._refreshes = 0
         #: Agents that found no slot.
         self.slots_full = 0
 
@@ -104,6 +108,8 @@ class Registry:
                     agent.schedstat.close()
                 if agent.slot != layout.NO_SLOT:
                     self._free.append(agent.slot)
+                    if self._tracer is not None:
+                        self._tracer.release(agent.slot)
                 del self._agents[key]
 
     # ------------------------------------------------------------------ finding
@@ -160,6 +166,7 @@ class Registry:
             self.scan()
         if self._tracer is None:
             return
+        self._refreshes += 1
         by_slot: dict[int, list[Thread]] = defaultdict(list)
         for thread in self._tracer.threads():
             by_slot[thread.slot].append(thread)
@@ -176,10 +183,11 @@ class Registry:
             rest = sorted(tgids - {agent.root})
             first = [agent.root] if agent.root in tgids else []
             agent.pids = (first + rest)[:MAX_PIDS]
-            agent.thread_count = max(
-                len(agent.threads),
-                1 if agent.tid is not None else sum(map(_threads_of, tgids)),
-            )
+            if agent.tid is not None:
+                agent.thread_count = 1
+            elif self._refreshes % COUNT_EVERY == 0 or len(agent.threads) != agent.last_tracked:
+                agent.thread_count = max(len(agent.threads), sum(map(_threads_of, tgids)))
+                agent.last_tracked = len(agent.threads)
 
     # ------------------------------------------------------------------ internals
 

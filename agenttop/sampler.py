@@ -8,10 +8,9 @@ from typing import Final
 from agenttop import procinfo
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpus import BpfCpus
-from agenttop.collectors.bpf.tracer import Record, Tracer
+from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
-from agenttop.histogram import Counts
 from agenttop.model import AgentCounters, CpuCounters, Exemplar, Histogram, Sample, Trust
 from agenttop.procinfo import printable
 from agenttop.registry import Agent, Registry
@@ -157,34 +156,38 @@ class Sampler:
         return out
 
     def _exemplars(self, tracer: Tracer) -> list[Exemplar]:
-        slots = {agent.slot: agent for agent in self._registry.agents()}
+        records = tracer.slows().tolist()
+        slots = {agent.slot: agent for agent in self._registry.agents()} if records else {}
         out = []
-        for record in tracer.slows():
-            agent = slots.get(int(record["slot"]))
+        for t_ns, pid_tgid, slot, gate, source, cpu, waker, waker_id, raw in records:
+            agent = slots.get(slot)
             if agent is None:
                 continue
-            stages: list[int | None] = record["stage_ns"].tolist()
-            slowpath = sum(n or 0 for n in stages[_SLOWPATH])
-            self._tails.setdefault(agent.id, Tail()).keep(slowpath, int(record["t"]))
+            stages: list[int | None] = raw.tolist()
+            self._tail(agent).keep(int(raw[_SLOWPATH].sum()), t_ns)
             if tracer.level == "lite":
                 stages[_RETURN] = None
-            source = layout.SOURCE_NAMES[int(record["source"])]
             out.append(
                 Exemplar(
                     agent=agent.id,
-                    t_ns=int(record["t"]),
-                    tid=int(record["pid_tgid"]) & 0xFFFFFFFF,
-                    cpu=int(record["cpu"]),
-                    gate=GATES[int(record["gate"])],
-                    source=None if source == "unknown" else source,
+                    t_ns=t_ns,
+                    tid=pid_tgid & 0xFFFFFFFF,
+                    cpu=cpu,
+                    gate=GATES[gate],
+                    source=layout.SOURCE_NAMES[source] if source else None,
                     stages_ns=stages,
-                    waker=self._waker(record),
+                    waker=self._waker(layout.WAKERS[waker], waker_id),
                 )
             )
         return out
 
-    def _waker(self, record: Record) -> str:
-        kind, number = layout.WAKERS[int(record["waker_kind"])], int(record["waker_id"])
+    def _tail(self, agent: Agent) -> Tail:
+        tail = self._tails.get(agent.id)
+        if tail is None:
+            tail = self._tails[agent.id] = Tail()
+        return tail
+
+    def _waker(self, kind: str, number: int) -> str:
         if kind == "task":
             comm = procinfo.read_file(f"/proc/{number}/comm", 64)
             name = printable(procinfo.text(comm).strip(), 20) if comm else "ended"
@@ -200,9 +203,11 @@ class Sampler:
     def _thresholds(self, tracer: Tracer, now_ns: int) -> None:
         agents = [agent for agent in self._registry.agents() if agent.slot != layout.NO_SLOT]
         for agent in agents:
-            tail = self._tails.setdefault(agent.id, Tail())
-            slowpath: Counts = tracer.slowpath(agent.slot)
-            tail.update(slowpath, now_ns)
+            tail = self._tail(agent)
+            tail.update(now_ns)
+            # One in five at a time: the work is spread over the Samples.
+            if tail.due(now_ns) and (not tail.tail_ns or (agent.id + self._seq) % 5 == 0):
+                tail.renew(tracer.slowpath(agent.slot), now_ns)
             tracer.set_thresholds(agent.slot, tail.slow_ns, tail.tail_ns)
         for gone in self._tails.keys() - {agent.id for agent in agents}:
             del self._tails[gone]

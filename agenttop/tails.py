@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agenttop.histogram import EDGES, Counts, empty
+from agenttop.buckets import BUCKETS
+from agenttop.histogram import EDGES
 
 #: The slowest steps kept per agent, and for how long, ns.
 KEPT: Final = 16
@@ -25,6 +27,10 @@ TAIL_RATIO: Final = 0.99
 MIN_STEPS: Final = 100
 
 
+def _no_counts() -> NDArray[np.uint32]:
+    return np.zeros(BUCKETS, dtype=np.uint32)
+
+
 @dataclass
 class Tail:
     """The thresholds of one agent, ns."""
@@ -33,29 +39,36 @@ class Tail:
     tail_ns: int = 0
     _kept: list[tuple[int, int]] = field(default_factory=list)  # (slowpath, time), a heap
     #: Slowpath counts at the last renewal, and the decaying ones that the tail is taken from.
-    _seen: Counts = field(default_factory=empty)
-    _recent: Counts = field(default_factory=empty)
+    _seen: NDArray[np.uint32] = field(default_factory=_no_counts)
+    _recent: NDArray[np.uint32] = field(default_factory=_no_counts)
     _renewed_ns: int = 0
 
     def keep(self, slowpath_ns: int, now_ns: int) -> None:
         """A slow step was kept whole."""
         heapq.heappush(self._kept, (slowpath_ns, now_ns))
 
-    def update(self, slowpath: Counts, now_ns: int) -> None:
-        """Renew the thresholds; ``slowpath`` are the histogram's cumulative counts."""
-        self._kept = [entry for entry in self._kept if now_ns - entry[1] < KEPT_NS]
-        heapq.heapify(self._kept)
-        while len(self._kept) > KEPT:
-            heapq.heappop(self._kept)
+    def update(self, now_ns: int) -> None:
+        """Renew ``slow_ns``."""
+        if self._kept:
+            self._kept = [entry for entry in self._kept if now_ns - entry[1] < KEPT_NS]
+            heapq.heapify(self._kept)
+            while len(self._kept) > KEPT:
+                heapq.heappop(self._kept)
         self.slow_ns = self._kept[0][0] if len(self._kept) == KEPT else 0
-        if self.tail_ns and now_ns - self._renewed_ns < RENEW_NS:
-            return
-        recent = self._recent // 2 + (slowpath - self._seen)
-        cumulative = np.cumsum(recent)
+
+    def due(self, now_ns: int) -> bool:
+        """Is it time to ``renew``?"""
+        return not self.tail_ns or now_ns - self._renewed_ns >= RENEW_NS
+
+    def renew(self, slowpath: NDArray[np.uint32], now_ns: int) -> None:
+        """Renew ``tail_ns`` from the kernel's slowpath counts (which may have wrapped)."""
+        came = slowpath - self._seen  # modulo 2**32, as the counts
+        recent = self._recent // 2 + came
+        cumulative = np.cumsum(recent, dtype=np.int64)
         total = int(cumulative[-1])
         if total < MIN_STEPS:
             return
         self._renewed_ns = now_ns
-        self._recent, self._seen = recent, slowpath.copy()
+        self._recent, self._seen = recent, slowpath
         bucket = int(np.searchsorted(cumulative, TAIL_RATIO * total))
         self.tail_ns = max(1, int(EDGES[bucket]))

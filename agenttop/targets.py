@@ -26,6 +26,9 @@ class EngineTargets:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._before: Sample | None = None
+        self._newest: Sample | None = None
+        #: The newest one while it has not been looked at.
+        self._sample: Sample | None = None
         self._cpus: tuple[Cpu, ...] = ()
         self._agents: tuple[Agent, ...] = ()
         self._run_ns: dict[int, tuple[int, int]] = {}
@@ -34,12 +37,19 @@ class EngineTargets:
 
     def current(self) -> Targets:
         """As of the last Sample, with the time of now."""
+        if self._sample is not None:
+            self._compute(self._sample)
+            self._sample = None
         return Targets(time.monotonic_ns(), self._agents, self._cpus)
 
     def update(self, sample: Sample) -> None:
-        """Take in a Sample that was just made (before the registry forgets its threads)."""
-        before, self._before = self._before, sample
+        """Take in a Sample that was just made. The work is done when somebody asks."""
         self._measure_exits(sample.idle_exit)
+        self._before, self._newest = self._newest, sample
+        self._sample = sample
+
+    def _compute(self, sample: Sample) -> None:
+        before = self._before
         known = {cpu.cpu: cpu for cpu in before.cpus} if before else {}
         elapsed = sample.t_ns - before.t_ns if before else 0
         exits = {

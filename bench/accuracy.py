@@ -53,8 +53,8 @@ def deviations(tracer: Tracer, slot: int, options: list[str]) -> dict[str, float
     """Percentile name -> deviation over what is allowed."""
     tracer.clear(slot)
     child = subprocess.Popen(
-        [sys.executable, "-m", "agenttop", "loop", "--wait", "--json", *options]
-        + ["--compute-us", "50", "--steps", str(STEPS)],
+        [sys.executable, "-m", "agenttop", "loop", "--wait", "--json", "--compute-us", "50"]
+        + ["--steps", str(STEPS), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

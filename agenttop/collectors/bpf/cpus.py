@@ -82,9 +82,8 @@ class BpfCpus:
                 continue
             times = self._tracer.irq(int(line)) if total != first else None
             for cpu in counters:
-                activity = cpu.irqs.get(line)
-                if activity is not None and cpu.cpu < (len(times) if times else 1 << 30):
-                    activity.time_ns = times[cpu.cpu][1] if times else 0
+                if line in cpu.irqs and (times is None or cpu.cpu < len(times)):
+                    cpu.irqs[line].time_ns = times[cpu.cpu][1] if times else 0
 
 
 def _activities(names: tuple[str, ...], counts: Record, times: Record) -> dict[str, Activity]:

@@ -65,12 +65,16 @@ struct thread {
 	struct wake wake;
 };
 
+/*
+ * 32 bits are enough between two looks of user space, which makes 64 of them;
+ * whole pages per agent, so that user space maps only those in use.
+ */
 struct agent_hist {
-	u64 bucket[MEASURES][BUCKETS];
+	u32 bucket[MEASURES][BUCKETS];
 };
 
 struct one_hist {
-	u64 bucket[BUCKETS];
+	u32 bucket[BUCKETS];
 };
 
 struct irq_row {

@@ -31,8 +31,13 @@ _SLOW: Final = layout.dtype(layout.SLOW_FIELDS)
 _EDGE: Final = layout.dtype(layout.EDGE_FIELDS)
 _THREAD: Final = layout.dtype(layout.THREAD_FIELDS)
 _U64: Final = np.dtype("<u8")
+_U32: Final = np.dtype("<u4")
 _U16: Final = np.dtype("<u2")
+#: Size of one agent's histograms, whole pages.
+_HIST_BYTES: Final = len(MEASURES) * BUCKETS * _U32.itemsize
 
+_IN_ONE: Final = np.uint16(BUCKETS - 1)
+_BOUNDS: Final = np.arange(len(MEASURES) + 1) * BUCKETS
 #: Tries to read a row between two writes; a writer takes well under 1 us.
 _ROW_TRIES: Final = 64
 
@@ -60,13 +65,52 @@ class Edge(NamedTuple):
     slot: int
 
 
-def _mapped(fd: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+def _mapped(fd: int, dtype: np.dtype[Any], count: int, offset: int = 0) -> NDArray[Any]:
     size = dtype.itemsize * count
     page = mmap.PAGESIZE
     area = mmap.mmap(
-        fd, (size + page - 1) // page * page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        fd,
+        (size + page - 1) // page * page,
+        mmap.MAP_SHARED,
+        mmap.PROT_READ | mmap.PROT_WRITE,
+        offset=offset,
     )
     return np.frombuffer(area, dtype=dtype, count=count)
+
+
+class _Changes:
+    """What changed in live 32-bit counters since the last look, as 64-bit totals."""
+
+    def __init__(self, live: NDArray[np.uint32]) -> None:
+        self.live = live
+        self._last = np.zeros(live.shape, dtype=_U32)
+        #: Added to the live counts; made when the first of them wraps.
+        self._base: NDArray[np.uint64] | None = None
+
+    def take(self, full: bool) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+        """Indices and totals: those that changed since the last call, or all that are not 0."""
+        # The map is live: look at masks of our own, not at what changes meanwhile.
+        changed = (self.live != self._last).nonzero()[0]
+        counts = self.live[changed]
+        wrapped = counts < self._last[changed]
+        if wrapped.any():
+            if self._base is None:
+                self._base = np.zeros(self.live.shape, dtype=_U64)
+            self._base[changed[wrapped]] += np.uint64(1 << 32)
+        self._last[changed] = counts
+        if full:
+            used = self._last != 0
+            changed = np.flatnonzero(used if self._base is None else used | (self._base != 0))
+            counts = self._last[changed]
+        totals = counts.astype(_U64)
+        return changed, totals if self._base is None else totals + self._base[changed]
+
+
+def _histogram(changes: _Changes, full: bool) -> Histogram | None:
+    changed, totals = changes.take(full)
+    if not len(changed):
+        return None
+    return Histogram(changed.astype(_U16).tobytes(), totals.tobytes())
 
 
 class Tracer:
@@ -79,23 +123,21 @@ class Tracer:
         self._loaded = loaded
         self._cpus = possible_cpus()
         maps = loaded.maps
-        self._hist: NDArray[np.uint64] = _mapped(
-            maps["hist"], _U64, layout.SLOTS * len(MEASURES) * BUCKETS
-        ).reshape(layout.SLOTS, -1)
+        #: Slot -> its histograms, mapped while it is in use (a mapped page counts as resident).
+        self._hists: dict[int, _Changes] = {}
         self._rows = _mapped(maps["rows"], _ROW, layout.SLOTS * self._cpus).reshape(
             self._cpus, layout.SLOTS
         )
         self._controls = _mapped(maps["controls"], _CONTROL, layout.SLOTS)
-        self._soft: NDArray[np.uint64] = _mapped(
-            maps["soft_hist"], _U64, self._cpus * len(SOFTIRQS) * BUCKETS
-        ).reshape(self._cpus, len(SOFTIRQS), BUCKETS)
-        self._idle: NDArray[np.uint64] = _mapped(
-            maps["idle_hist"], _U64, layout.IDLE_STATES * BUCKETS
-        ).reshape(layout.IDLE_STATES, BUCKETS)
+        soft = _mapped(maps["soft_hist"], _U32, self._cpus * len(SOFTIRQS) * BUCKETS)
+        self._soft = [
+            [_Changes(one) for one in cpu]
+            for cpu in soft.reshape(self._cpus, len(SOFTIRQS), BUCKETS)
+        ]
+        idle = _mapped(maps["idle_hist"], _U32, layout.IDLE_STATES * BUCKETS)
+        self._idle = [_Changes(one) for one in idle.reshape(layout.IDLE_STATES, BUCKETS)]
         self._edges = Ring(maps["edges"], loaded.edge_pages)
         self._slows = Ring(maps["slows"], loaded.slow_pages)
-        #: What the last Sample held, to send only what changed: key -> counts.
-        self._sent: dict[object, NDArray[np.uint64]] = {}
         self._cpu_buffer = ctypes.create_string_buffer(_CPU.itemsize * self._cpus)
         self._irq_buffer = ctypes.create_string_buffer(16 * self._cpus)
         self._stats_fd: int | None = None
@@ -156,9 +198,17 @@ class Tracer:
     def clear(self, slot: int) -> None:
         """Zero the counters of a slot that nobody uses."""
         self._rows[:, slot] = 0
-        self._hist[slot] = 0
         self._controls[slot] = 0
-        self._sent.pop(slot, None)
+        self._hists[slot] = changes = self._map_histograms(slot)
+        changes.live[:] = 0
+
+    def release(self, slot: int) -> None:
+        """Let go of the memory of a slot that nobody uses."""
+        self._hists.pop(slot, None)
+
+    def _map_histograms(self, slot: int) -> _Changes:
+        fd = self._loaded.maps["hist"]
+        return _Changes(_mapped(fd, _U32, len(MEASURES) * BUCKETS, slot * _HIST_BYTES))
 
     def set_thresholds(self, slot: int, slow_ns: int, tail_ns: int) -> None:
         """Slowpath above which steps are kept whole, and counted as tail (0: none yet)."""
@@ -219,55 +269,42 @@ class Tracer:
 
     def histograms(self, slot: int, full: bool) -> dict[str, Histogram]:
         """Measure -> buckets: those that changed since the last call, or all that are not empty."""
-        now = self._hist[slot]
-        sent = self._sent.get(slot)
-        if sent is None:
-            sent = self._sent[slot] = np.zeros(now.shape, dtype=np.uint64)
-        changed = np.flatnonzero(now) if full else np.flatnonzero(now != sent)
-        if not len(changed):
+        changes = self._hists.get(slot)
+        if changes is None:
             return {}
-        counts = now[changed]
-        sent[changed] = counts
-        bounds = np.searchsorted(changed, np.arange(len(MEASURES) + 1) * BUCKETS).tolist()
-        buckets = (changed % BUCKETS).astype(_U16).tobytes()
-        raw = counts.tobytes()
+        changed, totals = changes.take(full)
+        bounds = np.searchsorted(changed, _BOUNDS).tolist()
+        buckets = (changed.astype(_U16) & _IN_ONE).tobytes()
+        counts = totals.tobytes()
         return {
-            name: Histogram(buckets[2 * start : 2 * end], raw[8 * start : 8 * end])
+            name: Histogram(buckets[2 * start : 2 * end], counts[8 * start : 8 * end])
             for name, start, end in zip(MEASURES, bounds[:-1], bounds[1:], strict=True)
             if start < end
         }
 
-    def slowpath(self, slot: int) -> NDArray[np.uint64]:
-        """The slowpath histogram's counts as they stand, shape (BUCKETS,); a view."""
+    def slowpath(self, slot: int) -> NDArray[np.uint32]:
+        """The slowpath histogram's counts as they stand, shape (BUCKETS,)."""
+        changes = self._hists.get(slot)
+        if changes is None:
+            return np.zeros(BUCKETS, dtype=_U32)
         start = MEASURES.index("slowpath") * BUCKETS
-        return self._hist[slot, start : start + BUCKETS]
+        return changes.live[start : start + BUCKETS].copy()
 
     def softirq_latency(self, cpu: int, full: bool) -> dict[str, Histogram]:
         """Softirq vector -> raise-to-entry latency, as ``histograms``."""
         return {
             name: histogram
-            for i, name in enumerate(SOFTIRQS)
-            if (histogram := self._changed(("soft", cpu, i), self._soft[cpu, i], full))
+            for name, changes in zip(SOFTIRQS, self._soft[cpu], strict=True)
+            if (histogram := _histogram(changes, full)) is not None
         }
 
     def idle_exit(self, full: bool) -> dict[str, Histogram]:
         """Idle state index (as text) -> what waking a CPU out of it took, as ``histograms``."""
         return {
             str(state): histogram
-            for state in range(layout.IDLE_STATES)
-            if (histogram := self._changed(("idle", state), self._idle[state], full))
+            for state, changes in enumerate(self._idle)
+            if (histogram := _histogram(changes, full)) is not None
         }
-
-    def _changed(self, key: object, now: NDArray[np.uint64], full: bool) -> Histogram | None:
-        sent = self._sent.get(key)
-        if sent is None:
-            sent = self._sent[key] = np.zeros(now.shape, dtype=np.uint64)
-        changed = np.flatnonzero(now) if full else np.flatnonzero(now != sent)
-        if not len(changed):
-            return None
-        counts = now[changed]
-        sent[changed] = counts
-        return Histogram(changed.astype(_U16).tobytes(), counts.tobytes())
 
     def cpus(self) -> Record:
         """Context and counters of every possible CPU, shape (CPUs,)."""
