@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         width=terminal_width(),
         sort=key,
         inverted=inverted,
-        ascii=bool(getattr(args, "ascii", False)),
+        ascii=bool(getattr(args, "ascii", False)) or not headless.speaks_unicode(),
     )
     iterations = getattr(args, "iterations", None)
 
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
                 snapshot = store.snapshot()
                 if snapshot is None:
                     continue
-                headless.flush_text(("\n" if printed else "") + report(snapshot, layout))
+                text = ("\n" if printed else "") + report(snapshot, layout)
+                headless.write_out(text.encode("utf-8", "replace"))
                 printed += 1
                 if printed == iterations:
                     break

@@ -137,7 +137,13 @@ def own_cpu_ns() -> int:
     return int((used.ru_utime + used.ru_stime) * 1e9)
 
 
-def flush_text(text: str) -> None:
+def speaks_unicode() -> bool:
+    """Can stdout carry every character?"""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def write_out(body: bytes) -> None:
     """Write to stdout at once, so that a closed pipe is noticed here."""
-    sys.stdout.write(text)
     sys.stdout.flush()
+    sys.stdout.buffer.write(body)
+    sys.stdout.buffer.flush()

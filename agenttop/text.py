@@ -137,7 +137,7 @@ def _agents(snapshot: Snapshot, agents: Sequence[Agent], layout: Layout, width: 
     total = len(snapshot.agents)
     order = f"{'-' if layout.inverted else ''}{layout.sort}"
     if not total:
-        return ["AGENTS 0", "  none found: 'agenttop --help' tells how to name some (--agent)"]
+        return ["AGENTS 0", "  none found; name one: --agent pid:N or --agent cmd:RE"]
     columns = chosen(width, not without_chains(snapshot))
     name_width = columns[0].width + width - needed(columns)
     longest = max((len(columns[0].text(agent)) for agent in agents), default=0)

@@ -180,6 +180,7 @@ def test_a_device_is_written_to_not_replaced(engines: list[FakeEngine]) -> None:
         (["--no-bpf", "--level", "full"], "--level full needs BPF"),
         (["--agent", "nonsense"], "'nonsense' is no pattern"),
         (["--agents", "/nonexistent/rules.yaml"], "/nonexistent/rules.yaml"),
+        (["--format", "svg", "--theme", "no-such"], "no-such"),
         (["--what"], "unrecognized arguments: --what"),
     ],
 )
@@ -283,6 +284,17 @@ def test_a_signal_ends_it_quietly_and_stops_the_engine(
     _, err = process.communicate(timeout=20)
     assert err == "engine closed\n"
     assert process.returncode == 128 + number
+
+
+def test_an_old_encoding_gets_plain_ascii(
+    program: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    for arguments in (["-b", "-n", "2"], ["snapshot", "--for", "2"]):
+        out, err = program(*arguments).communicate(timeout=20)
+        assert err == "engine closed\n"
+        assert "us " in out
+        assert out.isascii()
 
 
 def test_a_closed_pipe_ends_it_quietly(program: Callable[..., subprocess.Popen[str]]) -> None:

@@ -6,12 +6,11 @@ import argparse
 import dataclasses
 import os
 import stat
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from agenttop import headless, options
+from agenttop import headless, options, themes
 from agenttop.columns import sort_help, sort_key
 from agenttop.errors import UserError
 from agenttop.format import clean
@@ -72,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if wanted.output is not None:
             write_whole(wanted.output, body)
         else:
-            sys.stdout.flush()
-            sys.stdout.buffer.write(body)
-            sys.stdout.buffer.flush()
+            headless.write_out(body)
         return 0
 
     return headless.quietly(work)
@@ -100,6 +97,9 @@ class Wanted:
         hdr = bool(getattr(args, "hdr", False))
         if hdr and form != "json":
             raise UserError("--hdr adds to JSON: say --format json too")
+        theme = getattr(args, "theme", None) or "dark"
+        if form == "svg":
+            themes.load(theme)
         # A file has no width of its own: the table's comfortable one.
         width = 120 if output else terminal_width()
         return cls(
@@ -107,7 +107,7 @@ class Wanted:
             format=form,
             output=Path(output) if output else None,
             hdr=hdr,
-            theme=getattr(args, "theme", None) or "dark",
+            theme=theme,
             layout=Layout(
                 width=width,
                 sort=key,
@@ -146,14 +146,9 @@ def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:
 
         return render_svg(store, snapshot, SVG_SIZE, wanted.theme).encode()
     layout = wanted.layout
-    if wanted.output is None and not _speaks_unicode():
+    if wanted.output is None and not headless.speaks_unicode():
         layout = dataclasses.replace(layout, ascii=True)
     return report(snapshot, layout).encode("utf-8", "replace")
-
-
-def _speaks_unicode() -> bool:
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    return encoding == "utf8"
 
 
 # --------------------------------------------------------------------------- -o
