@@ -277,8 +277,9 @@ def _cpus(
     exits = [None if value < 0 else int(value) for value in medians]
     out = []
     for now in view.end.cpus:
-        # One that came during the interval (hot-plugged): its counters did not start at 0 with us.
+        # One that came during the interval (hot-plugged): nothing is known of its share yet.
         old = before.get(now.cpu, now)
+        time_ns = interval if now.cpu in before else 0
         slot = view.cpu_slots.get(now.cpu)
         p99 = (
             found.values[slot * BLOCK : (slot + 1) * BLOCK, 1].tolist() if slot is not None else []
@@ -286,7 +287,7 @@ def _cpus(
         latency = {
             name: int(value) for name, value in zip(SOFTIRQS, p99, strict=False) if value >= 0
         }
-        out.append(_cpu(view, old, now, interval, latency, exits, living.get(now.cpu, [])))
+        out.append(_cpu(view, old, now, time_ns, latency, exits, living.get(now.cpu, [])))
     return out
 
 

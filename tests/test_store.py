@@ -505,6 +505,17 @@ def test_a_cpu_that_goes_and_comes_back_does_no_harm() -> None:
             assert 0 <= sum(state.ratio for state in cpu.idle) <= 1
 
 
+def test_a_cpu_that_comes_later_is_unknown_rather_than_idle() -> None:
+    synth, store = Synth(cpus=2), fresh()
+    for i, sample in enumerate(synth.samples(4)):
+        if i == 0:
+            sample.cpus = sample.cpus[:1]
+        store.feed(sample)
+    old, new = shot(store).cpus
+    assert old.busy_ratio is not None
+    assert (new.busy_ratio, new.irq.ratio) == (None, None)
+
+
 def test_damaged_counters_do_no_harm() -> None:
     toy, store = Toy(), fresh()
     store.feed(toy.tick({1: []}))
