@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agenttop.policies import lock
 from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
 
 TESTS = Path(__file__).parent
@@ -63,6 +64,8 @@ class Victim:
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
+        #: The process and its children.
+        self.pids: tuple[int, ...] = (self.pid,)
 
     @property
     def pid(self) -> int:
@@ -77,8 +80,9 @@ class Victim:
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        tid, child = self.process.stdout.readline().split()
-        return int(tid), int(child)
+        tid, child = map(int, self.process.stdout.readline().split())
+        self.pids = (self.pid, child)
+        return tid, child
 
     def masks(self) -> dict[int, set[int]]:
         return {tid: os.sched_getaffinity(tid) for tid in self.tids()}
@@ -97,11 +101,34 @@ class Victim:
 
 @contextlib.contextmanager
 def victims() -> Iterator[Victim]:
-    victim = Victim()
+    with machine_lock():
+        victim = Victim()
+        try:
+            yield victim
+        finally:
+            victim.end()
+
+
+@contextlib.contextmanager
+def machine_lock() -> Iterator[None]:
+    """No agenttop in earnest changes the machine's settings beside a test."""
+    state = "/run/agenttop"
+    if os.geteuid() != 0 or not os.path.isdir(state):
+        yield
+        return
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            fd = lock.acquire(state)
+            break
+        except lock.LockedError as error:
+            if time.monotonic() > deadline:
+                pytest.skip(str(error))
+            time.sleep(0.1)
     try:
-        yield victim
+        yield
     finally:
-        victim.end()
+        lock.release(fd)
 
 
 def cpu_latency() -> int | None:

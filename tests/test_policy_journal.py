@@ -1,0 +1,207 @@
+"""The journal: what it holds after any accident, and whom it trusts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agenttop.policies import journal
+from agenttop.policies.journal import Journal, JournalError, fold, load, open_state_dir
+from agenttop.policies.knobs import Change
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[int]:
+    fd = open_state_dir(str(tmp_path / "state"))
+    assert fd is not None
+    yield fd
+    os.close(fd)
+
+
+def qos(cpu: int, before: str = "0", after: str = "n/a", policy: str = "guard") -> Change:
+    return Change(policy, "pm_qos", f"cpu{cpu}", before, after)
+
+
+def path(state: int) -> Path:
+    return Path(os.readlink(f"/proc/self/fd/{state}")) / journal.NAME
+
+
+def held(state: int) -> dict[str, tuple[str, list[str]]]:
+    found = load(state)
+    assert found is not None
+    assert found.damaged == 0
+    return {hold.target: (hold.original, hold.ours) for hold in found.holds}
+
+
+def test_a_knob_written_twice_goes_back_to_its_first_value(state: int) -> None:
+    writer = Journal(state)
+    writer.record([qos(0, "0", "5"), qos(1)])
+    writer.record([qos(0, "5", "n/a")])
+    assert held(state) == {"cpu0": ("0", ["5", "n/a"]), "cpu1": ("0", ["n/a"])}
+
+
+def test_it_is_gone_when_nothing_is_held(state: int) -> None:
+    writer = Journal(state)
+    writer.record([qos(0), qos(1)])
+    writer.undone([("pm_qos", "cpu0")])
+    assert held(state) == {"cpu1": ("0", ["n/a"])}
+    writer.undone([("pm_qos", "cpu1")])
+    assert load(state) is None
+    writer.record([qos(3)])
+    assert held(state) == {"cpu3": ("0", ["n/a"])}
+
+
+def test_it_stays_small_however_often_knobs_change(state: int) -> None:
+    writer = Journal(state)
+    for turn in range(6000):
+        writer.record([qos(0, "0", str(1 + turn % 3)), qos(1)])
+    assert path(state).stat().st_size <= journal.COMPACT_BYTES
+    assert held(state) == {"cpu0": ("0", ["1", "2", "3"]), "cpu1": ("0", ["n/a"])}
+
+
+def test_a_journal_of_an_earlier_boot_is_known_as_such(
+    state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal(state).record([qos(0)])
+    found = load(state)
+    assert found is not None
+    assert found.this_boot
+    monkeypatch.setattr(journal, "boot_id", lambda: "another")
+    found = load(state)
+    assert found is not None
+    assert not found.this_boot
+
+
+def test_another_version_is_not_guessed_at(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "VERSION", journal.VERSION + 1)
+    Journal(state).record([qos(0)])
+    monkeypatch.undo()
+    with pytest.raises(JournalError, match="another version"):
+        load(state)
+
+
+# --------------------------------------------------------------------------- accidents
+
+changes = st.lists(
+    st.builds(
+        qos,
+        st.integers(0, 5),
+        st.sampled_from(["0", "100"]),
+        st.sampled_from(["n/a", "5", "20"]),
+        st.sampled_from(["guard", "other"]),
+    ),
+    max_size=12,
+)
+
+
+def written(items: list[Change]) -> bytes:
+    lines = [journal._line(journal._header())]
+    lines += [journal._line(journal._set(*change, 7)) for change in items]
+    return b"".join(lines)
+
+
+@given(changes, st.data())
+def test_a_torn_journal_holds_what_was_whole(items: list[Change], data: st.DataObject) -> None:
+    whole = written(items)
+    cut = data.draw(st.integers(0, len(whole)))
+    torn = whole[:cut]
+    complete = max(0, torn.count(b"\n") - 1)
+    expected = fold(written(items[:complete]))
+    found = fold(torn)
+    assert found.damaged == 0
+    assert [(h.key, h.original, h.ours) for h in found.holds] == [
+        (h.key, h.original, h.ours) for h in expected.holds
+    ]
+
+
+@given(changes, st.data())
+def test_a_flipped_bit_costs_two_lines_at_most(items: list[Change], data: st.DataObject) -> None:
+    whole = bytearray(written(items))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    whole[at] ^= 1 << data.draw(st.integers(0, 7))
+    found = fold(bytes(whole))
+    keys = {change.key for change in items}
+    assert {hold.key for hold in found.holds} <= keys
+    assert found.damaged <= 2
+    # Two, where it was the end of a line.
+    assert len(keys) - len(found.holds) <= 2
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=400))
+def test_garbage_holds_nothing(data: bytes) -> None:
+    assert fold(data).holds == []
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "op": st.just("set"),
+            "policy": st.one_of(st.text(), st.integers()),
+            "kind": st.sampled_from(["pm_qos", "affinity", "cpu_latency", "other"]),
+            "target": st.one_of(
+                st.text(), st.sampled_from(["cpu0/../../x", "all", "1/2/3", "cpu1"])
+            ),
+            "before": st.one_of(st.text(), st.none()),
+            "after": st.text(),
+            "at": st.one_of(st.integers(), st.text(), st.booleans()),
+        }
+    )
+)
+def test_only_values_that_a_knob_can_have_are_believed(record: dict[str, object]) -> None:
+    found = fold(journal._line(journal._header()) + journal._line(record))
+    for hold in found.holds:
+        assert "/.." not in hold.target
+        assert hold.policy.isidentifier()
+
+
+# --------------------------------------------------------------------------- strangers
+
+
+def test_a_link_in_its_place_is_refused(state: int, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    path(state).symlink_to(secret)
+    with pytest.raises(JournalError):
+        load(state)
+    path(state).unlink()
+    os.link(secret, path(state))
+    with pytest.raises(JournalError, match="plain file"):
+        load(state)
+
+
+def test_a_fifo_in_its_place_is_refused_and_does_not_block(state: int) -> None:
+    os.mkfifo(path(state))
+    with pytest.raises(JournalError, match="plain file"):
+        load(state)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_somebody_elses_journal_is_refused(state: int) -> None:
+    Journal(state).record([qos(0)])
+    os.chown(path(state), 65534, 65534)
+    with pytest.raises(JournalError, match="plain file"):
+        load(state)
+
+
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    open_dir = tmp_path / "open"
+    open_dir.mkdir()
+    open_dir.chmod(0o777)
+    with pytest.raises(JournalError, match="writable by nobody else"):
+        open_state_dir(str(open_dir))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(JournalError):
+        open_state_dir(str(link))
+
+
+def test_nobody_else_can_read_it(state: int) -> None:
+    Journal(state).record([qos(0)])
+    assert path(state).stat().st_mode & 0o777 == 0o600
+    assert path(state).parent.stat().st_mode & 0o777 == 0o700
