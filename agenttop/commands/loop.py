@@ -2,7 +2,8 @@
 
 A step lasts from one gate entry to the next. The percentiles are exact: every
 value is kept, nearest rank. A gate is ready if it returned without sleeping;
-"slept" are the steps between gates that did sleep, as level lite sees them.
+"slept" are the steps between gates that did sleep: what level lite sees, and level
+full too for the gates read and wait.
 """
 
 from __future__ import annotations
