@@ -16,7 +16,8 @@ from the guardian
     ``{"op": "ready"}``; ``{"op": "alive"}``, the answer to a beat;
     ``{"op": "done", "id", "results"}``;
     ``{"op": "reverted", "why", "policy", "outcomes"}`` for what it undid unasked;
-    ``{"op": "lost", "why", "outcomes"}``, the same and its last word
+    ``{"op": "lost", "why", "outcomes"}``, the same and its last word;
+    ``{"op": "more", "rows"}``, the first of the rows that the next message brings
 
 Signals: SIGTERM reverts everything and ends it. SIGUSR1 reverts the policy
 named in the file ``request`` of the state directory, everything without one.
@@ -49,7 +50,7 @@ STALL_S = 1.0
 #: Largest message.
 MAX_MESSAGE = 1 << 17
 #: Outcomes that fit into one.
-MAX_OUTCOMES = 300
+ROWS = 300
 REQUEST = "request"
 
 
@@ -89,7 +90,7 @@ class Guardian:
         finally:
             outcomes = undo_all(self._journal)
             self._journal.close()
-            self._send({"op": "lost", "why": why, "outcomes": outcomes[:MAX_OUTCOMES]})
+            self._report({"op": "lost", "why": why}, "outcomes", outcomes)
 
     def _serve(self) -> str:
         while True:
@@ -207,11 +208,17 @@ class Guardian:
         keys = [key for key, hold in self._journal.holds.items() if policy in ("", hold.policy)]
         outcomes = undo_all(self._journal, keys)
         why = "reverted by 'agenttop policy revert'"
-        undone = {"op": "reverted", "why": why, "policy": policy}
-        self._send({**undone, "outcomes": outcomes[:MAX_OUTCOMES]})
+        self._report({"op": "reverted", "why": why, "policy": policy}, "outcomes", outcomes)
 
     def _done(self, message: dict[str, Any], results: list[Any]) -> None:
-        self._send({"op": "done", "id": message["id"], "results": results[:MAX_OUTCOMES]})
+        self._report({"op": "done", "id": message["id"]}, "results", results)
+
+    def _report(self, message: dict[str, Any], key: str, rows: list[Any]) -> None:
+        """Send a message with as many rows as fit, and the others before it."""
+        *parts, last = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)] or [[]]
+        for part in parts:
+            self._send({"op": "more", "rows": part})
+        self._send({**message, key: last})
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

@@ -24,6 +24,7 @@ from agenttop.policies.knobs import (
     cpu_set,
     format_cpus,
     parse_cpus,
+    split_thread,
     thread_stat,
 )
 from agenttop.procinfo import printable
@@ -111,12 +112,16 @@ class Home:
         threads: dict[str, tuple[Agent, Thread]] = {}
         allowed: dict[str, frozenset[int]] = {}
         self._alone = 0
+        # The manager sees to it that a held thread is still the same one.
+        known = {split_thread(t)[1]: t for kind, t in held if kind == "affinity"}
         for agent in targets.agents:
             for thread in agent.threads:
-                stat = thread_stat(thread.pid, thread.tid)
-                if stat is None:
-                    continue
-                name = f"{thread.pid}/{thread.tid}/{stat.start}"
+                name = known.get(thread.tid)
+                if name is None:
+                    stat = thread_stat(thread.pid, thread.tid)
+                    if stat is None:
+                        continue
+                    name = f"{thread.pid}/{thread.tid}/{stat.start}"
                 if ("affinity", name) in held and name in self._allowed:
                     allowed[name] = self._allowed[name]
                 else:

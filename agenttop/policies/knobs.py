@@ -68,8 +68,11 @@ class Knob(Protocol):
     def ours(self, current: str, written: str) -> bool:
         """Whether ``current`` is what became of our writing ``written``."""
 
-    def drift(self, target: str, written: str) -> str | None:
-        """None while ``written`` holds, "" when the target has gone, else what holds instead."""
+    def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
+        """None while ``written`` holds, "" when the target has gone, else what holds instead.
+
+        ``thorough`` False: what can be told for next to nothing.
+        """
 
 
 def reason(error: OSError) -> str:
@@ -164,7 +167,7 @@ class ResumeLatency:
 
     ours = same
 
-    def drift(self, target: str, written: str) -> str | None:
+    def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
         current = self.read(target)
         return "" if current is None else None if current == written else current
 
@@ -218,7 +221,7 @@ class CpuLatency:
 
     ours = same
 
-    def drift(self, target: str, written: str) -> str | None:
+    def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
         return None  # Nobody else can write to our request.
 
 
@@ -325,14 +328,10 @@ class Affinity:
         cpus = parse_cpus(written)
         return cpus == parse_cpus(current) or not cpus & cpu_set("online")
 
-    def drift(self, target: str, written: str) -> str | None:
-        pid, tid, start = split_thread(target)
-        stat = thread_stat(pid, tid)
-        if stat is None or stat.start != start:
-            return ""
+    def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
+        tid = split_thread(target)[1]
         try:
-            # Cheaper than read(), and all that is needed while nothing has changed.
-            if os.sched_getaffinity(tid) == parse_cpus(written):
+            if os.sched_getaffinity(tid) == parse_cpus(written) and not thorough:
                 return None
         except OSError:
             return ""

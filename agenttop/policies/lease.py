@@ -72,6 +72,8 @@ class Lease:
         self._state_dir = state_dir
         self._lock = lock.acquire(state_dir)
         self._inbox: list[dict[str, Any]] = []
+        #: Those that came before the message that they belong to.
+        self._rows: list[Any] = []
         self._id = 0
         self._unanswered: float | None = None
         self._polled = time.monotonic()
@@ -214,8 +216,15 @@ class Lease:
         if not data:
             return {"op": "closed", "why": "the guardian was killed"}
         message: dict[str, Any] = json.loads(data)
+        if message["op"] == "more":
+            self._rows += message["rows"]
+            return self._read(timeout)
         if message["op"] == "alive":
             self._unanswered = None
+        for key in ("results", "outcomes"):
+            if key in message:
+                message[key] = self._rows + message[key]
+                self._rows = []
         return message
 
     def _request(self, message: dict[str, Any]) -> list[Any]:

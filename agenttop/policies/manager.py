@@ -30,6 +30,8 @@ from agenttop.policies.undo import Outcome
 #: How often settings are reconsidered, and checked for drift, ns.
 PLAN_NS: Final = 1_000_000_000
 DRIFT_NS: Final = 2_000_000_000
+#: Every so many checks for drift also make sure that threads are still the same ones.
+THOROUGH: Final = 8
 #: How often an unavailable policy is probed again, ns.
 PROBE_NS: Final = 10_000_000_000
 
@@ -87,6 +89,7 @@ class PolicyManager:
             self._entries[policy.name] = _Entry(policy, self._probe(policy))
         self._lease: Lease | None = None
         self._looked_back = False
+        self._checks = 0
         self._probed_ns = self._planned_ns = self._checked_ns = time.monotonic_ns()
 
     @property
@@ -335,10 +338,12 @@ class PolicyManager:
 
     def _check_drift(self) -> list[Event]:
         events = []
+        self._checks += 1
+        thorough = self._checks % THOROUGH == 0
         for entry in self._entries.values():
             lost = []
             for (kind, target), change in entry.held.items():
-                now = KNOBS[kind].drift(target, change.after)
+                now = KNOBS[kind].drift(target, change.after, thorough)
                 if now is None:
                     continue
                 lost.append((kind, target))

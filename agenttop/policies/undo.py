@@ -113,14 +113,18 @@ def release_heirs(
     holders: dict[int, list[Hold]] = {}
     for hold in affinities:
         holders.setdefault(split_thread(hold.target)[0], []).append(hold)
-    masks = {_cpus(value) for hold in affinities for value in hold.ours}
+    # As sched_getaffinity tells it: without the CPUs that are offline.
+    online = cpu_set("online")
+    values = {value for hold in affinities for value in hold.ours}
+    masks = {value: parse_cpus(value) & online for value in values}
+    narrowed = set(masks.values())
     known = {split_thread(target)[1] for kind, target in held if kind == "affinity"}
     known.update(split_thread(hold.target)[1] for hold in affinities)
     outcomes = []
     for pid in pids:
         for tid in _threads(pid):
             try:
-                if tid in known or (mask := frozenset(os.sched_getaffinity(tid))) not in masks:
+                if tid in known or (mask := frozenset(os.sched_getaffinity(tid))) not in narrowed:
                     continue
             except OSError:
                 continue
@@ -128,7 +132,7 @@ def release_heirs(
             if stat is None:
                 continue
             for hold in holders.get(_holder(pid, holders), affinities):
-                if stat.start >= hold.at and mask in map(_cpus, hold.ours):
+                if stat.start >= hold.at and mask in (masks[v] for v in hold.ours):
                     outcomes.append(_release(f"{pid}/{tid}/{stat.start}", hold))
                     break
     return outcomes
@@ -151,11 +155,6 @@ def _holder(pid: int, holders: dict[int, list[Hold]]) -> int:
         stat = thread_stat(pid, pid)
         pid = stat.ppid if stat else 0
     return 0
-
-
-def _cpus(value: str) -> frozenset[int]:
-    # As sched_getaffinity tells it: without the CPUs that are offline.
-    return parse_cpus(value) & cpu_set("online")
 
 
 def _threads(pid: int) -> list[int]:
