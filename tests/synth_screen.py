@@ -118,7 +118,7 @@ def main() -> None:
         while not done.wait(1.0):
             source.tick()
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, daemon=True, name="synth")
     source.tick()
     thread.start()
     try:

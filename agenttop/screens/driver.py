@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import selectors
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from codecs import getincrementaldecoder
+from typing import IO, TYPE_CHECKING, Any, Final
 
+from textual import constants
+from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
 from agenttop.screens.frames import FrameSaver
 
 if TYPE_CHECKING:
     from textual.app import App
+
+
+#: How long an escape may wait for the rest of a sequence (and a little more), s.
+ESCAPE_S: Final = constants.ESCAPE_DELAY + 0.02
 
 
 class ThriftyFile:
@@ -70,6 +79,7 @@ class Terminal(LinuxDriver):
         super().__init__(app, debug=debug, mouse=mouse, size=size)
         self._file = ThriftyFile(sys.__stderr__)  # type: ignore[arg-type,assignment]
         self._loop = asyncio.get_running_loop()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     @property
     def backlog(self) -> int:
@@ -101,9 +111,43 @@ class Terminal(LinuxDriver):
     def _enable_mouse_pixels(self) -> None:
         """Cells are exact enough."""
 
+    def disable_input(self) -> None:
+        os.eventfd_write(self._wake, 1)
+        super().disable_input()
+
     def _run_input_thread(self) -> None:
         try:
             self.run_input_thread()
         except OSError:
             # The terminal is gone: end as on a hang-up, without a traceback.
             self._loop.call_soon_threadsafe(self._app.exit)
+
+    def run_input_thread(self) -> None:
+        """Wait for input without ever waking up for nothing.
+
+        Textual's own looks ten times a second whether it should end, and spins
+        once the terminal has hung up.
+        """
+        parser = XTermParser(self._debug)
+        decode = getincrementaldecoder("utf-8")(errors="replace").decode
+        with selectors.PollSelector() as selector:
+            selector.register(self.fileno, selectors.EVENT_READ)
+            selector.register(self._wake, selectors.EVENT_READ)
+            pending = False
+            while not self.exit_event.is_set():
+                ready = [key.fd for key, _ in selector.select(ESCAPE_S if pending else None)]
+                if self._wake in ready:
+                    # Set here and looked at above: whoever wakes us sets exit_event next.
+                    self.exit_event.wait(1.0)
+                    os.eventfd_read(self._wake)
+                    continue
+                pending = bool(ready)
+                if ready:
+                    data = os.read(self.fileno, 4096)
+                    if not data:
+                        raise OSError("end of input")
+                    for event in parser.feed(decode(data)):
+                        self.process_message(event)
+                # An escape that nothing followed was the key.
+                for event in parser.tick():
+                    self.process_message(event)

@@ -55,12 +55,12 @@ BINDINGS: Final = [
          "Figures since the last policy toggle, or over the window", _TIME),
     _key("l", "plan", "plan", "plan", "Plan and changes of the selected policy", _POLICY),
     _key("b", "bpf_stats", "bpf", "bpf cost", "Measure the BPF programs' own time", _OTHER),
-    _key("x", "export", "export", "export", "Write the snapshot as JSON and SVG here", _OTHER),
-    _key("c", "copy", "copy", "copy", "Copy the agent's line to the clipboard (OSC 52)", _OTHER),
-    _key("t", "theme", "theme", "theme", "Next theme", _OTHER),
-    _key("ctrl+l", "redraw", "redraw", "redraw", "Draw everything anew", _OTHER),
+    _key("x", "app.export", "export", "export", "Write the snapshot as JSON and SVG here", _OTHER),
+    _key("c", "app.copy", "copy", "copy", "Copy the agent's figures by OSC 52", _OTHER),
+    _key("t", "app.theme", "theme", "theme", "Next theme", _OTHER),
+    _key("ctrl+l", "app.redraw", "redraw", "redraw", "Draw everything anew", _OTHER),
     _key("question_mark,f1,h", "help", "help", "help", "This list", _OTHER),
-    _key("q,f10,ctrl+c", "quit", "quit", "quit", "Leave; policies are given back", _OTHER),
+    _key("q,f10,ctrl+c", "app.quit", "quit", "quit", "Leave; policies are given back", _OTHER),
 ]  # fmt: skip
 
 #: What the footer offers, most useful first: (key shown, action's id, word).

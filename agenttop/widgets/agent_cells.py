@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from agenttop.columns import COLUMNS, GAP, NAME_MOST, Column, chosen, needed
@@ -20,6 +21,7 @@ _MORE: Final = sum(width - COLUMNS[key].width for key, width in WIDTHS.items())
 Cell = Callable[[Agent, int], list[Span]]
 
 
+@lru_cache(64)
 def columns_for(width: int, chains: bool) -> list[Column]:
     """The columns that fit into ``width`` cells."""
     columns = chosen(width - LEAD - _MORE, chains)
@@ -32,20 +34,19 @@ def _used(columns: list[Column]) -> int:
     return needed(columns) + sum(WIDTHS.get(c.key, c.width) - c.width for c in columns)
 
 
-def widths(columns: list[Column], width: int) -> list[int]:
-    """Cells of each column; the name takes what is left, within reason."""
+@lru_cache(64)
+def widths(width: int, chains: bool) -> list[int]:
+    """Cells of each of these columns; name, sources and policies share what is left."""
+    columns = columns_for(width, chains)
     spare = max(width - LEAD - _used(columns), 0)
     out = [WIDTHS.get(column.key, column.width) for column in columns]
-    for index, column in enumerate(columns):
-        if column.key == "name":
-            more = min(spare, NAME_MOST - column.width - 6)
-            out[index] += max(more, 0)
-            spare -= max(more, 0)
-    for index, column in enumerate(columns):
-        if column.key in ("source", "policy") and spare > 0:
-            more = min(spare, 14)
-            out[index] += more
-            spare -= more
+    for wanted in ("name", "source", "policy"):
+        for index, column in enumerate(columns):
+            if column.key == wanted:
+                most = NAME_MOST - column.width - 6 if wanted == "name" else 14
+                more = min(spare, most)
+                out[index] += more
+                spare -= more
     return out
 
 

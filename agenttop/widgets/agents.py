@@ -90,8 +90,8 @@ class Agents(Panel):
 
     def _columns(self, width: int) -> tuple[list[Column], list[int]]:
         host = self.view.host
-        columns = columns_for(width, host is None or host.mode != "procfs")
-        return columns, widths(columns, width)
+        chains = host is None or host.mode != "procfs"
+        return columns_for(width, chains), widths(width, chains)
 
     def _head(self, columns: list[Column], sizes: list[int], width: int) -> Row:
         line = Line(width).add(" " * LEAD)

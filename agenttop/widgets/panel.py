@@ -91,8 +91,23 @@ class Panel(Widget):
         strip = self._strips.get(y)
         if strip is None:
             row = self._rows[y] if y < len(self._rows) else Line(width).row()
-            strip = self._strips[y] = self.view.palette.strip(row, width)
+            strip = self.view.palette.strip(row, width)
+            for line_filter in self.app.get_line_filters():
+                # NO_COLOR is such a filter.
+                strip = strip.apply_filter(line_filter, self.background_colors[1])
+            self._strips[y] = strip
         return strip
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The rows as they are: panels have no padding, border or tint of the style sheet's.
+
+        Textual's own way over the style sheet costs as much as all the rest of a frame.
+        """
+        strips = [self.render_line(y) for y in crop.line_range]
+        left, right = crop.column_span
+        if (left, right) != (0, self.size.width):
+            strips = [strip.crop(left, right) for strip in strips]
+        return strips
 
     def on_resize(self) -> None:
         self.sync()
@@ -109,6 +124,7 @@ class Panel(Widget):
         inner = self._filled(self.rows(width - 2, height - 2), width - 2, height - 2)
         role = "border_active" if self.active else "border"
         side = ("│", role)
+        # After the rows: a title may tell what they hold.
         out = [self._edge("╭", "╮", self.title(width - 4), width, role)]
         out += [Row((side, *row.spans, side), row.ground) for row in inner]
         out.append(self._edge("╰", "╯", self.foot(width - 4), width, role))

@@ -89,54 +89,111 @@ class Timeline:
 def binned(points: Sequence[tuple[int, int]], line: Timeline) -> list[int | None]:
     """The highest value in each dot column; gaps of a few dots keep the value before."""
     bins: list[int | None] = [None] * (2 * line.columns)
-    last, gap = None, 0
+    dots, first, dot_ns = len(bins), line.first_dot, line.dot_ns
     for t_ns, value in points:
-        dot = line.dot(t_ns)
-        if 0 <= dot < len(bins):
+        dot = t_ns // dot_ns - first
+        if 0 <= dot < dots:
             before = bins[dot]
-            bins[dot] = value if before is None else max(before, value)
+            bins[dot] = value if before is None or value > before else before
     # One Sample a second may fall into every third dot only: that is one line, not dots.
-    reach = max(2, int(3e9 / line.dot_ns))
-    for dot, value_ in enumerate(bins):
-        if value_ is not None:
-            if last is not None and 0 < gap <= reach:
-                for between in range(dot - gap, dot):
-                    bins[between] = last
-            last, gap = value_, 0
-        else:
+    reach = max(2, int(3e9 / dot_ns))
+    last, gap = None, 0
+    for dot, seen in enumerate(bins):
+        if seen is None:
             gap += 1
+            continue
+        if last is not None and 0 < gap <= reach:
+            bins[dot - gap : dot] = [last] * gap
+        last, gap = seen, 0
     return bins
 
 
-def braille(values: Sequence[int | None], scale: Scale, rows: int) -> list[list[int]]:
-    """Braille patterns (0..255) by row and column of a connected line."""
-    columns = len(values) // 2
-    grid = [[0] * columns for _ in range(rows)]
-    height = rows * 4
-    before: int | None = None
-    for x, value in enumerate(values):
-        if value is None:
-            before = None
-            continue
-        y = round((1 - scale.place(value)) * (height - 1))
-        # A jump is drawn in this column, half way, so that the line does not break.
-        start, end = (y, y) if before is None else sorted((y, before))
-        if before is not None and end - start > 1:
-            start, end = (start, end - 1) if y < before else (start + 1, end)
-        for at in range(start, end + 1):
-            grid[at // 4][x // 2] |= _DOTS[at % 4][x % 2]
-        before = y
-    return grid
+#: One row of a picture: column -> (character, role).
+Cells = dict[int, tuple[str, str]]
+
+
+class Canvas:
+    """A picture of ``rows`` by ``columns`` cells on a scale, drawn from back to front."""
+
+    def __init__(self, columns: int, rows: int, scale: Scale, ascii_only: bool = False) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.scale = scale
+        self.ascii_only = ascii_only
+        self.cells: list[Cells] = [{} for _ in range(rows)]
+        self._patterns: list[dict[int, int]] = [{} for _ in range(rows)]
+
+    def level(self, value: int, text: str, role: str) -> None:
+        """A dotted horizontal line, if the value lies within the scale."""
+        if self.scale.low < value < self.scale.high:
+            row = self.cells[round((1 - self.scale.place(value)) * (self.rows - 1))]
+            row.update(dict.fromkeys(range(1, self.columns, 2), (text, role)))
+
+    def upright(self, column: int, text: str, role: str) -> None:
+        """A vertical line."""
+        for row in self.cells:
+            row[column] = (text, role)
+
+    def line(self, values: Sequence[int | None], role: str) -> None:
+        """A connected line of dots, two values per column.
+
+        A cell has one colour: the line on top gives it, all lines give dots.
+        """
+        height = self.rows * 4
+        before: int | None = None
+        known: dict[int, int] = {}
+        for x, value in enumerate(values):
+            if value is None:
+                before = None
+                continue
+            y = known.get(value)
+            if y is None:
+                y = known[value] = round((1 - self.scale.place(value)) * (height - 1))
+            # A jump is drawn in this column, so that the line does not break.
+            start = end = y
+            if before is not None and abs(y - before) > 1:
+                start, end = (y, before - 1) if y < before else (before + 1, y)
+            for at in range(start, end + 1):
+                patterns = self._patterns[at >> 2]
+                pattern = patterns.get(x >> 1, 0) | _DOTS[at & 3][x & 1]
+                patterns[x >> 1] = pattern
+                self.cells[at >> 2][x >> 1] = (glyph(pattern, self.ascii_only), role)
+            before = y
+
+    def word(self, column: int, text: str, role: str) -> None:
+        """Text beside a column, in the highest row in which nothing is drawn there."""
+        for row in self.cells:
+            for start in (column + 1, column - len(text)):
+                place = range(start, start + len(text))
+                if start < 0 or place.stop > self.columns:
+                    continue
+                if all(row.get(x, (" ", ""))[0] in " ·" for x in place):
+                    row.update({x: (sign, role) for x, sign in zip(place, text, strict=True)})
+                    return
+
+    def spans(self, y: int) -> list[tuple[str, str]]:
+        """A row as pieces of one role each; free cells belong to the piece before."""
+        out: list[tuple[str, str]] = []
+        text, role, at = "", "faint", 0
+        row = self.cells[y]
+        for x in sorted(row):
+            sign, own = row[x]
+            if own != role:
+                if text:
+                    out.append((text, role))
+                text, role = "", own
+            text += " " * (x - at) + sign
+            at = x + 1
+        out.append((text + " " * (self.columns - at), role))
+        return out
 
 
 def glyph(pattern: int, ascii_only: bool = False) -> str:
-    """The character of a pattern."""
-    if not pattern:
-        return " "
+    """The character of a braille pattern (0..255)."""
     if not ascii_only:
         return chr(_BRAILLE | pattern)
     top = pattern & (0x01 | 0x08 | 0x02 | 0x10)
     bottom = pattern & (0x04 | 0x20 | 0x40 | 0x80)
     if top and bottom:
-        return "|" if bin(pattern).count("1") > 4 else "-"
+        return "|" if pattern.bit_count() > 4 else "-"
     return "'" if top else "."

@@ -9,13 +9,15 @@ from agenttop.format import clean, duration
 from agenttop.screens.state import SLOWPATH_TARGET_NS, TrendPoint, View
 from agenttop.widgets.paint import Line, Row, Span
 from agenttop.widgets.panel import Panel
-from agenttop.widgets.plot import Scale, Timeline, binned, braille, glyph
+from agenttop.widgets.plot import Canvas, Scale, Timeline, binned
 
 #: Spans that the time axis may have, s.
 SPANS: Final = (60, 120, 300, 600)
 #: Lines of a comparison at most.
 MOST: Final = 6
 _LABEL: Final = 7
+#: Label, role and (time, value) of a line.
+_Curve = tuple[str, str, list[tuple[int, int]]]
 _PERCENTILES: Final = (("p50_ns", "p50", 2), ("p999_ns", "p99.9", 3), ("p99_ns", "p99", 0))
 
 
@@ -26,101 +28,91 @@ class Trend(Panel):
         super().__init__(view, id=id)
         self.compare = compare
 
+        self._lines: list[_Curve] = []
+        self._drawn_for: object = None
+        self._drawn: list[Row] = []
+
     def title(self, width: int) -> tuple[Sequence[Span], Sequence[Span]]:
         left: list[Span] = [("Slowpath p99 by agent" if self.compare else "Slowpath", "title")]
         agent = self.view.agent
         if not self.compare and agent is not None:
             left.append((f" {clean(agent.name, 24)}", "accent"))
         right: list[Span] = []
-        for label, role, _ in self._lines()[:MOST]:
+        for label, role, _ in self._lines:
             right += [("─ ", role), (f"{label}  ", "dim")]
         if right:
             right += [("·· ", "warn"), ("target", "dim")]
         return left, right
 
-    def _lines(self) -> list[tuple[str, str, list[tuple[int, int]]]]:
-        """Label, role, points of each line; the last is drawn on top."""
-        view = self.view
-        palette = view.palette
-        out: list[tuple[str, str, list[tuple[int, int]]]] = []
-        if self.compare:
-            if view.snapshot is None:
-                return []
-            ranked = sorted(view.snapshot.agents, key=lambda a: -(a.slowpath.p99_ns or 0))[:MOST]
-            # A colour belongs to an agent, not to a rank, or lines would change colour.
-            for agent in sorted(ranked, key=lambda a: a.id == view.selected):
-                points = _values(view.data.trend(agent.id), "p99_ns")
-                if points:
-                    role = palette.series(agent.id - 1)
-                    out.append((clean(agent.name, 12), role, points))
-            return out
-        if view.selected is None:
-            return []
-        trend = view.data.trend(view.selected)
-        for field, label, series in _PERCENTILES:
-            points = _values(trend, field)
-            if points:
-                out.append((label, palette.series(series), points))
-        return out
-
     def rows(self, width: int, height: int) -> list[Row]:
-        view = self.view
-        lines = self._lines()
-        points = [point for _, _, line in lines for point in line]
-        plot = height - 1
-        if not points or plot < 2 or width < _LABEL + 8 or view.snapshot is None:
+        view, snapshot = self.view, self.view.snapshot
+        trends = self._trends()
+        oldest = min((trend[0].t_ns for _, _, trend in trends if trend), default=None)
+        if snapshot is None or oldest is None or height < 3 or width < _LABEL + 8:
+            self._lines, self._drawn_for = [], None
             reason = view.reason("chains")
             text = f" N/A, {reason}" if reason else " no step yet: nothing to draw"
             return [Line(width).add(text, "dim").row()]
-        end = view.snapshot.t_ns
-        age_s = (end - min(t for t, _ in points)) / 1e9
+        age_s = (snapshot.t_ns - oldest) / 1e9
         span = next((s for s in SPANS if s >= age_s), SPANS[-1])
-        columns = width - _LABEL - 2
-        timeline = Timeline(end, span * 10**9, columns)
-        visible = [v for t, v in points if timeline.column(t) is not None]
-        scale = Scale.over(visible or [v for _, v in points])
-        grids = [(role, braille(binned(line, timeline), scale, plot)) for _, role, line in lines]
+        timeline = Timeline(snapshot.t_ns, span * 10**9, width - _LABEL - 2)
+        # Until time has moved by a whole cell the picture stays: that is most of the cost.
+        drawn_for = (width, height, span, timeline.first_dot, [name for name, _, _ in trends],
+                     view.selected, len(view.data.markers), view.palette)  # fmt: skip
+        if drawn_for != self._drawn_for:
+            self._drawn_for = drawn_for
+            self._drawn = self._draw(trends, timeline, span, width, height - 1)
+        return list(self._drawn)
+
+    def _trends(self) -> list[tuple[str, str, Sequence[TrendPoint]]]:
+        """Label, role and points of what is to be drawn, that on top last."""
+        view = self.view
+        series = view.palette.series
+        if not self.compare:
+            trend = view.data.trend(view.selected) if view.selected is not None else ()
+            return [(label, series(at), trend) for _, label, at in _PERCENTILES if trend]
+        agents = view.snapshot.agents if view.snapshot else []
+        ranked = sorted(agents, key=lambda a: -(a.slowpath.p99_ns or 0))[:MOST]
+        # A colour belongs to an agent, not to a rank, or lines would change colour.
+        return [
+            (clean(agent.name, 12), series(agent.id - 1), view.data.trend(agent.id))
+            for agent in sorted(ranked, key=lambda a: (a.id == view.selected, a.id))
+        ]
+
+    def _draw(
+        self,
+        trends: list[tuple[str, str, Sequence[TrendPoint]]],
+        timeline: Timeline,
+        span: int,
+        width: int,
+        height: int,
+    ) -> list[Row]:
+        fields = ["p99_ns"] * len(trends) if self.compare else [f for f, _, _ in _PERCENTILES]
+        curves = [
+            (label, role, _visible(trend, field, timeline.start_ns))
+            for (label, role, trend), field in zip(trends, fields, strict=True)
+        ]
+        self._lines = [curve for curve in curves if curve[2]]
+        scale = Scale.over([value for _, _, curve in self._lines for _, value in curve])
+        view = self.view
+        canvas = Canvas(timeline.columns, height, scale, view.palette.ascii_only)
+        canvas.level(SLOWPATH_TARGET_NS, "·", "warn")
         marks = self._marks(timeline)
-        target = -1
-        if scale.low < SLOWPATH_TARGET_NS < scale.high:
-            target = round((1 - scale.place(SLOWPATH_TARGET_NS)) * (plot - 1))
-        ticks = scale.ticks(plot)
-        cells = [self._cells(y, columns, grids, marks, target) for y in range(plot)]
-        _write(cells, marks)
+        for column in marks:
+            canvas.upright(column, "┊", "marker")
+        for _, role, curve in self._lines:
+            canvas.line(binned(curve, timeline), role)
+        for column, word in marks.items():
+            canvas.word(column, word, "marker")
+        ticks = scale.ticks(height)
         rows = []
-        for y in range(plot):
+        for y in range(height):
             label = duration(round(ticks[y])).replace(".00", "") if y in ticks else ""
             line = Line(width).fit(label, _LABEL, "dim", right=True)
             line.add("┤" if y in ticks else "│", "faint")
-            rows.append(line.extend(cells[y]).row())
+            rows.append(line.extend(canvas.spans(y)).row())
         rows.append(self._axis(width, timeline, span))
         return rows
-
-    def _cells(
-        self,
-        y: int,
-        columns: int,
-        grids: list[tuple[str, list[list[int]]]],
-        marks: dict[int, str],
-        target: int,
-    ) -> list[Span]:
-        ascii_only = self.view.palette.ascii_only
-        spans: list[Span] = []
-        for x in range(columns):
-            pattern, role = 0, "faint"
-            for line_role, grid in grids:
-                if grid[y][x]:
-                    # One cell has one colour: the line on top gives it, all give dots.
-                    pattern, role = pattern | grid[y][x], line_role
-            if pattern:
-                spans.append((glyph(pattern, ascii_only), role))
-            elif x in marks:
-                spans.append(("┊", "marker"))
-            elif y == target and x % 2:
-                spans.append(("·", "warn"))
-            else:
-                spans.append((" ", role if spans and spans[-1][1] == role else "faint"))
-        return spans
 
     def _marks(self, timeline: Timeline) -> dict[int, str]:
         out: dict[int, str] = {}
@@ -145,25 +137,13 @@ class Trend(Panel):
         return line.row()
 
 
-def _values(points: Sequence[TrendPoint], field: str) -> list[tuple[int, int]]:
-    return [(p.t_ns, value) for p in points if (value := getattr(p, field)) is not None]
-
-
-def _write(cells: list[list[Span]], marks: dict[int, str]) -> None:
-    """Writes each mark's words beside its line, in the highest row where nothing is drawn."""
-    for column, word in sorted(marks.items()):
-        for row in cells:
-            if any(
-                _written(row, start, word)
-                for start in (column + 1, column - len(word))
-                if 0 <= start <= len(row) - len(word)
-            ):
-                break
-
-
-def _written(row: list[Span], start: int, word: str) -> bool:
-    if any(row[x][0] not in " ·" for x in range(start, start + len(word))):
-        return False
-    for x, character in enumerate(word, start):
-        row[x] = (character, "marker")
-    return True
+def _visible(points: Sequence[TrendPoint], field: str, since_ns: int) -> list[tuple[int, int]]:
+    out = []
+    for point in reversed(points):
+        if point.t_ns < since_ns:
+            break
+        value = getattr(point, field)
+        if value is not None:
+            out.append((point.t_ns, value))
+    out.reverse()
+    return out
