@@ -28,6 +28,7 @@ from agenttop.model import Command, Failure, Message, Sample
 from agenttop.screens.driver import Terminal
 from agenttop.screens.heat import HeatHistory
 from agenttop.screens.main import Main
+from agenttop.screens.popup import Popup
 from agenttop.screens.state import Data, View
 from agenttop.snapshot import Snapshot
 from agenttop.stream import StreamError
@@ -189,6 +190,8 @@ class AgentTop(App[None]):
         if snapshot is not None:
             self.view.age_ns = self._age(snapshot)
             self._main.show(snapshot)
+            if isinstance(self.screen, Popup):
+                self.screen.sheet.sync()
 
     def on_main_reconsider(self) -> None:
         if not self.view.paused:

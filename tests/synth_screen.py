@@ -6,9 +6,9 @@ import argparse
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from agenttop.model import Command, Message, Sample
+from agenttop.model import Command, Message
 from agenttop.store import Store
 from tests.synth import Synth
 
@@ -60,12 +60,6 @@ class SynthSource:
             os.close(self._write)
 
 
-def shifted(sample: Sample, by_ns: int) -> Sample:
-    """The Sample as if it had been taken at another time."""
-    sample.t_ns += by_ns
-    return sample
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--agents", type=int, default=5)
@@ -87,7 +81,8 @@ def main() -> None:
         mode="procfs" if args.procfs else "tp_btf",
     )
     clock = [0]
-    store = Store(clock=lambda: clock[0] or time.monotonic_ns())
+    now: list[Callable[[], int]] = [lambda: clock[0]]
+    store = Store(clock=lambda: now[0]())
     source = SynthSource(synth)
     toggles = {int(at): name for name, _, at in (t.partition(":") for t in args.toggle)}
 
@@ -111,7 +106,8 @@ def main() -> None:
         with open(args.svg, "w") as file:
             file.write(text)
         return
-    clock[0] = 0
+    start = time.monotonic_ns() - clock[0]
+    now[0] = lambda: time.monotonic_ns() - start
     done = threading.Event()
 
     def run() -> None:

@@ -53,6 +53,8 @@ def plan(
     top = rest - bottom
     chain = 13 if top >= 20 else 11
     left = [("chain", chain), ("slowest", top - chain)]
+    if 10 <= top - 4 < chain:
+        chain = top - 4
     if top - chain < 4:
         left = [("chain", top)]
     right = [("trend", top)]

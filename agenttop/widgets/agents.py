@@ -123,6 +123,8 @@ class Agents(Panel):
         view = self.view
         if view.snapshot is None:
             text = ["Starting: the first figures come within a second or two."]
+        elif view.reason("chains").startswith("loading"):
+            text = ["The kernel side is loading: agents show with the first step chains."]
         elif view.snapshot.agents:
             text = [f"No agent matches '{clean(view.filter, 40)}'.", "Esc clears the filter."]
         else:

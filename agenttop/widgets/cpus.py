@@ -162,7 +162,7 @@ class _Plan:
             line.fit("MHz", self.freq, "head", right=True)
         line.add("  ")
         if self.history:
-            line.fit("irq + softirq until now", self.history, "head").add("  ")
+            line.fit("irq+softirq", self.history, "head").add("  ")
         return line.fit("lives here", max(line.left, 0), "head").row()
 
 
