@@ -229,7 +229,7 @@ class Guardian:
 
 def _stay_alive() -> None:
     """Not the one to be killed for memory, and on time beside CPU hogs, as far as allowed."""
-    for name, text in (("comm", "agenttop-guard"), ("oom_score_adj", "-1000")):
+    for name, text in (("comm", "agenttop.guard"), ("oom_score_adj", "-1000")):
         try:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)

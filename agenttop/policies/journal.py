@@ -94,6 +94,8 @@ def open_state_dir(path: str, create: bool = True) -> int | None:
         if create:
             raise JournalError(f"{path}: its parent directory is missing") from None
         return None
+    except PermissionError:
+        raise JournalError(f"{path}: needs root") from None
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from None
     info = os.fstat(fd)

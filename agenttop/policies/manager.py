@@ -103,7 +103,7 @@ class PolicyManager:
         return self._lease.guardian if self._lease else None
 
     def fds(self) -> list[int]:
-        """Descriptors that become readable when tick() should be called at once."""
+        """Descriptors that become readable when news() should be called at once."""
         return self._lease.fds() if self._lease else []
 
     # ----------------------------------------------------------------- looking
@@ -240,13 +240,21 @@ class PolicyManager:
 
     # ----------------------------------------------------------------- ticking
 
+    def news(self) -> list[Event]:
+        """What the guardian has to tell; call it when one of ``fds`` is readable.
+
+        Renews nothing: an answer to a renewal must not bring the next one.
+        """
+        events: list[Event] = []
+        for notice in self._lease.poll() if self._lease else ():
+            events += self._noticed(notice)
+        return events
+
     def tick(self, targets: Targets) -> list[Event]:
         """Renew the lease, follow the agents, look for drift. Call it 4 times a second."""
         if self._lease is None:
             return [] if self._looked_back else self._look_back()
-        events: list[Event] = []
-        for notice in self._lease.poll():
-            events += self._noticed(notice)
+        events = self.news()
         if self._lease is None:
             return events
         self._lease.beat()

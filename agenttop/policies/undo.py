@@ -49,6 +49,8 @@ def undo(hold: Hold) -> Outcome:
         if current is None:
             return outcome("has ended" if hold.kind == "affinity" else "is gone")
         if knob.same(current, hold.original):
+            if hold.kind == "cpu_latency":
+                return outcome("dropped by the kernel with its holder")
             return outcome(f"is {hold.original} again")
         if not any(knob.ours(current, value) for value in hold.ours):
             return outcome(
