@@ -199,7 +199,8 @@ def _rule_of_option(text: str) -> Rule:
     as_: As = "cgroup" if pattern.kind == "cgroup" else "tree"
     label = pattern.value.rpartition("/")[2] if as_ == "cgroup" else ""
     # A label is a template: braces of a cgroup's name stand for themselves.
-    label = label.replace("{", "{{").replace("}", "}}") or "{program}"
+    label = label.replace("{", "{{").replace("}", "}}")
+    label = label or ("{comm}" if pattern.kind == "comm" else "{program}")
     return Rule(f"--agent {pattern}", (pattern,), as_=as_, label=label)
 
 

@@ -152,16 +152,17 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
     totals, values = found.total.tolist(), found.values.tolist()
     maxima, scalars = found.maximum.tolist(), view.sums.scalars.tolist()
 
-    def stat(row: int, sum_ns: int) -> shot.Stat:
+    def stat(row: int, steps: int, sum_ns: int) -> shot.Stat:
+        # The counts are read a moment apart from the sums; a Stat counts the steps of its sum.
         total, (p50, p99, p999) = totals[row], values[row]
         if total == 0:
-            return shot.Stat(0, sum_ns)
+            return shot.Stat(steps, sum_ns)
         marks = (
             [name for name, few in zip(_PERCENTILES, estimated(total), strict=True) if few]
             if total < _SURE
             else []
         )
-        out = shot.Stat(total, sum_ns, p50, p99, p999, maxima[row], marks)
+        out = shot.Stat(steps, sum_ns, p50, p99, p999, maxima[row], marks)
         if view.hdr:
             from agenttop import hdr
 
@@ -175,7 +176,11 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
 
 
 def _agent(
-    view: View, owner: Owner, scalars: list[int], row: int, stat: Callable[[int, int], shot.Stat]
+    view: View,
+    owner: Owner,
+    scalars: list[int],
+    row: int,
+    stat: Callable[[int, int, int], shot.Stat],
 ) -> shot.Agent:
     last, end = owner.last, view.end.t_ns
     present = max(end - max(view.start.t_ns, owner.joined_ns), 0) if end > view.start.t_ns else 0
@@ -186,15 +191,16 @@ def _agent(
         for now, gained in zip(_pad(last.stage_sum_ns), sums, strict=True)
     ]
     chains = any(measured)
+    steps = scalars[_STEPS]
     stages = {
-        name: stat(row + i, sums[i]) if measured[i] else None for i, name in enumerate(STAGES)
+        name: stat(row + i, steps, sums[i]) if measured[i] else None
+        for i, name in enumerate(STAGES)
     }
     # The stages are the truth: they were counted apart, the sums are made of them.
     step_sum = sum(sums) if chains else scalars[_STEP_SUM]
     slow_sum = sum(sums[i] for i in _SLOW)
-    step = stat(row + MEASURES.index("step"), step_sum)
-    slowpath = stat(row + MEASURES.index("slowpath"), slow_sum)
-    steps = scalars[_STEPS]
+    step = stat(row + MEASURES.index("step"), steps, step_sum)
+    slowpath = stat(row + MEASURES.index("slowpath"), steps, slow_sum)
     per_cpu = {
         cpu: count for cpu, count in view.sums.cpu_steps.get(owner.slot, {}).items() if count > 0
     }

@@ -230,15 +230,23 @@ class Engine:
         # What policies need to know is worked out only while one is on.
         targets = self._targets.current() if on else Targets(time.monotonic_ns())
         self._events += self._policies.tick(targets)
-        if self._policies.guardian != self._guardian:
-            self._guardian = self._policies.guardian
-            if self._guardian is not None:
-                self._cost.add(self._guardian)
-            for key in list(self._selector.get_map().values()):
-                if key.data == self._tick_policies:
-                    self._selector.unregister(key.fileobj)
-            for fd in self._policies.fds():
-                self._selector.register(fd, selectors.EVENT_READ, self._tick_policies)
+        self._watch_guardian()
+
+    def _policy_news(self) -> None:
+        self._events += self._policies.news()
+        self._watch_guardian()
+
+    def _watch_guardian(self) -> None:
+        if self._policies.guardian == self._guardian:
+            return
+        self._guardian = self._policies.guardian
+        if self._guardian is not None:
+            self._cost.add(self._guardian)
+        for key in list(self._selector.get_map().values()):
+            if key.data == self._policy_news:
+                self._selector.unregister(key.fileobj)
+        for fd in self._policies.fds():
+            self._selector.register(fd, selectors.EVENT_READ, self._policy_news)
 
     # ------------------------------------------------------------------ commands
 

@@ -133,8 +133,7 @@ class AgentCounters(Struct):
     threads_tracked: int | None = None
     background: bool = False
     steps: int = 0
-    #: Gates that returned at once, a saturation signal (lite sees only those that a wake-up
-    #: betrays); they are no steps.
+    #: Gates that returned at once, a saturation signal and no steps (level full only).
     ready: int | None = None
     #: Steps whose wake-up was not seen, or whose waker could not be named.
     unattributed: int = 0

@@ -83,7 +83,8 @@ class Registry:
         self._agents: dict[AgentKey, Agent] = {}
         self._free = list(range(layout.SLOTS - 1, 0, -1))
         self._next_id = 1
-        self._backlog: dict[int, None] = {}
+        #: Process -> the slot that it has inherited.
+        self._backlog: dict[int, int] = {}
         self._scanned = 0.0
         self._rescan = False
         self._refreshes = 0
@@ -139,7 +140,7 @@ class Registry:
         for edge in edges:
             if edge.kind in ("exec", "rename", "cgroup"):
                 if len(self._backlog) < EDGE_BACKLOG:
-                    self._backlog[edge.tgid] = None
+                    self._backlog[edge.tgid] = edge.slot
                 else:
                     self._rescan = True
             elif edge.kind in ("marker", "sched_setattr"):
@@ -147,16 +148,19 @@ class Registry:
         until = time.thread_time() + EDGE_BUDGET_S
         while self._backlog and time.thread_time() < until:
             pid = next(iter(self._backlog))
-            del self._backlog[pid]
+            slot = self._backlog.pop(pid)
             one = self._filter.check(pid)
-            if one is not None:
-                agent = self._agents.get(one.key)
-                if agent is None or not agent.alive:
-                    self._enter(one)
-                    continue
-                agent.name = one.name
-                if pid not in agent.pids:
-                    self._adopt(agent, [pid])
+            if one is None:
+                if slot != layout.NO_SLOT:
+                    self._part(pid, slot)
+                continue
+            agent = self._agents.get(one.key)
+            if agent is None or not agent.alive:
+                self._enter(one)
+                continue
+            agent.name = one.name
+            if pid not in agent.pids:
+                self._adopt(agent, [pid])
 
     def refresh(self) -> None:
         """Before each Sample: who is in each agent now, and who has ended."""
@@ -213,6 +217,22 @@ class Registry:
             # The root and, when an exec edge names one process of a tree that
             # nobody knew, that process.
             self._tracer.assign(dict.fromkeys({found.root, *found.pids}, agent.slot), {})
+
+    def _part(self, pid: int, slot: int) -> None:
+        """A process that left its tree (a daemon: its parent is gone) is no part of the agent."""
+        assert self._tracer is not None
+        agent = next((a for a in self._agents.values() if a.slot == slot), None)
+        here = pid
+        for _ in range(64):
+            if agent is None or here == agent.root:
+                return
+            info = procinfo.read(here)
+            if info is None:
+                return
+            here = info.ppid
+            if here <= 1:
+                self._tracer.assign({pid: layout.NO_SLOT}, {})
+                return
 
     def _opted_in(self, edge: Edge) -> None:
         key = (edge.kind, "", edge.tid, edge.tgid)

@@ -137,7 +137,7 @@ class Sampler:
             stages = sums["stage_ns"][i]
             counters.threads_tracked = len(agent.threads)
             counters.steps = sums["steps"][i]
-            counters.ready = sums["ready"][i]
+            counters.ready = None if lite else sums["ready"][i]
             counters.unattributed, *counters.sources = sums["sources"][i]
             counters.gates = sums["gates"][i]
             counters.step_sum_ns = sums["step_ns"][i]

@@ -65,10 +65,11 @@ class Result:
     tid: int
     gate: str
     source: str
-    #: Gates that returned; the last one's step has no end, so step.count is one less.
+    #: Gates that returned; the last one's step has no end.
     steps: int
     #: First gate entry to the last gate's return.
     wall_ns: int
+    #: From each gate that slept to the next gate: what agenttop sees at level full.
     step: Figures
     gate_ns: Figures
     compute: Figures
@@ -78,7 +79,8 @@ class Result:
     #: Gates that returned without sleeping: their completion had come before.
     ready: int
     #: From each gate that slept to the next that did: what agenttop sees at
-    #: level lite, where a gate without a sleep is no event.
+    #: level lite, where a gate without a sleep is no event, and at full for
+    #: gates that end a step only if they sleep (read, wait).
     slept_step: Figures
 
     def as_json(self) -> dict[str, object]:
@@ -104,7 +106,11 @@ def evaluate(record: Record, pid: int, tid: int, gate: str, source: str) -> Resu
         source=source,
         steps=count,
         wall_ns=leave[-1] - enter[0] if count else 0,
-        step=figures(after - before for before, after in pairwise(enter)),
+        step=figures(
+            after - before
+            for (before, after), slept in zip(pairwise(enter), record.slept, strict=False)
+            if slept
+        ),
         gate_ns=figures(left - entered for entered, left in zip(enter, leave, strict=True)),
         compute=figures(after - left for left, after in zip(leave, enter[1:], strict=False)),
         lateness=figures(late) if any(origin) else None,

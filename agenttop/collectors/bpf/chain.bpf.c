@@ -55,15 +55,6 @@ static __always_inline void keep(struct thread *t, struct control *c, u64 now,
 	slows.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }
 
-static __always_inline void count_ready(struct row *r)
-{
-	r->seq++;
-	barrier();
-	r->ready++;
-	barrier();
-	r->seq++;
-}
-
 /*
  * The step ends at @end, which is not before t->in (lite) or t->exit (full).
  * Runs with preemption off; nothing that interrupts it writes rows.
@@ -85,22 +76,16 @@ static __always_inline void step_end(struct thread *t, u64 end)
 #if LEVEL_FULL
 	if (!t->in) {
 		/* The gate returned at once: saturation, not a step. */
-		count_ready(r);
+		r->seq++;
+		barrier();
+		r->ready++;
+		barrier();
+		r->seq++;
 		return;
 	}
 	ret = t->exit - t->in;
 	compute = end - t->exit;
 #else
-	if (t->wake.seq != t->seen && t->wake.waking + SWITCH_NS < end) {
-		/*
-		 * A wake-up found the thread awake: it was in a gate that
-		 * returned before it slept, which nothing else shows here.
-		 * These are two steps in one, so none is counted.
-		 */
-		t->seen = t->wake.seq;
-		count_ready(r);
-		return;
-	}
 	compute = end - t->in;
 #endif
 	step = end - t->enter;
@@ -178,6 +163,7 @@ static __always_inline void step_begin(struct thread *t, u32 gate, u64 now)
 	t->enter = now;
 	t->in = 0;
 	t->exit = 0;
+	t->cut = 0;
 	t->off = 0;
 	t->off_ns[0] = 0;
 	t->off_ns[1] = 0;
@@ -263,7 +249,6 @@ static __always_inline void went_off(struct thread *t, u64 now, u64 part)
 
 static __always_inline void came_back(struct thread *t, u64 now)
 {
-	t->seen = t->wake.seq;
 	if (!t->off)
 		return;
 	if (t->off_part == PART_PREEMPTED)
@@ -274,9 +259,18 @@ static __always_inline void came_back(struct thread *t, u64 now)
 }
 
 #if LEVEL_FULL
+static __always_inline void end_cut_gate(struct thread *t)
+{
+	if (t->cut) {
+		t->exit = t->cut;
+		t->cut = 0;
+	}
+}
+
 static __always_inline void switched_out(struct thread *t, void *task, u64 now,
 					 int blocked)
 {
+	end_cut_gate(t);
 	if (t->pend && blocked) {
 		if (t->enter && t->exit)
 			step_end(t, t->pend);
@@ -326,6 +320,11 @@ int p_sys_enter(args_t ctx)
 	now = bpf_ktime_get_ns();
 	if (!ends_step(t, gate, now))
 		return 0;
+	if (t->cut && gate == t->gate) {
+		t->cut = 0;
+		return 0;
+	}
+	end_cut_gate(t);
 	if (gate >= NR_LOOP_GATES) {
 		/* Ends the step before it only if it sleeps. */
 		t->pend = now;
@@ -340,15 +339,26 @@ int p_sys_enter(args_t ctx)
 	return 0;
 }
 
-static __always_inline void gate_returned(struct thread *t, u32 nr)
+/*
+ * A gate that was cut short without a signal (io_uring's task work does that
+ * to an epoll_wait) and is entered again at once is one gate; so the end of a
+ * cut gate is decided by what comes next.
+ */
+static __always_inline void gate_returned(struct thread *t, u32 nr, s64 ret)
 {
 	int gate = gate_of(nr);
+	u64 now;
 
 	if (gate < 0)
 		return;
 	t->pend = 0;
-	if (t->enter && !t->exit && gate == t->gate)
-		t->exit = bpf_ktime_get_ns();
+	if (!t->enter || t->exit || gate != t->gate)
+		return;
+	now = bpf_ktime_get_ns();
+	if (t->in && interrupted(ret))
+		t->cut = now;
+	else
+		t->exit = now;
 }
 #else
 static __always_inline void switched_out(struct thread *t, void *task, u64 now,
@@ -523,23 +533,25 @@ int p_sched_wakeup(args_t ctx)
 }
 
 /*
- * The gate was cut short by a signal: the saved result says so. A child that
- * ended is one too, and stays one.
+ * A signal that cuts a gate short is its source, unless something better is
+ * known: a child that ended, a timer.
  */
 int p_signal_deliver(args_t ctx)
 {
-#if TASK_STORAGE
 	struct thread *t = this_thread();
-	void *regs;
-	s64 ret;
 
-	if (!t || !t->in || t->source != SOURCE_IPC)
+	if (!t || !t->in)
 		return 0;
-	regs = (void *)bpf_task_pt_regs(current_task());
-	if (gate_of((u32)KERNEL_U64(regs, OFF_REGS_NR)) != t->gate)
-		return 0;
-	ret = (s64)KERNEL_U64(regs, OFF_REGS_RET);
-	if (ret == -4 /* EINTR */ || (ret <= -512 && ret >= -516) /* ERESTART* */)
+#if LEVEL_FULL
+	if (t->cut && t->source == SOURCE_IPC)
+		t->source = SOURCE_SIGNAL;
+	end_cut_gate(t);
+#else
+	void *regs = (void *)bpf_task_pt_regs(current_task());
+
+	if (t->source == SOURCE_IPC &&
+	    gate_of((u32)KERNEL_U64(regs, OFF_REGS_NR)) == t->gate &&
+	    interrupted((s64)KERNEL_U64(regs, OFF_REGS_RET)))
 		t->source = SOURCE_SIGNAL;
 #endif
 	return 0;

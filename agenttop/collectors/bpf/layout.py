@@ -33,8 +33,6 @@ IRQS: Final = 2048
 LOOP_MEMORY_NS: Final = 10_000_000_000
 #: A wake-up seen at most this long before the thread went off the CPU raced with it.
 RACE_NS: Final = 50_000
-#: From "going to sleep" to off the CPU: a wake-up in between raced with it.
-SWITCH_NS: Final = 2_000
 
 #: What can get lost, and is counted.
 LOSSES: Final = (
@@ -177,7 +175,6 @@ def prelude() -> str:
         "NR_LOOP_GATES": len(LOOP_GATES),
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,
-        "SWITCH_NS": SWITCH_NS,
     }
     text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
     text += _enum("STAGE", STAGES)

@@ -100,7 +100,9 @@ int p_sched_process_exit(args_t ctx)
 
 int p_sched_process_exec(args_t ctx)
 {
-	tell(EDGE_EXEC, bpf_get_current_pid_tgid(), 0);
+	struct thread *t = this_thread();
+
+	tell(EDGE_EXEC, bpf_get_current_pid_tgid(), t ? t->slot : NO_SLOT);
 	return 0;
 }
 
@@ -181,7 +183,7 @@ int p_sys_exit(args_t ctx)
 		may_opt_in(regs, nr);
 	t = this_thread();
 	if (t)
-		gate_returned(t, nr);
+		gate_returned(t, nr, (s64)ctx[1]);
 	return 0;
 }
 #endif

@@ -52,6 +52,7 @@ struct thread {
 	u64 enter;		/* gate entry (lite: went off the CPU in it) */
 	u64 in;			/* switch-in after the wake-up */
 	u64 exit;		/* gate return (full) */
+	u64 cut;		/* gate return with EINTR, exit not decided yet */
 	u64 pend;		/* entry of a maybe gate that has not slept yet */
 	u64 loop;		/* last use of a loop gate */
 	u64 off;		/* went off the CPU in compute */
@@ -234,6 +235,12 @@ static __always_inline u64 bucket_of(u64 v)
 	}
 	asm volatile("%0 &= %1" : "+r"(i) : "i"(BUCKETS - 1));
 	return i;
+}
+
+/* EINTR, or one of the kernel's own ERESTART* (include/linux/errno.h). */
+static __always_inline int interrupted(s64 ret)
+{
+	return ret == -4 || (ret <= -512 && ret >= -516);
 }
 
 /* Does this io_uring_enter wait? IORING_ENTER_GETEVENTS and min_complete > 0. */
