@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from textual.app import App
 from textual.events import Resize
+from textual.theme import BUILTIN_THEMES
 from textual.theme import Theme as TextualTheme
 
 from agenttop import themes
@@ -252,6 +253,8 @@ class AgentTop(App[None]):
                 success=css("good"),
                 dark=theme.dark,
                 ansi=theme.terminal_colors,
+                # Textual's own style sheets ask for more names in such a theme.
+                variables=BUILTIN_THEMES["ansi-dark"].variables if theme.terminal_colors else {},
             )
         )
         self.theme = name

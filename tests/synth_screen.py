@@ -38,6 +38,11 @@ class SynthSource:
             self._samples.append(message)
             os.write(self._write, b"x")
 
+    @property
+    def waiting(self) -> int:
+        """Messages that nobody has read yet."""
+        return len(self._samples)
+
     def fileno(self) -> int:
         return self._read
 

@@ -33,6 +33,10 @@ class Cpus(Panel):
             return (), ()
         cpu = view.cpus[min(view.cpu, len(view.cpus) - 1)]
         out: list[str] = []
+        if cpu.freq_khz is None and view.reason("freq"):
+            out.append(f"MHz N/A, {view.reason('freq')}")
+        if not cpu.idle and view.reason("idle"):
+            out.append(f"idle N/A, {view.reason('idle')}")
         ranked = sorted(cpu.irqs.items(), key=lambda item: -item[1].per_s)[:2]
         out += [f"{clean(name, 20)} {rate(load.per_s)}/s" for name, load in ranked]
         for name, load in sorted(cpu.softirqs.items(), key=_weight)[:1]:
@@ -44,10 +48,6 @@ class Cpus(Panel):
                     f"{clean(state.name, 8)} promises {duration(state.latency_ns)}, "
                     f"takes {duration(state.exit_p50_ns)}"
                 )
-        if cpu.freq_khz is None and view.reason("freq"):
-            out.append(f"MHz N/A, {view.reason('freq')}")
-        if not cpu.idle and view.reason("idle"):
-            out.append(f"idle N/A, {view.reason('idle')}")
         return [(f"cpu {cpu.cpu}: ", "head_active"), (" · ".join(out), "dim")], ()
 
     def rows(self, width: int, height: int) -> list[Row]:

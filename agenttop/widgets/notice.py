@@ -22,7 +22,7 @@ class Notice(Panel):
         wanted = f"{LEAST[0]}x{LEAST[1]}"
         for text in (
             f"terminal too small ({width}x{height}): agenttop needs {wanted}",
-            f"too small: needs {wanted}",
+            f"too small, min {wanted}",
             wanted,
         ):
             if len(text) <= width:
