@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -128,6 +129,7 @@ def main() -> None:
         done.set()
         thread.join()
         source.close()
+    sys.exit(app.exit_code)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,9 @@ class Palette:
             color, attributes = _readable(background), ()
         elif ground == "cursor":
             attributes = (*attributes, *self._cursor.attributes)
+            if "reverse" in self._cursor.attributes:
+                # Reversed, a dozen colours would be a dozen grounds.
+                color = "default"
             if look.ground is None and self._cursor.color is not None:
                 background = self._cursor.color
         return Style(

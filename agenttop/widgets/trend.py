@@ -7,7 +7,7 @@ from typing import Final
 
 from agenttop.format import clean, duration
 from agenttop.screens.state import SLOWPATH_TARGET_NS, TrendPoint, View
-from agenttop.widgets.paint import Line, Row, Span
+from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
 from agenttop.widgets.plot import Canvas, Scale, Timeline, binned
 
@@ -38,10 +38,15 @@ class Trend(Panel):
         if not self.compare and agent is not None:
             left.append((f" {clean(agent.name, 24)}", "accent"))
         right: list[Span] = []
-        for label, role, _ in self._lines:
-            right += [("─ ", role), (f"{label}  ", "dim")]
-        if right:
-            right += [("·· ", "warn"), ("target", "dim")]
+        room = width - size_of(left) - 6
+        # The lines on top come last and matter most.
+        for label, role, _ in reversed(self._lines):
+            spans = [("─ ", role), (f"{label}  ", "dim")]
+            if size_of(right) + size_of(spans) <= room:
+                right = spans + right
+        target: list[Span] = [("·· ", "warn"), ("target", "dim")]
+        if right and size_of(right) + size_of(target) <= room:
+            right += target
         return left, right
 
     def rows(self, width: int, height: int) -> list[Row]:
