@@ -30,7 +30,7 @@ class EngineClient:
                 [
                     sys.executable,
                     "-m",
-                    "agenttop.engine",
+                    "agenttop.start_engine",
                     str(theirs.fileno()),
                     msgspec.json.encode(options).decode(),
                 ],

@@ -1,6 +1,6 @@
 """The engine process: samples, policies, and nothing that draws.
 
-    python -m agenttop.engine FD OPTIONS
+    python -m agenttop.start_engine FD OPTIONS
 
 FD is one end of a socket pair with stream.py's frames, OPTIONS an
 EngineOptions as JSON. It ends, and gives every knob back, when the other end
@@ -15,7 +15,6 @@ import resource
 import selectors
 import signal
 import socket
-import sys
 import time
 from typing import Final
 
@@ -43,7 +42,7 @@ POLICY_S: Final = 0.25
 #: The same while no policy is on: then there is no lease to renew.
 IDLE_S: Final = 1.0
 #: The Samples just after the programs are loaded come this soon: figures at once, not in a second.
-FIRST_S: Final = 0.3
+FIRST_S: Final = 0.2
 #: Delay between Samples, s.
 DELAYS: Final = (0.1, 3600.0)
 
@@ -78,7 +77,10 @@ class Outbox:
 class Engine:
     """One run: from the options to the closed channel."""
 
-    def __init__(self, options: EngineOptions, channel: socket.socket) -> None:
+    def __init__(
+        self, options: EngineOptions, channel: socket.socket, loading: Loading | None = None
+    ) -> None:
+        """``loading``: the kernel side on its way already, if BPF may be used."""
         self._options = options
         self._channel = channel
         self._decoder = Decoder()
@@ -91,7 +93,7 @@ class Engine:
         self._sampler = Sampler(self._registry, self._cost)
         self._policies = PolicyManager()
         self._targets = EngineTargets(self._registry)
-        self._loading: Loading | None = None
+        self._loading = loading
         self._tracer: Tracer | None = None
         self._events: list[Event] = []
         self._host: Host | None = None
@@ -118,13 +120,13 @@ class Engine:
     # ------------------------------------------------------------------ start and end
 
     def _begin(self) -> None:
-        reason = why_no_bpf() if self._options.bpf != "off" else "asked for without BPF"
-        if reason is None:
-            self._loading = Loading(self._options.level, raw=self._options.bpf == "raw")
+        if self._loading is not None:
             self._selector.register(self._loading, selectors.EVENT_READ, self._loaded)
             self._missing["chains"] = _LOADING
+        elif self._options.bpf == "off":
+            self._without_bpf("asked for without BPF")
         else:
-            self._without_bpf(reason)
+            self._without_bpf(why_no_bpf() or "BPF was not loaded")
         self._describe()
 
     def _without_bpf(self, reason: str) -> None:
@@ -296,21 +298,18 @@ def _more_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
 
 
-def main() -> int:
-    """See the module."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    options = msgspec.json.decode(sys.argv[2], type=EngineOptions)
+def main(channel: socket.socket, options: str, loading: Loading | None) -> int:
+    """Run until the end; a mistake of the user crosses the channel as a Failure."""
     _more_descriptors()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     try:
-        Engine(options, channel).run()
+        given = msgspec.json.decode(options, type=EngineOptions)
+        Engine(given, channel, loading).run()
     except UserError as error:
+        if loading is not None:
+            loading.cancel()
         channel.setblocking(True)
         channel.sendall(encode(Failure(str(error))))
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -221,7 +221,8 @@ class Loading:
 
     def cancel(self) -> None:
         """Stop it; what it had loaded goes with it."""
-        self._child.kill()
+        if self._child.poll() is None:
+            self._child.kill()
         self._finish()
 
     def _finish(self) -> int:

@@ -1,0 +1,32 @@
+"""Starts the engine process, and before that the loader of the kernel side.
+
+    python -m agenttop.start_engine FD OPTIONS
+
+Compiling takes most of a second, and the engine's own imports a fifth: this
+file imports little, so that the two go on side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+
+from agenttop.collectors.bpf.loader import Loading
+from agenttop.privileges import why_no_bpf
+
+
+def main() -> int:
+    """See the module, and agenttop/engine.py."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    options = json.loads(sys.argv[2])
+    loading = None
+    if options["bpf"] != "off" and why_no_bpf() is None:
+        loading = Loading(options["level"], raw=options["bpf"] == "raw")
+    from agenttop import engine
+
+    return engine.main(channel, sys.argv[2], loading)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
