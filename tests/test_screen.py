@@ -195,6 +195,18 @@ async def test_search_goes_to_the_agent_while_typing() -> None:
         assert len(names(made)) == 5
 
 
+async def test_an_empty_search_goes_to_the_next_match() -> None:
+    async with rig(synth=Synth(agents=10)) as made:
+        found = set()
+        await made.press("home", "slash", *"coder", "enter")
+        for _ in range(3):
+            agent = made.view.agent
+            assert agent is not None
+            found.add(agent.name)
+            await made.press("slash", "enter")
+        assert found == {"coder", "coder-2"}
+
+
 async def test_keys_typed_into_a_prompt_are_text() -> None:
     async with rig() as made:
         await made.press("slash", "q", "g", "space", "question_mark")
@@ -419,6 +431,18 @@ async def test_return_is_not_available_at_level_lite_and_is_at_full() -> None:
         assert "in compute: level lite" in made.text()
     async with rig((120, 40), synth=Synth(level="full")) as made:
         assert "in compute: level lite" not in made.text()
+
+
+async def test_a_cpu_that_goes_offline_is_told() -> None:
+    synth = Synth(cpus=4)
+    async with rig((200, 50), synth=synth) as made:
+        synth.cpus[3].online = False
+        await made.tick(2)
+        assert "3  offline" in made.text()
+        del synth.cpus[2:]
+        await made.tick(2)
+        await made.press("3", "end")
+        assert "CPUs 2" in made.text()
 
 
 async def test_no_agents_says_how_to_add_one() -> None:

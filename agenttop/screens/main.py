@@ -321,12 +321,15 @@ class Main(Screen[None]):
             self.pick_agents()
         elif typed.accepted and typed.text:
             view.search = typed.text
-            self._search()
+            self._search(view.cursor)
+        elif typed.accepted and typed.done and view.search:
+            # Enter alone: the next one of what was searched before.
+            self._search(view.cursor + 1)
         self.update_panels()
 
-    def _search(self) -> None:
-        """Go to the first agent that matches, from the selected one on."""
-        agents, start = self.view.agents, self.view.cursor
+    def _search(self, start: int) -> None:
+        """Go to the first agent that matches, from that row on."""
+        agents = self.view.agents
         for offset in range(len(agents)):
             index = (start + offset) % len(agents)
             if matches(agents[index], self.view.search):

@@ -80,7 +80,9 @@ class Chain(Panel):
         line.fit(stage, 10, "text")
         if stat is None:
             line.fit(NA, 8, "dim", right=True)
-            return line.add("  " + self._why(stage), "dim").row("cursor" if here else "")
+            if stage == STAGES[0] or self.view.reason("chains") == "":
+                line.add("  " + self._why(stage), "dim")
+            return line.row("cursor" if here else "")
         limit = STAGE_TARGETS_NS.get(stage)
         over = limit is not None and stat.p99_ns is not None and stat.p99_ns > limit
         line.fit(_value(stat, "p50_ns"), 8, right=True)

@@ -31,8 +31,9 @@ class Scale:
         if not seen:
             return cls(1e3, 1e6)
         low, high = _step_down(min(seen)), _step_up(max(seen))
-        if high / low < 10:
-            low, high = _step_down(low / 2), _step_up(high * 1.5)
+        # Less than a decade would make noise look like news.
+        while high / low < 9.99:
+            low, high = _step_down(low / 1.5), _step_up(high * 1.5)
         return cls(low, high)
 
     def place(self, value: float) -> float:
