@@ -88,7 +88,7 @@ class AgentTop(App[None]):
         self.view = View(
             data=data,
             options=options,
-            palette=Palette(first, options.ascii_only),
+            palette=Palette(first, options.ascii_only, self.no_color),
             snapshot=snapshot,
             sort=sort,
             inverted=inverted,
@@ -223,7 +223,7 @@ class AgentTop(App[None]):
                 self._main.tell(str(error), "error")
                 continue
             self._use(theme)
-            self.view.palette = Palette(theme, self.view.options.ascii_only)
+            self.view.palette = Palette(theme, self.view.options.ascii_only, self.no_color)
             self._main.repaint()
             self._main.tell(f"theme {theme.title} ({name})")
             return

@@ -203,6 +203,8 @@ class PolicyStatus(Struct):
     detail: str = ""
     #: Each change that is in force, one line each ("/sys/...: 0 -> n/a").
     changes: list[str] = []
+    #: What switching it on would change now, one line each (empty while it is on, or not known).
+    plan: list[str] = []
     #: CPUs and thread ids that it holds.
     cpus: list[int] = []
     tids: list[int] = []

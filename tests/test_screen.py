@@ -368,6 +368,15 @@ async def test_the_plan_of_the_selected_policy() -> None:
         assert not isinstance(made.app.screen, Popup)
 
 
+async def test_what_a_policy_would_change_is_told_before() -> None:
+    synth = Synth()
+    synth.policies[0].plan = ["/sys/devices/system/cpu/cpu0: 0 -> n/a"]
+    async with rig(synth=synth) as made:
+        await made.press("l")
+        assert "Would change" in made.text()
+        assert "cpu0: 0 -> n/a" in made.text()
+
+
 async def test_bpf_cost_is_asked_for() -> None:
     async with rig() as made:
         await made.press("b", "b")
@@ -501,6 +510,24 @@ async def test_ascii_means_ascii(size: tuple[int, int]) -> None:
         for key in ("g", "1", "2", "3", "4", "5", "question_mark", "escape", "f6", "escape"):
             await made.press(key)
             assert made.text().isascii()
+
+
+@pytest.mark.parametrize("theme", ["dark", "ansi16"])
+async def test_no_color_means_no_colour(monkeypatch: pytest.MonkeyPatch, theme: str) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with rig((200, 50), theme=theme) as made:
+        await made.press("t", "t")
+        styles = {
+            segment.style
+            for strip in made.app.screen._compositor.render_strips()
+            for segment in strip
+            if segment.text.strip() and segment.style is not None
+        }
+        assert any(style.bold for style in styles)
+        assert any(style.reverse for style in styles)
+        for style in styles:
+            assert style.color is None or style.color.is_default
+            assert style.bgcolor is None or style.bgcolor.is_default
 
 
 # --------------------------------------------------------------------------- leaving

@@ -99,14 +99,16 @@ def policy_rows(view: View, policy: PolicyStatus, width: int) -> list[Row]:
     for agent_id, what in policy.agents.items():
         name = view.name_of(int(agent_id)) if agent_id.isdecimal() else agent_id
         rows += _fact(clean(name, 13), clean(what, 60), width)
-    plan: list[str] = getattr(policy, "plan", [])
-    for title, lines in (("Would change", plan), ("Changed, given back when off", policy.changes)):
+    for title, lines in (
+        ("Would change", policy.plan),
+        ("Changed, given back when off", policy.changes),
+    ):
         if lines:
             rows += [_blank(width), _title(title, width)]
             rows += [
                 Line(width).add("  ").fit(clean(x, 300), width - 3, "text").row() for x in lines
             ]
-    if not policy.changes and not plan:
+    if not policy.changes and not policy.plan:
         rows += [_blank(width), Line(width).add("  nothing is changed now", "dim").row()]
     return rows
 

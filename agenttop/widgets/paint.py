@@ -181,9 +181,11 @@ class Palette:
     of a bar, with readable text on it.
     """
 
-    def __init__(self, theme: Theme, ascii_only: bool = False) -> None:
+    def __init__(self, theme: Theme, ascii_only: bool = False, no_color: bool = False) -> None:
         self.theme = theme
         self.ascii_only = ascii_only
+        #: NO_COLOR: weight, underlines and reversal only.
+        self.no_color = no_color
         self._cursor = theme.looks["cursor"]
         self._background = theme.looks["background"].color or "default"
         self._styles: dict[tuple[str, str], Style] = {}
@@ -224,6 +226,8 @@ class Palette:
         if block:
             background = color or "default"
             color, attributes = _readable(background), ()
+            if self.no_color:
+                attributes = ("reverse",)
         elif ground == "cursor":
             attributes = (*attributes, *self._cursor.attributes)
             if "reverse" in self._cursor.attributes:
@@ -231,6 +235,10 @@ class Palette:
                 color = "default"
             if look.ground is None and self._cursor.color is not None:
                 background = self._cursor.color
+        if self.no_color:
+            color = background = "default"
+            if ground == "cursor" or look.ground is not None:
+                attributes = (*attributes, "reverse")
         return Style(
             color=_rich(color or "default"),
             bgcolor=_rich(background),

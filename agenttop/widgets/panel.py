@@ -91,15 +91,12 @@ class Panel(Widget):
         strip = self._strips.get(y)
         if strip is None:
             row = self._rows[y] if y < len(self._rows) else Line(width).row()
-            strip = self.view.palette.strip(row, width)
-            for line_filter in self.app.get_line_filters():
-                # NO_COLOR is such a filter.
-                strip = strip.apply_filter(line_filter, self.background_colors[1])
-            self._strips[y] = strip
+            strip = self._strips[y] = self.view.palette.strip(row, width)
         return strip
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """The rows as they are: panels have no padding, border or tint of the style sheet's.
+        """The rows as they are: panels have no padding, border or tint of the style sheet's,
+        and the palette knows about NO_COLOR.
 
         Textual's own way over the style sheet costs as much as all the rest of a frame.
         """
