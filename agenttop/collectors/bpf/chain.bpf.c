@@ -468,19 +468,23 @@ static __always_inline void by_softirq(struct wake *w, struct cpu *cpu)
 		w->source = SOURCE_KWORKER;
 }
 
-static __always_inline void by_task(struct wake *w, struct cpu *cpu, u64 now)
+static __always_inline void by_task(struct wake *w, struct cpu *cpu, u64 now,
+				    void *woken_task)
 {
 	void *task = current_task();
 	u32 flags = KERNEL_U32(task, OFF_FLAGS);
+	u64 waker = bpf_get_current_pid_tgid();
 
 	w->event = now;
 	w->soft = now;
 	w->kind = WAKER_TASK;
-	w->id = bpf_get_current_pid_tgid();
+	w->id = waker;
 	if (flags & PF_IO_WORKER) {
 		w->source = SOURCE_IO_URING;
 	} else if (flags & PF_EXITING) {
-		w->source = SOURCE_CHILD;
+		/* A thread that ends wakes who joins it: no process ended. */
+		w->source = KERNEL_U32(woken_task, OFF_TGID) == waker >> 32 ?
+			    SOURCE_IPC : SOURCE_CHILD;
 	} else if (!w->id) {
 		/* The idle task runs what other CPUs queued, without an interrupt. */
 		w->kind = WAKER_UNKNOWN;
@@ -516,7 +520,7 @@ int p_sched_waking(args_t ctx)
 	else if (cpu->soft)
 		by_softirq(w, cpu);
 	else
-		by_task(w, cpu, now);
+		by_task(w, cpu, now, (void *)ctx[0]);
 	w->waking = now;
 	w->seq++;
 	return 0;
