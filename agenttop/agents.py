@@ -156,7 +156,8 @@ class Rules:
         if agents_file is not None:
             return _read(Path(agents_file))
         own = paths.config() / "agents.yaml"
-        return _read(own if own.exists() else BUILTIN)
+        # os.path: a folder that may not be entered (another user's HOME) has none for us.
+        return _read(own if os.path.exists(own) else BUILTIN)
 
     def read(self, pid: int, root: str | None = None) -> ProcInfo | None:
         """A process with what these rules ask for; None if it is gone."""
@@ -208,10 +209,12 @@ def _read(path: Path) -> Rules:
     document = yamlfile.read(path)
     spec = document.convert(_FileSpec)
     rules: list[Rule] = []
+    names: set[str] = set()
     for i, item in enumerate(spec.rules):
         place = f"$.rules[{i}]"
-        if any(rule.name == item.name for rule in rules):
+        if item.name in names:
             raise document.error(f"{place}.name", f"a second rule named '{item.name}'")
+        names.add(item.name)
         if item.label is not None:
             _check_label(document, f"{place}.label", item.label)
         matched = _patterns(document, f"{place}.match", item.match)
@@ -220,8 +223,7 @@ def _read(path: Path) -> Rules:
         unless = _patterns(document, f"{place}.unless", item.unless)
         rules.append(Rule(item.name, matched, unless, item.background, item.as_, item.label))
     if spec.builtin and path != BUILTIN:
-        own = {rule.name for rule in rules}
-        rules += [rule for rule in _read(BUILTIN).rules if rule.name not in own]
+        rules += [rule for rule in _read(BUILTIN).rules if rule.name not in names]
     if not rules:
         raise document.error("$.rules", "no rules: nothing could be an agent")
     return Rules(tuple(rules), "built-in rules" if path == BUILTIN else str(path))

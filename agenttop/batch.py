@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from agenttop import headless
+from agenttop import headless, themes
 from agenttop.columns import sort_help, sort_key
 from agenttop.options import engine_options
 from agenttop.store import Store
@@ -21,6 +21,8 @@ def run(args: argparse.Namespace) -> int:
         print(sort_help())
         return 0
     key, inverted = sort_key(args.sort)
+    if args.theme is not None:
+        themes.load(args.theme)
     options = engine_options(args)
     layout = Layout(
         width=terminal_width(),

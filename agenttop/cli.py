@@ -8,6 +8,7 @@ Each command is a module in agenttop/commands with ``configure(parser)`` and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Final, NoReturn
 
 from agenttop import __version__
 from agenttop.errors import UserError
+from agenttop.format import clean
 
 #: Command -> its line in the help.
 COMMANDS: Final = {
@@ -47,18 +49,46 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 a check failed, 2 the user can mend it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _whole_streams()
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()  # Here a full disk is one line; at the interpreter's end it is not.
+        return code
     except UserError as error:
-        print(f"agenttop: {error}", file=sys.stderr)
-        return 2
+        return _tell(str(error))
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does. Python would
         # complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # The environment refused something that no command has a better word
+        # for: a full disk behind stdout, no more processes or descriptors.
+        why = error.strerror or str(error)
+        code = _tell(f"{os.fsdecode(error.filename)}: {why}" if error.filename else why)
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code
     except KeyboardInterrupt:
         return 130
+
+
+def _tell(text: str) -> int:
+    """One line on stderr, whatever is in the names that it quotes; the exit code."""
+    with contextlib.suppress(OSError):
+        print(f"agenttop: {clean(text, 1000)}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _whole_streams() -> None:
+    """Closed standard streams lead nowhere, not into a socket that is opened later."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", encoding="utf-8", closefd=False))
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 def proc() -> Path:
     """/proc, or AGENTTOP_PROC (fixture trees)."""
-    return Path(os.environ.get("AGENTTOP_PROC", "/proc"))
+    return Path(os.environ.get("AGENTTOP_PROC") or "/proc")
 
 
 def sys() -> Path:
     """/sys, or AGENTTOP_SYS (fixture trees)."""
-    return Path(os.environ.get("AGENTTOP_SYS", "/sys"))
+    return Path(os.environ.get("AGENTTOP_SYS") or "/sys")
 
 
 def state() -> Path:
     """Journal and lock: /run/agenttop, or AGENTTOP_STATE. Dropped at reboot, as the knobs are."""
-    return Path(os.environ.get("AGENTTOP_STATE", "/run/agenttop"))
+    return Path(os.environ.get("AGENTTOP_STATE") or "/run/agenttop")
 
 
 def config() -> Path:

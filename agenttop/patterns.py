@@ -23,6 +23,8 @@ KINDS: Final = ("pid", "comm", "cmd", "prog", "cgroup", "user")
 #: Characters of a command line that regular expressions see: bounds what a hostile one costs.
 MAX_TEXT: Final = 1024
 MAX_PATTERN: Final = 500
+#: (uid_t) -1, which chown(2) and its like take for "none".
+NO_USER: Final = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ class AnyProgram:
 
 def _user_id(value: str) -> int:
     if value.isascii() and value.isdigit():
+        if len(value) > 10 or int(value) >= NO_USER:
+            raise UserError(f"'user:{printable(value)}': a user id is a number below {NO_USER}")
         return int(value)
     try:
         return pwd.getpwnam(value).pw_uid

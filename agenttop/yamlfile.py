@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -16,6 +18,8 @@ T = TypeVar("T")
 
 #: A larger file is not one of ours.
 MAX_BYTES: Final = 1 << 20
+#: Ours need four.
+MAX_DEPTH: Final = 32
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
 _PATH: Final = re.compile(r" - at `(.*)`$")
 
@@ -29,8 +33,7 @@ class Document:
         """Raises UserError if ``text`` is no YAML; ``name`` is the file's, for the errors."""
         self.name = name
         try:
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
-                raise UserError(f"{name}: aliases (*name) are not supported here")
+            self._check_events(text)
             self._root = yaml.compose(text, _Loader)
             self.data: object = yaml.load(text, _Loader)
         except yaml.MarkedYAMLError as error:
@@ -44,6 +47,20 @@ class Document:
         except RecursionError:
             raise UserError(f"{name}: nested too deeply") from None
         self._check_keys(self._root)
+
+    def _check_events(self, text: str) -> None:
+        """Aliases grow without bound; nesting costs the parser the square of its depth."""
+        depth = 0
+        for event in yaml.parse(text, _Loader):
+            place = f"{self.name}:{event.start_mark.line + 1}" if event.start_mark else self.name
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{place}: aliases (*name) are not supported here")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise UserError(f"{place}: nested deeper than {MAX_DEPTH} levels")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
 
     def _check_keys(self, node: yaml.Node | None) -> None:
         """YAML's last of two equal keys wins silently; here that is an error."""
@@ -105,10 +122,18 @@ class Document:
             raise UserError(f"{self.name}: nested too deeply") from None
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """A FIFO that nobody writes to does not hold us up."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read(file: str | Path) -> Document:
     """Reads and parses a file. Raises UserError with one line about what is wrong."""
     try:
-        with open(file, "rb") as stream:
+        with open(file, "rb", opener=_open_at_once) as stream:
+            # Read more than once (by the engine too), and without waiting for anybody.
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise UserError(f"{file}: is not a regular file")
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from None

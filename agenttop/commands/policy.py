@@ -82,6 +82,8 @@ def _list() -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     manager = PolicyManager(guard_limit_us=args.guard_limit_us)
+    for name in args.name:
+        manager.reason(name)  # raises for one that there is not
     _, targets = _look(args)
     for name in args.name:
         changes = manager.plan(name, targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import stat
 import tempfile
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="whole distributions too, as HdrHistogram V2 (with --format json)",
     )
-    parser.add_argument("--theme", default="dark", metavar="NAME", help="of an svg (%(default)s)")
+    parser.add_argument("--theme", metavar="NAME|FILE", help="of an svg (dark)")
     parser.add_argument("--ascii", action="store_true", help="text in plain ASCII")
     options.add_sort(parser)
     options.add_engine(parser)
@@ -94,20 +95,24 @@ class Wanted:
         key, inverted = sort_key(args.sort)
         form = getattr(args, "format", "text")
         output = getattr(args, "output", None)
+        if output is not None and (
+            not output or (output.endswith("/") and not os.path.isdir(output))
+        ):
+            raise UserError(f"-o '{output}': the name of a file is wanted")
         hdr = bool(getattr(args, "hdr", False))
         if hdr and form != "json":
             raise UserError("--hdr adds to JSON: say --format json too")
-        theme = getattr(args, "theme", None) or "dark"
-        if form == "svg":
-            themes.load(theme)
+        theme = getattr(args, "theme", None)
+        if theme is not None or form == "svg":
+            themes.load(theme or themes.DEFAULT)
         # A file has no width of its own: the table's comfortable one.
         width = 120 if output else terminal_width()
         return cls(
             seconds=getattr(args, "for_s", SECONDS),
             format=form,
-            output=Path(output) if output else None,
+            output=None if output is None else Path(output),
             hdr=hdr,
-            theme=theme,
+            theme=theme or themes.DEFAULT,
             layout=Layout(
                 width=width,
                 sort=key,
@@ -162,14 +167,30 @@ def _special(path: Path) -> bool:
         return False
 
 
+def _open_special(path: str, flags: int) -> int:
+    """Not waiting for a pipe's reader to come, but for it to read. Raises UserError."""
+    try:
+        opened = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise UserError(f"-o {clean(path)}: nobody reads this pipe") from None
+        raise
+    os.set_blocking(opened, True)
+    return opened
+
+
 def check_writable(path: Path) -> None:
     """Find out before the measurement whether the result can be written there. Raises UserError."""
     if path.is_dir():
         raise UserError(f"-o {clean(str(path))}: is a directory")
     try:
         if _special(path):
-            with path.open("ab"):
-                return
+            # A pipe's reader would take a first open and close for the whole.
+            if not path.is_fifo():
+                path.open("ab").close()
+            elif not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
         target = Path(os.path.realpath(path))
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
         os.close(descriptor)
@@ -182,7 +203,8 @@ def write_whole(path: Path, body: bytes) -> None:
     """Write all of it or leave what was there. Raises UserError."""
     try:
         if _special(path):
-            path.write_bytes(body)
+            with open(path, "wb", opener=_open_special) as file:
+                file.write(body)
             return
         target = Path(os.path.realpath(path))
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
