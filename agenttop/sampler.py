@@ -51,7 +51,6 @@ class Sampler:
         """The programs are in the kernel: chains from the next Sample on."""
         self._tracer = tracer
         self._cpus = BpfCpus(tracer)
-        self._cpus.irq_names()
         self._registry.attach(tracer)
         self._full = True
 
@@ -70,7 +69,6 @@ class Sampler:
         self._registry.refresh()
         full = self._full or self._seq % FULL_EVERY == 0
         self._full = False
-        names = self._irq_names(full)
         trust = Trust(slots_full=self._registry.slots_full)
         cpus: list[CpuCounters]
         idle_exit: dict[str, Histogram] = {}
@@ -94,6 +92,7 @@ class Sampler:
             trust.recursion_misses = tracer.recursion_misses()
             if tracer.cost_measured:
                 trust.bpf_ns = tracer.run_time_ns()
+        names = self._irq_names(full)
         self._seq += 1
         self._registry.forget()
         trust.self_ns = self._cost.read()
@@ -114,6 +113,7 @@ class Sampler:
     # ------------------------------------------------------------------ internals
 
     def _irq_names(self, full: bool) -> dict[str, str]:
+        """New names of interrupt lines, as of the CPUs' last reading."""
         if not full and self._seq % NAMES_EVERY:
             return {}
         names = self._cpus.irq_names() if self._cpus else self._procfs.irq_names()

@@ -66,6 +66,9 @@ def test_json_fits_its_schema_and_adds_up(tmp_path: Path, level: str) -> None:
     busiest = max(snapshot["cpus"], key=lambda cpu: cpu["softirq"]["per_s"])
     assert busiest["softirqs"]["NET_RX"]["per_s"] > 100
     assert busiest["softirqs"]["NET_RX"]["ratio"] > 0
+    lines = [name for cpu in snapshot["cpus"] for name in cpu["irqs"] if name[0].isdigit()]
+    # "36 virtio1-req.0": the number alone tells nobody anything.
+    assert all(" " in name for name in lines), lines
     assert {p["name"] for p in snapshot["policies"]} == {"guard", "home"}
 
 
