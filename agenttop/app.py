@@ -181,8 +181,12 @@ class AgentTop(App[None]):
 
     def reconsider(self) -> None:
         """Make a Snapshot of what is there now and show it."""
-        if isinstance(self._driver, Terminal) and self._driver.backlog > BACKLOG:
-            return
+        if isinstance(self._driver, Terminal):
+            if self._driver.backlog > BACKLOG:
+                return
+            if self._driver.dropped:
+                self._driver.dropped = False
+                self.action_redraw()
         since = None
         markers = self.data.markers
         if self.view.since_toggle and markers:

@@ -137,6 +137,20 @@ def test_a_dropped_terminal_ends_it_even_if_hangups_are_ignored(
     assert session.wait() in (0, 129)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_takes_nothing_does_not_hold_it(
+    start: Callable[[list[str]], Session], number: int
+) -> None:
+    session = start(SYNTH)
+    assert drawn(session.read_until(drawn))
+    # Nobody reads any more, as behind ^S or a dead link.
+    for _ in range(60):
+        os.write(session.fd, b"t")
+        time.sleep(0.03)
+    os.kill(session.pid, number)
+    assert session.wait() == 128 + number
+
+
 def test_no_mouse_reports_of_moves(start: Callable[[list[str]], Session]) -> None:
     session = start(SYNTH)
     seen = session.read_until(drawn)

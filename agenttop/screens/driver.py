@@ -8,7 +8,8 @@ import select
 import selectors
 import sys
 from codecs import getincrementaldecoder
-from typing import IO, TYPE_CHECKING, Any, Final
+from queue import Full
+from typing import TYPE_CHECKING, Any, Final
 
 from textual import constants
 from textual._xterm_parser import XTermParser
@@ -24,45 +25,45 @@ if TYPE_CHECKING:
 ESCAPE_S: Final = constants.ESCAPE_DELAY + 0.02
 
 
+#: So many writes may wait; the queue of Textual's writer holds 30, and then its put blocks.
+MOST_WAITING: Final = 18
+#: How long to wait at the end for a terminal that takes nothing, s.
+GIVE_UP_S: Final = 1.0
+
+
 class ThriftyFile:
     """The terminal as a file that is sent differences only, and that may be gone.
 
     Textual writes to it from its writer thread. An error there would end that
     thread and with it, one full queue later, the whole program: a vanished
-    terminal swallows what is written instead.
+    terminal swallows what is written instead. It writes to the descriptor
+    itself: a thread that is stuck within Python's own file would hold its lock
+    when the program ends.
     """
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+    def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
+        self._descriptor = descriptor
+        self._encoding = encoding
         self._saver = FrameSaver()
         self.gone = False
-        #: Characters that Textual wrote and that were sent on (for tests and measurements).
-        self.written = 0
-        self.sent = 0
 
     def write(self, text: str) -> int:
-        saved = self._saver.saved(text)
-        self.written += len(text)
-        self.sent += len(saved)
-        if saved and not self.gone:
-            try:
-                self._file.write(saved)
-            except (OSError, ValueError):
-                self.gone = True
+        data = self._saver.saved(text).encode(self._encoding, "replace")
+        try:
+            while data and not self.gone:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            self.gone = True
         return len(text)
 
     def flush(self) -> None:
-        if not self.gone:
-            try:
-                self._file.flush()
-            except (OSError, ValueError):
-                self.gone = True
+        """Nothing is kept back."""
 
     def fileno(self) -> int:
-        return self._file.fileno()
+        return self._descriptor
 
     def isatty(self) -> bool:
-        return self._file.isatty()
+        return os.isatty(self._descriptor)
 
 
 class Terminal(LinuxDriver):
@@ -77,7 +78,12 @@ class Terminal(LinuxDriver):
         size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(app, debug=debug, mouse=mouse, size=size)
-        self._file = ThriftyFile(sys.__stderr__)  # type: ignore[arg-type,assignment]
+        stderr = sys.__stderr__
+        assert stderr is not None
+        self._file = ThriftyFile(stderr.fileno(), stderr.encoding)  # type: ignore[assignment]
+        #: Something was not drawn because the terminal takes nothing.
+        self.dropped = False
+        self._leaving = False
         self._loop = asyncio.get_running_loop()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -110,6 +116,31 @@ class Terminal(LinuxDriver):
 
     def _enable_mouse_pixels(self) -> None:
         """Cells are exact enough."""
+
+    def write(self, data: str) -> None:
+        """Queue data; what a stuck terminal cannot take is dropped, and drawn anew later."""
+        if self.backlog >= MOST_WAITING and not self._leaving:
+            self.dropped = True
+            return
+        super().write(data)
+
+    def start_application_mode(self) -> None:
+        self._leaving = False
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+
+    def stop_application_mode(self) -> None:
+        self._leaving = True
+        super().stop_application_mode()
+
+    def close(self) -> None:
+        """End the writer; one that is stuck is left behind (it holds nothing)."""
+        thread = self._writer_thread
+        if thread is not None:
+            try:
+                thread._queue.put_nowait(None)
+            except Full:
+                pass
+            thread.join(GIVE_UP_S)
 
     def disable_input(self) -> None:
         os.eventfd_write(self._wake, 1)
