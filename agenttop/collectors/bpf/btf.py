@@ -84,13 +84,13 @@ class Btf:
 
     def tracepoint_args(self, name: str) -> int | None:
         """Number of arguments of a tracepoint, None if it does not exist."""
-        type_id = self.typedef(f"btf_trace_{name}")
-        while type_id is not None:
-            _, kind, vlen, target = self._head(type_id)
-            if kind == _FUNC_PROTO:
-                return vlen - 1  # the first is the registration's own void *
-            type_id = target if kind in (*_MODIFIERS, _PTR) else None
-        return None
+        proto = self._prototype(name)
+        return None if proto is None else len(proto)
+
+    def tracepoint_passes_pointer(self, name: str, arg: int) -> bool:
+        """Whether an argument (the first is 0) is a pointer; False if there is none."""
+        proto = self._prototype(name) or ()
+        return arg < len(proto) and self._head(self._strip(proto[arg]))[1] == _PTR
 
     def field_offset(self, struct_name: str, *path: str) -> int | None:
         """Byte offset of a (nested) field, e.g. ``("hrtimer", "node", "expires")``."""
@@ -129,6 +129,18 @@ class Btf:
     def _head(self, type_id: int) -> tuple[int, int, int, int]:
         name, info, target = struct.unpack_from("<III", self._types, self._where[type_id])
         return name, info >> 24 & 0x1F, info & 0xFFFF, target
+
+    def _prototype(self, tracepoint: str) -> list[int] | None:
+        """Type ids of a tracepoint's arguments; None if it does not exist."""
+        type_id = self.typedef(f"btf_trace_{tracepoint}")
+        while type_id is not None:
+            _, kind, vlen, target = self._head(type_id)
+            if kind == _FUNC_PROTO:
+                where = self._where[type_id] + 12
+                pairs = struct.unpack_from(f"<{2 * vlen}I", self._types, where)
+                return list(pairs[3::2])  # the first is the registration's own void *
+            type_id = target if kind in (*_MODIFIERS, _PTR) else None
+        return None
 
     def _strip(self, type_id: int) -> int:
         while self._head(type_id)[1] in _MODIFIERS:

@@ -87,8 +87,9 @@ VECTOR_PROGRAMS(x86_platform_ipi, VECTOR_X86_PLATFORM_IPI)
 
 /*
  * hrtimer_expire_entry(struct hrtimer *, ktime_t *now): now is the time of
- * the timer's own clock when the interrupt came. A timer's completion is its
- * expiry, not the interrupt: the way out of a deep idle state lies between.
+ * the timer's own clock when the interrupt came; newer kernels pass it by
+ * value. A timer's completion is its expiry, not the interrupt: the way out
+ * of a deep idle state lies between.
  */
 int p_hrtimer_expire_entry(args_t ctx)
 {
@@ -97,7 +98,11 @@ int p_hrtimer_expire_entry(args_t ctx)
 
 	if (!cpu)
 		return 0;
+#if HRTIMER_NOW_IS_POINTER
 	bpf_probe_read_kernel(&now, sizeof(now), (void *)ctx[1]);
+#else
+	now = ctx[1];
+#endif
 	late = now - (s64)KERNEL_U64(ctx[0], OFF_HRTIMER_EXPIRES);
 	cpu->hrtimer_late = late > 0 ? late : 0;
 	cpu->hrtimer = 1;

@@ -198,6 +198,7 @@ def _prelude(btf: Btf, level: str, storage: bool) -> str:
         "TASK_STORAGE": int(storage),
         "LEVEL_FULL": int(level == "full"),
         "SWITCH_HAS_STATE": int((btf.tracepoint_args("sched_switch") or 0) >= 4),
+        "HRTIMER_NOW_IS_POINTER": int(btf.tracepoint_passes_pointer("hrtimer_expire_entry", 1)),
         "NR_CPUS": possible_cpus(),
         "NR_GATES": len(GATES),
         "NR_PRCTL": _PRCTL,
