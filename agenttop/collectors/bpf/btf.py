@@ -79,6 +79,10 @@ class Btf:
         """Id of a kernel function (as attach target)."""
         return self._by_name.get((_FUNC, name))
 
+    def has_variable(self, name: str) -> bool:
+        """Whether the kernel has a per-CPU variable of this name."""
+        return (_VAR, name) in self._by_name
+
     def has_tracepoint(self, name: str) -> bool:
         return self.typedef(f"btf_trace_{name}") is not None
 
@@ -114,7 +118,7 @@ class Btf:
         while pos < end:
             name, info, _ = unpack(types, pos)
             kind = info >> 24 & 0x1F
-            if name and kind in (_TYPEDEF, _FUNC, _STRUCT):
+            if name and kind in (_TYPEDEF, _FUNC, _STRUCT, _VAR):
                 wanted.setdefault((kind, name), len(where))
             where.append(pos)
             fixed, each = _TAIL.get(kind, (0, 0))

@@ -304,10 +304,33 @@ static __always_inline void switched_in(struct thread *t, u64 now)
 	came_back(t, now);
 }
 
+static __always_inline void gate_entered(struct thread *t, u32 gate)
+{
+	u64 now = bpf_ktime_get_ns();
+
+	if (!ends_step(t, gate, now))
+		return;
+	if (t->cut && gate == t->gate) {
+		t->cut = 0;
+		return;
+	}
+	end_cut_gate(t);
+	if (gate >= NR_LOOP_GATES) {
+		/* Ends the step before it only if it sleeps. */
+		t->pend = now;
+		t->pend_gate = gate;
+		return;
+	}
+	if (t->enter && t->exit)
+		step_end(t, now);
+	t->pend = 0;
+	t->asleep = 0;
+	step_begin(t, gate, now);
+}
+
 int p_sys_enter(args_t ctx)
 {
 	struct thread *t = this_thread();
-	u64 now;
 	int gate;
 
 	if (!t)
@@ -317,25 +340,10 @@ int p_sys_enter(args_t ctx)
 		return 0;
 	if (gate == GATE_IO_URING_ENTER && !uring_waits((void *)ctx[0]))
 		return 0;
-	now = bpf_ktime_get_ns();
-	if (!ends_step(t, gate, now))
-		return 0;
-	if (t->cut && gate == t->gate) {
-		t->cut = 0;
-		return 0;
-	}
-	end_cut_gate(t);
-	if (gate >= NR_LOOP_GATES) {
-		/* Ends the step before it only if it sleeps. */
-		t->pend = now;
-		t->pend_gate = gate;
-		return 0;
-	}
-	if (t->enter && t->exit)
-		step_end(t, now);
-	t->pend = 0;
-	t->asleep = 0;
-	step_begin(t, gate, now);
+	/* No other thread of the agent may write the row meanwhile. */
+	preempt_off();
+	gate_entered(t, gate);
+	preempt_on();
 	return 0;
 }
 

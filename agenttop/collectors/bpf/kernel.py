@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 _SYS_BPF: Final = 321
@@ -20,6 +21,10 @@ PROG_RAW_TRACEPOINT: Final = 17
 PROG_TRACING: Final = 26
 ATTACH_TRACE_RAW_TP: Final = 23
 ATTACH_TRACE_ITER: Final = 28
+
+#: BPF_JMP | BPF_CALL, and the source register of a call of a kernel function.
+_CALL: Final = 0x85
+_PSEUDO_KFUNC_CALL: Final = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -72,6 +77,21 @@ def load_program(
             words = log.value.decode(errors="replace").strip().splitlines()
             said = "; ".join(words[-3:])
             raise OSError(error.errno, f"{name}: {error.strerror}: {said}") from None
+
+
+def link_calls(instructions: bytes, functions: Mapping[int, int]) -> bytes:
+    """Turn calls of the helper numbers in ``functions`` into calls of kernel functions.
+
+    The values are BTF ids. Such a call is marked by the source register
+    (BPF_PSEUDO_KFUNC_CALL), which no C source can say without libbpf.
+    """
+    code = bytearray(instructions)
+    for at in range(0, len(code), 8):
+        number = int.from_bytes(code[at + 4 : at + 8], "little", signed=True)
+        if code[at] == _CALL and not code[at + 1] >> 4 and number in functions:
+            code[at + 1] = code[at + 1] & 0x0F | _PSEUDO_KFUNC_CALL << 4
+            code[at + 4 : at + 8] = functions[number].to_bytes(4, "little")
+    return bytes(code)
 
 
 def attach_raw_tracepoint(program: int, name: str | None = None) -> int:

@@ -105,7 +105,7 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
         function = name.encode()
         start = module.lib.bpf_function_start(compiled.module, function)
         size = module.lib.bpf_function_size(compiled.module, function)
-        return ctypes.string_at(start, size)
+        return kernel.link_calls(ctypes.string_at(start, size), plan.calls)
 
     leaf_size = module.lib.bpf_table_leaf_size  # libbcc.py does not declare this one
     leaf_size.restype, leaf_size.argtypes = ctypes.c_size_t, [ctypes.c_void_p, ctypes.c_char_p]

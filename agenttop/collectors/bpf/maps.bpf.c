@@ -132,6 +132,18 @@ BPF_HASH(threads, u32, struct thread, 16384);
 	_v; })
 #endif
 
+/*
+ * Kernels that guard tracepoints by SRCU run programs with preemption on. Two
+ * kernel functions switch it; the loader puts their ids in place of the numbers.
+ */
+#if PREEMPTIBLE
+static void (*preempt_off)(void) = (void *)CALL_PREEMPT_DISABLE;
+static void (*preempt_on)(void) = (void *)CALL_PREEMPT_ENABLE;
+#else
+#define preempt_off()
+#define preempt_on()
+#endif
+
 static __always_inline struct cpu *this_cpu(void)
 {
 	u32 zero = 0;

@@ -52,6 +52,9 @@ SCHED_FLAG_AGENT_LATENCY: Final = 0x10000000
 EDGE_PAGES: Final = 32
 SLOW_PAGES: Final = 64
 
+#: Kernel functions that the C sources call: the number that stands for each until it is loaded.
+KERNEL_CALLS: Final = {"bpf_preempt_disable": 0x41540001, "bpf_preempt_enable": 0x41540002}
+
 #: Tracepoints in the order of attaching: exits first (percpu.bpf.c says why), then what
 #: gives context, then the chain.
 _VECTORS: Final = (
@@ -129,6 +132,8 @@ class Plan:
     tracepoints: tuple[str, ...]
     iterator: bool
     missing: tuple[str, ...]
+    #: Number in the compiled code -> BTF id of the kernel function to call.
+    calls: dict[int, int]
 
 
 def possible_cpus() -> int:
@@ -154,6 +159,7 @@ def plan(btf: Btf, level: Literal["lite", "full"], raw: bool = False) -> Plan:
     wanted = (*EXITS, *ENTRIES, *CHAIN, *LIFE, *(CALLS if level == "full" else ()))
     there = tuple(name for name in wanted if btf.has_tracepoint(name))
     iterator = storage and btf.function("bpf_iter_task") is not None
+    calls = {KERNEL_CALLS[name]: btf.function(name) or 0 for name in _kernel_calls(btf)}
     return Plan(
         mode="tp_btf" if storage else "raw_tp",
         level=level,
@@ -161,7 +167,17 @@ def plan(btf: Btf, level: Literal["lite", "full"], raw: bool = False) -> Plan:
         tracepoints=there,
         iterator=iterator,
         missing=tuple(name for name in wanted if name not in there),
+        calls=calls,
     )
+
+
+def _kernel_calls(btf: Btf) -> tuple[str, ...]:
+    """What it takes to keep preemption off: nothing, or the functions that do it."""
+    # Since 7.0 this guards tracepoints instead of preemption being off. Before 6.13 it was
+    # there for idle CPUs only: then the two short calls at level full change nothing.
+    if not btf.has_variable("tracepoint_srcu_srcu_data"):
+        return ()
+    return tuple(KERNEL_CALLS) if all(btf.function(name) for name in KERNEL_CALLS) else ()
 
 
 def _sources() -> str:
@@ -197,6 +213,9 @@ def _prelude(btf: Btf, level: str, storage: bool) -> str:
     numbers = {
         "TASK_STORAGE": int(storage),
         "LEVEL_FULL": int(level == "full"),
+        "PREEMPTIBLE": int(bool(_kernel_calls(btf))),
+        "CALL_PREEMPT_DISABLE": KERNEL_CALLS["bpf_preempt_disable"],
+        "CALL_PREEMPT_ENABLE": KERNEL_CALLS["bpf_preempt_enable"],
         "SWITCH_HAS_STATE": int((btf.tracepoint_args("sched_switch") or 0) >= 4),
         "HRTIMER_NOW_IS_POINTER": int(btf.tracepoint_passes_pointer("hrtimer_expire_entry", 1)),
         "NR_CPUS": possible_cpus(),
