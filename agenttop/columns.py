@@ -174,8 +174,9 @@ def chosen(width: int, chains: bool = True) -> list[Column]:
     """The columns that fit into ``width`` cells; those of the highest rank give way first.
 
     Without step chains most columns would hold N/A only: a few stay to say so.
+    With them the stage queue tells more than the run-queue delay, which is not read then.
     """
-    columns = list(_ALL)
+    columns = [c for c in _ALL if not (chains and c.key == "delay")]
     if not chains:
         columns = [c for c in columns if not c.chains or c.rank <= 1]
     while len(columns) > 1 and needed(columns) > width:

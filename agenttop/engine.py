@@ -100,6 +100,8 @@ class Engine:
         self._missing: dict[str, str] = {}
         self._wanted = list(options.policies)
         self._guardian: int | None = None
+        #: The policy whose plan somebody looks at.
+        self._planned = ""
 
     def run(self) -> None:
         """Until the channel closes, a stop command or a signal."""
@@ -223,6 +225,9 @@ class Engine:
                 self._switch(name, True)
             self._wanted = []
         sample.policies = self._policies.status()
+        for policy in sample.policies:
+            if policy.name == self._planned and policy.state == "off":
+                policy.plan = self._plan(policy.name)
         sample.events, self._events = self._events, []
         sample.host, self._host = self._host, None
         self._outbox.put(sample)
@@ -268,6 +273,9 @@ class Engine:
         if command.kind == "policy":
             self._switch(command.name, command.on)
             self._next_sample = time.monotonic()
+        elif command.kind == "plan":
+            self._planned = command.name if command.on else ""
+            self._next_sample = time.monotonic()
         elif command.kind == "bpf_stats" and self._tracer is not None:
             self._tracer.measure_cost(command.on)
         elif command.kind == "delay":
@@ -277,6 +285,13 @@ class Engine:
             self._sampler.ask_full()
         elif command.kind == "stop":
             self._running = False
+
+    def _plan(self, name: str) -> list[str]:
+        try:
+            changes = self._policies.plan(name, self._targets.current())
+        except UserError as error:
+            return [str(error)]
+        return [change.line() for change in changes]
 
     def _switch(self, name: str, on: bool) -> None:
         try:

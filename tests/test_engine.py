@@ -184,3 +184,24 @@ def test_policies_go_on_and_off_and_end_with_the_engine(tmp_path: Path) -> None:
         assert len(os.sched_getaffinity(one.pid)) == 1
         running.client.close()
         assert until(lambda: os.sched_getaffinity(one.pid) == before)
+
+
+def test_a_plan_is_told_while_somebody_looks_and_changes_nothing() -> None:
+    needs_bpf()
+    with (
+        loop("--interval-us", 500, "--for", 30) as one,
+        engine(agent_patterns=[f"pid:{one.pid}"]) as running,
+    ):
+        running.measuring()
+        one.go()
+        running.until(lambda s: (a := agent(s, one.pid)) is not None and a.steps > 50)
+        if next(p for p in running.last.policies if p.name == "home").state == "n/a":
+            pytest.skip("home can't be had here")
+        before = os.sched_getaffinity(one.pid)
+        running.client.send(Command(kind="plan", name="home", on=True))
+        found = running.until(lambda s: any(p.plan for p in s.policies))
+        (line,) = next(p.plan for p in found.policies if p.name == "home")
+        assert f"tid {one.pid}" in line
+        running.client.send(Command(kind="plan", name="home", on=False))
+        running.until(lambda s: not any(p.plan for p in s.policies))
+        assert os.sched_getaffinity(one.pid) == before

@@ -433,7 +433,12 @@ class Main(Screen[None]):
             policy = next((p for p in view.policies if p.name == name), None)
             return sheets.policy_rows(view, policy, width) if policy else []
 
-        self.app.push_screen(Popup(view, f"Policy {clean(name, 24)}", rows, also_closes="l"))
+        # The engine works a plan out only while somebody looks at it.
+        self._send(Command("plan", name=name, on=True))
+        self.app.push_screen(
+            Popup(view, f"Policy {clean(name, 24)}", rows, also_closes="l"),
+            lambda _: self._send(Command("plan", name=name, on=False)),
+        )
 
     def action_help(self) -> None:
         view = self.view
