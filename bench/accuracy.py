@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.histogram import percentiles
+from bench.processes import agenttop
 from bench.report import Report
 
 #: Options of the loop by source. Enough steps that p99.9 is not one step.
@@ -56,8 +56,7 @@ def deviations(tracer: Tracer, slot: int, options: list[str], measure: str) -> d
     """Percentile name -> deviation over what is allowed."""
     tracer.clear(slot)
     child = subprocess.Popen(
-        [sys.executable, "-m", "agenttop", "loop", "--wait", "--json", "--compute-us", "50"]
-        + ["--steps", str(STEPS), *options],
+        agenttop("loop", "--wait", "--json", "--compute-us", 50, "--steps", STEPS, *options),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,6 +12,7 @@ from agenttop.client import EngineClient
 from agenttop.histogram import percentiles
 from agenttop.model import Command, Sample
 from agenttop.options import EngineOptions
+from bench.processes import agenttop
 from bench.report import Report
 
 #: Time in each state; the first part of it is not looked at.
@@ -57,9 +57,9 @@ class Slowpath:
 
 def run(report: Report, rounds: int) -> None:
     """Ratio off to on per pair of blocks, and off again to off before."""
+    seconds = rounds * 3 * (BLOCK_S + SETTLE_S) + 30
     loop = subprocess.Popen(
-        [sys.executable, "-m", "agenttop", "loop", "--source", "timer", "--interval-us", "1000"]
-        + ["--for", str(rounds * 3 * (BLOCK_S + SETTLE_S) + 30), "--name", "benchloop"],
+        agenttop("loop", "--source", "timer", "--name", "benchloop", "--for", int(seconds)),
         stdout=subprocess.DEVNULL,
     )
     client = EngineClient(EngineOptions(agent_patterns=[f"pid:{loop.pid}"], delay_s=0.5))

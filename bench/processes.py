@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from agenttop.collectors.selfcost import process_cpu_ns
@@ -18,3 +19,8 @@ def rss_mb(pid: int) -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024 / 1e6
     return 0.0
+
+
+def agenttop(*arguments: object) -> list[str]:
+    """The command line of agenttop with these arguments."""
+    return [sys.executable, "-m", "agenttop", *map(str, arguments)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
-from bench.processes import cpu_s, rss_mb
+from bench.processes import agenttop, cpu_s, rss_mb
 from bench.report import Report
 from bench.terminal import Terminal
 
@@ -17,7 +16,7 @@ def run(report: Report, rounds: int) -> None:
     cpu: list[float] = []
     drawn: list[float] = []
     memory: list[float] = []
-    terminal = Terminal([sys.executable, "-m", "agenttop", "demo"], emulate=False)
+    terminal = Terminal(agenttop("demo"), emulate=False)
     try:
         terminal.read(WARM_S)
         for _ in range(rounds):

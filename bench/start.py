@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import time
 
+from bench.processes import agenttop
 from bench.report import Report
 from bench.terminal import Terminal
 
@@ -16,8 +16,7 @@ PATIENCE_S = 20.0
 def run(report: Report, rounds: int) -> None:
     """An agent that runs already, 200x50; its row with steps a second must be drawn."""
     loop = subprocess.Popen(
-        [sys.executable, "-m", "agenttop", "loop", "--name", "benchloop"]
-        + ["--interval-us", "1000", "--for", str(rounds * 15 + 30)],
+        agenttop("loop", "--name", "benchloop", "--for", rounds * 15 + 30),
         stdout=subprocess.DEVNULL,
     )
     row = re.compile(rf"benchloop\s+{loop.pid}\s+1/1\s+[1-9]")
@@ -26,7 +25,7 @@ def run(report: Report, rounds: int) -> None:
     try:
         time.sleep(1)
         for _ in range(rounds):
-            terminal = Terminal([sys.executable, "-m", "agenttop", "--agent", "comm:^benchloop$"])
+            terminal = Terminal(agenttop("--agent", "comm:^benchloop$"))
             first = found = 0.0
             while not found and time.monotonic() - terminal.started < PATIENCE_S:
                 terminal.read(0.02)
