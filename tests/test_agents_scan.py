@@ -83,7 +83,7 @@ def test_options_pick_processes(tree: Tree) -> None:
     tree.process(20, "/usr/bin/python3 train.py", ppid=10)
     tree.process(21, "sleep 1", ppid=20, uid=0)
     assert agents("pid:20") == {20: ("train", (20, 21))}
-    assert agents("comm:^pyth") == {20: ("train", (20, 21))}
+    assert agents("comm:^pyth") == {20: ("python3", (20, 21))}
     assert agents(r"cmd:train\.py$") == {20: ("train", (20, 21))}
     assert agents("user:0", "user:1000")[21] == ("sleep", (21,))
     with pytest.raises(UserError, match=r"^--agent pid:77: no such process$"):
