@@ -181,7 +181,7 @@ def _open_special(path: str, flags: int) -> int:
 
 def check_writable(path: Path) -> None:
     """Find out before the measurement whether the result can be written there. Raises UserError."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"-o {clean(str(path))}: is a directory")
     try:
         if _special(path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final, Literal
 
 from agenttop import paths
@@ -273,7 +272,7 @@ class PolicyManager:
     def _look_back(self) -> list[Event]:
         """Once, at the start: repair what a dead agenttop left."""
         self._looked_back = True
-        if self._readonly or not (Path(self._state_dir) / JOURNAL).is_file():
+        if self._readonly or not os.path.isfile(os.path.join(self._state_dir, JOURNAL)):
             return []
         try:
             lease = Lease(self._state_dir)

@@ -172,7 +172,7 @@ def _ring(btf: Btf) -> Item:
 
 
 def _stats() -> Item:
-    there = (paths.proc() / "sys/kernel/bpf_stats_enabled").exists()
+    there = os.path.exists(paths.proc() / "sys/kernel/bpf_stats_enabled")
     may = "CAP_SYS_ADMIN" in capabilities()
     return Item(
         key="bpf_stats",

@@ -68,7 +68,7 @@ class Loaded:
 def bcc() -> Any:
     """The distribution's BCC module. Raises LoadError when it is missing or another project."""
     for folder in DIST_PACKAGES:
-        if folder not in sys.path and Path(folder, "bcc").is_dir():
+        if folder not in sys.path and os.path.isdir(Path(folder, "bcc")):
             sys.path.append(folder)
     try:
         import bcc as module
