@@ -83,7 +83,7 @@ def until(condition: Callable[[], bool]) -> bool:
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended but was not reaped does not."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"

@@ -223,7 +223,7 @@ def in_tree(pid: int, root: int) -> bool:
     while pid > 1:
         if pid == root:
             return True
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         pid = int(stat.rpartition(")")[2].split()[1])
     return False
 
@@ -252,7 +252,7 @@ def test_the_peer_lives_outside_the_tree_and_ends_with_the_loop(source: str, num
 
 
 def _switches(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
