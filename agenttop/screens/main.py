@@ -34,6 +34,8 @@ from agenttop.widgets.slowest import Slowest
 from agenttop.widgets.trend import Trend
 from agenttop.words import STAGES
 
+#: Keys after which letters are text.
+_ASKING = {"slash": "search", "backslash": "filter", "f4": "filter"}
 #: How long an event stands in the footer, s.
 MESSAGE_S = 5.0
 DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -240,6 +242,16 @@ class Main(Screen[None]):
 
     def on_key(self, event: Key) -> None:
         """The policies' own keys."""
+        if self.footer.asking:
+            # Typed ahead of the prompt: a name's letters must not switch policies.
+            self.footer.on_key(event)
+            return
+        if kind := _ASKING.get(event.key):
+            # Now, not when the key has bubbled to its binding, behind what was typed after it.
+            event.stop()
+            event.prevent_default()
+            self.action_ask(kind)
+            return
         character = event.character
         if not character or character in RESERVED:
             return
