@@ -77,9 +77,7 @@ def test_io_workers_are_named(full: Tracer) -> None:
     found, _ = watch_loop(
         full, "--gate", "epoll", "--source", "io_worker", "--interval-us", 500, "--steps", 300
     )
-    # The worker hands the request to the device, whose completion mostly wakes by itself.
-    assert found.sources["io_uring"] + found.sources["block"] >= 0.95 * found.steps > 0
-    assert found.sources["io_uring"] > 0
+    assert found.sources["io_uring"] >= 0.95 * found.steps > 0, found.sources
 
 
 @pytest.mark.parametrize("source", ["timer", "ipc", "tcp"])

@@ -23,8 +23,8 @@ from agenttop.policies.journal import JournalError, Key, open_state_dir
 from agenttop.policies.knobs import Change
 from agenttop.policies.undo import Outcome, recover
 
-#: The guardian starts within some 40 ms; a loaded machine gets more.
-START_S: Final = 5.0
+#: The guardian starts within some 40 ms; a loaded or emulated machine gets more.
+START_S: Final = 20.0
 #: It answers within a millisecond or two.
 ANSWER_S: Final = 2.0
 #: Changes in one message.

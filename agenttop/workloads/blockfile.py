@@ -39,11 +39,12 @@ def candidates() -> list[str]:
 
 
 class BlockFile:
-    """A descriptor for O_DIRECT reads, the blocks in it and an aligned buffer."""
+    """A descriptor for reads from the disk, the blocks in it and an aligned buffer."""
 
-    def __init__(self, path: str | None, size: int) -> None:
+    def __init__(self, path: str | None, size: int, direct: bool = True) -> None:
         """``path``: a file or block device to read (never written), or a directory
-        for the temporary file; None looks for one. Raises UserError."""
+        for the temporary file; None looks for one. ``direct``: O_DIRECT; else
+        through the page cache, which ``forget`` empties. Raises UserError."""
         if path is not None and not os.path.isdir(path):
             self.fd = _open_existing(path)
         elif path is not None:
@@ -57,6 +58,14 @@ class BlockFile:
         self._buffer = mmap.mmap(-1, BLOCK)
         self._buffer[0] = 1  # a page of its own now, no fault in the first step
         self.address = address(self._buffer)
+        if not direct:
+            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def forget(self, offset: int) -> None:
+        """Drop a block from the page cache: its next read waits for the disk."""
+        os.posix_fadvise(self.fd, offset, BLOCK, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         os.close(self.fd)

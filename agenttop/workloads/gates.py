@@ -23,6 +23,7 @@ from agenttop.workloads.sources import (
     Ring,
     Source,
     Timer,
+    Worker,
     check,
 )
 
@@ -98,9 +99,10 @@ def _source(plan: Plan) -> Source:
         if plan.gate in ("sleep", "io_uring"):
             return Deadline(plan.interval_ns)
         return Timer(plan.interval_ns)
-    if plan.source in ("block", "io_worker"):
-        flags = uring.SQE_ASYNC if plan.source == "io_worker" else 0
-        return Block(BlockFile(plan.file, plan.file_size), flags)
+    if plan.source == "block":
+        return Block(BlockFile(plan.file, plan.file_size))
+    if plan.source == "io_worker":
+        return Worker(BlockFile(plan.file, plan.file_size, direct=False))
     if plan.source == "child":
         return Child(None)
     return Peer(plan.source, PeerPlan(plan.interval_ns, plan.peer_cpu, plan.slack_ns))

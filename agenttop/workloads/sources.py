@@ -270,6 +270,20 @@ class Block(Source):
         self._file.close()
 
 
+class Worker(Block):
+    """Random reads through the page cache that an io_uring worker makes, waits for and completes.
+
+    A direct read would be completed by the disk's interrupt, whoever began it.
+    """
+
+    def __init__(self, file: BlockFile) -> None:
+        super().__init__(file, uring.SQE_ASYNC)
+
+    def arm(self) -> None:
+        super().arm()
+        self._file.forget(self._next)
+
+
 class Ring(Source):
     """A source through io_uring whose completions arrive in an eventfd, for epoll."""
 
