@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from typing import Final
 
 _SYS_BPF: Final = 321
-_MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 1, 2, 3, 4
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 0, 1, 2, 3, 4
+_BTF_LOAD, _BTF_BY_ID = 18, 19
 _PROG_LOAD, _OBJ_INFO, _RAW_TP_OPEN = 5, 15, 17
 _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 28, 32, 33
 
+MAP_TASK_STORAGE: Final = 29
 PROG_RAW_TRACEPOINT: Final = 17
 PROG_TRACING: Final = 26
 ATTACH_TRACE_RAW_TP: Final = 23
@@ -121,6 +123,43 @@ def program_info(program: int) -> tuple[int, int, int]:
     _bpf(_OBJ_INFO, struct.pack("<IIQ", program, len(info), ctypes.addressof(info)))
     run_ns, runs, misses = struct.unpack_from("<QQQ", info, 192)
     return run_ns, runs, misses
+
+
+def create_map(
+    name: str, shape: tuple[int, int, int, int, int], btf: tuple[int, int, int] | None
+) -> int:
+    """A map fd; ``shape``: type, key size, value size, entries, flags; ``btf``: fd, key, value."""
+    attr = struct.pack("<IIIIIII16sIIII", *shape, 0, 0, name.encode()[:15], 0, *(btf or (0, 0, 0)))
+    return _bpf(_MAP_CREATE, attr)
+
+
+def map_info(fd: int) -> tuple[tuple[int, int, int, int, int, int, int], int]:
+    """(type, key size, value size, entries, flags, BTF ids of key and value), BTF object's id."""
+    info = ctypes.create_string_buffer(256)
+    _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
+    kind, _, key, value, entries, flags = struct.unpack_from("<IIIIII", info)
+    btf, btf_key, btf_value = struct.unpack_from("<III", info, 64)
+    return (kind, key, value, entries, flags, btf_key, btf_value), btf
+
+
+def load_btf(blob: bytes) -> int:
+    """A BTF fd, which a map of task-local storage is made with."""
+    data = ctypes.create_string_buffer(blob, len(blob))
+    return _bpf(_BTF_LOAD, struct.pack("<QQIII", ctypes.addressof(data), 0, len(blob), 0, 0))
+
+
+def btf_of(btf_id: int) -> bytes:
+    """The blob of a BTF object in the kernel."""
+    fd = _bpf(_BTF_BY_ID, struct.pack("<I", btf_id))
+    try:
+        data = ctypes.create_string_buffer(1 << 20)
+        about = struct.pack("<QIIQII", ctypes.addressof(data), len(data), 0, 0, 0, 0)
+        info = ctypes.create_string_buffer(about, len(about))
+        _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(about), ctypes.addressof(info)))
+        (size,) = struct.unpack_from("<I", info, 8)
+        return data.raw[:size]
+    finally:
+        os.close(fd)
 
 
 def map_update(fd: int, key: bytes, value: bytes) -> None:

@@ -10,7 +10,6 @@ engine closes them or ends, however it ends, the kernel detaches everything.
 from __future__ import annotations
 
 import array
-import ctypes
 import json
 import os
 import socket
@@ -19,7 +18,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from agenttop.collectors.bpf.btf import Btf
+    from agenttop.collectors.bpf.compiled import Compiled
+    from agenttop.collectors.bpf.programs import Plan
 
 #: Where distributions put modules for their own Python; BCC's are pure Python.
 DIST_PACKAGES: Final = ("/usr/lib/python3/dist-packages", "/usr/local/lib/python3/dist-packages")
@@ -86,7 +90,7 @@ def bcc() -> Any:
 
 
 def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
-    from agenttop.collectors.bpf import kernel, programs
+    from agenttop.collectors.bpf import compiled, programs
     from agenttop.collectors.bpf.btf import Btf, BtfError
 
     try:
@@ -94,65 +98,74 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
         plan = programs.plan(btf, "full" if level == "full" else "lite", raw=raw)
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
+    names = [f"p_{name}" for name in plan.tracepoints] + ["p_iter_task"] * plan.iterator
+    known = compiled.recall(plan.text, names)
+    if known is not None:
+        try:
+            return _attach(plan, btf, known)
+        except (OSError, KeyError):
+            pass  # not what it was said to be: compile
     os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
     module = bcc()
     try:
-        compiled = module.BPF(text=plan.text, cflags=["-Wno-everything"])
+        made = compiled.compile_text(module, plan.text, MAPS, names)
     except Exception as error:  # BCC raises plain Exceptions
         raise LoadError(f"BCC could not compile the programs: {error}") from None
-
-    def instructions(name: str) -> bytes:
-        function = name.encode()
-        start = module.lib.bpf_function_start(compiled.module, function)
-        size = module.lib.bpf_function_size(compiled.module, function)
-        return kernel.link_calls(ctypes.string_at(start, size), plan.calls)
-
-    leaf_size = module.lib.bpf_table_leaf_size  # libbcc.py does not declare this one
-    leaf_size.restype, leaf_size.argtypes = ctypes.c_size_t, [ctypes.c_void_p, ctypes.c_char_p]
-    fds = [module.lib.bpf_table_fd(compiled.module, name.encode()) for name in MAPS]
-    loaded: dict[str, int] = {}
-    links: list[int] = []
-    iterator = None
     try:
-        for name in plan.tracepoints:
-            code = instructions(f"p_{name}")
-            if plan.mode == "tp_btf":
-                loaded[name] = kernel.load_program(
-                    code,
-                    name,
-                    kernel.PROG_TRACING,
-                    kernel.ATTACH_TRACE_RAW_TP,
-                    btf.typedef(f"btf_trace_{name}") or 0,
-                )
-            else:
-                loaded[name] = kernel.load_program(code, name, kernel.PROG_RAW_TRACEPOINT)
-        if plan.iterator:
-            loaded["iter_task"] = kernel.load_program(
-                instructions("p_iter_task"),
-                "iter_task",
-                kernel.PROG_TRACING,
-                kernel.ATTACH_TRACE_ITER,
-                btf.function("bpf_iter_task") or 0,
-            )
-            iterator = kernel.link_iterator(loaded["iter_task"])
-        # All are loaded before the first is attached: no half of a chain is measured.
-        for name in plan.tracepoints:
-            raw_name = None if plan.mode == "tp_btf" else name
-            links.append(kernel.attach_raw_tracepoint(loaded[name], raw_name))
+        result = _attach(plan, btf, made)
     except OSError as error:
         raise LoadError(f"the kernel refused a program: {error.strerror or error}") from None
+    compiled.keep(made, plan.text, names)
+    return result
+
+
+def _attach(plan: Plan, btf: Btf, made: Compiled) -> tuple[dict[str, Any], list[int]]:
+    from agenttop.collectors.bpf import kernel, programs
+
+    maps = made.create_maps()
+
+    def code(name: str) -> bytes:
+        return kernel.link_calls(made.code(f"p_{name}", maps), plan.calls)
+
+    loaded: dict[str, int] = {}
+    for name in plan.tracepoints:
+        if plan.mode == "tp_btf":
+            loaded[name] = kernel.load_program(
+                code(name),
+                name,
+                kernel.PROG_TRACING,
+                kernel.ATTACH_TRACE_RAW_TP,
+                btf.typedef(f"btf_trace_{name}") or 0,
+            )
+        else:
+            loaded[name] = kernel.load_program(code(name), name, kernel.PROG_RAW_TRACEPOINT)
+    iterator = []
+    if plan.iterator:
+        loaded["iter_task"] = kernel.load_program(
+            code("iter_task"),
+            "iter_task",
+            kernel.PROG_TRACING,
+            kernel.ATTACH_TRACE_ITER,
+            btf.function("bpf_iter_task") or 0,
+        )
+        iterator = [kernel.link_iterator(loaded["iter_task"])]
+    # All are loaded before the first is attached: no half of a chain is measured.
+    links = [
+        kernel.attach_raw_tracepoint(loaded[name], None if plan.mode == "tp_btf" else name)
+        for name in plan.tracepoints
+    ]
     answer = {
         "mode": plan.mode,
         "level": plan.level,
         "missing": plan.missing,
         "programs": list(loaded),
         "links": len(links),
-        "iterator": iterator is not None,
-        "thread_size": leaf_size(compiled.module, b"threads"),
+        "iterator": bool(iterator),
+        "thread_size": made.maps[MAPS.index("threads")].value_size,
         "edge_pages": programs.EDGE_PAGES,
         "slow_pages": programs.SLOW_PAGES,
     }
-    return answer, [*fds, *loaded.values(), *links, *([iterator] if iterator is not None else [])]
+    return answer, [*maps, *loaded.values(), *links, *iterator]
 
 
 def main() -> int:

@@ -1,0 +1,181 @@
+"""What the compiler makes of the C sources, and a cache of it.
+
+Compiling takes LLVM most of a second; the result depends on the text alone
+(which holds the running kernel's offsets), so it is kept: in
+/var/cache/agenttop for root, else in the user's cache. A file that is not
+ours alone, or not whole, is not used; the kernel's verifier has the last word
+in any case.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from agenttop.collectors.bpf import kernel
+
+_FORMAT: Final = 1
+_MAX_BYTES: Final = 8 << 20
+#: A ld_imm64 instruction whose value is a map (BPF_PSEUDO_MAP_FD in the source register).
+_LOAD_IMM64: Final = 0x18
+_PSEUDO_MAP_FD: Final = 1
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """What a map is made from (the fields of struct bpf_map_info)."""
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    #: Ids in ``Compiled.btf``; task-local storage wants them.
+    btf_key: int
+    btf_value: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Maps, and programs that name them by their place in ``maps``."""
+
+    maps: list[MapSpec]
+    programs: dict[str, bytes]
+    btf: bytes
+
+    def create_maps(self) -> list[int]:
+        """New maps in the kernel, in order. Raises OSError."""
+        btf = kernel.load_btf(self.btf) if self.btf else 0
+        try:
+            return [
+                kernel.create_map(
+                    one.name,
+                    (one.type, one.key_size, one.value_size, one.max_entries, one.flags),
+                    (btf, one.btf_key, one.btf_value) if one.btf_value else None,
+                )
+                for one in self.maps
+            ]
+        finally:
+            if btf:
+                os.close(btf)
+
+    def code(self, name: str, maps: Sequence[int]) -> bytes:
+        """A program's instructions with the maps' descriptors in place."""
+        return _replaced(self.programs[name], dict(enumerate(maps)))
+
+
+def compile_text(module: Any, text: str, maps: Sequence[str], programs: Sequence[str]) -> Compiled:
+    """Have BCC (``module``) compile. Raises what BCC raises, or OSError."""
+    done = module.BPF(text=text, cflags=["-Wno-everything"])
+    fds = {name: int(module.lib.bpf_table_fd(done.module, name.encode())) for name in maps}
+    places = {fd: place for place, fd in enumerate(fds.values())}
+    specs: list[MapSpec] = []
+    btf = b""
+    for name, fd in fds.items():
+        spec, btf_id = kernel.map_info(fd)
+        with_btf = spec[0] == kernel.MAP_TASK_STORAGE
+        if with_btf:
+            btf = kernel.btf_of(btf_id)
+        specs.append(MapSpec(name, *spec[:5], *(spec[5:] if with_btf else (0, 0))))
+
+    def code(name: str) -> bytes:
+        function = name.encode()
+        start = module.lib.bpf_function_start(done.module, function)
+        size = module.lib.bpf_function_size(done.module, function)
+        return _replaced(ctypes.string_at(start, size), places)
+
+    return Compiled(specs, {name: code(name) for name in programs}, btf)
+
+
+def _replaced(code: bytes, numbers: dict[int, int]) -> bytes:
+    """Each map reference gets another number. Raises KeyError for an unknown one."""
+    out = bytearray(code)
+    at = 0
+    while at < len(out):
+        if out[at] == _LOAD_IMM64:
+            if out[at + 1] >> 4 == _PSEUDO_MAP_FD:
+                old = int.from_bytes(out[at + 4 : at + 8], "little")
+                out[at + 4 : at + 8] = numbers[old].to_bytes(4, "little")
+            at += 8  # it is two instructions long
+        at += 8
+    return bytes(out)
+
+
+# --------------------------------------------------------------------------- the cache
+
+
+def cache_folder() -> Path:
+    """AGENTTOP_CACHE, else /var/cache/agenttop for root and the user's own for others."""
+    if given := os.environ.get("AGENTTOP_CACHE"):
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/cache/agenttop")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "agenttop"
+
+
+def _key(text: str, programs: Sequence[str]) -> str:
+    told = json.dumps([_FORMAT, text, list(programs)])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def recall(text: str, programs: Sequence[str]) -> Compiled | None:
+    """What was kept for this text; None if there is nothing, or nothing to be trusted."""
+    key = _key(text, programs)
+    try:
+        fd = os.open(cache_folder() / f"{key[:32]}.json", os.O_RDONLY | os.O_NOFOLLOW)
+        with open(fd, "rb") as file:
+            about = os.fstat(fd)
+            if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+                return None
+            body = file.read(_MAX_BYTES)
+        seal, _, rest = body.partition(b"\n")
+        if seal.decode() != hashlib.sha256(key.encode() + rest).hexdigest():
+            return None
+        stored = json.loads(rest)
+        return Compiled(
+            [MapSpec(**one) for one in stored["maps"]],
+            {name: base64.b64decode(code) for name, code in stored["programs"].items()},
+            base64.b64decode(stored["btf"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep(compiled: Compiled, text: str, programs: Sequence[str]) -> None:
+    """Keep it for the next start; where that can't be done, the next start compiles again."""
+    key = _key(text, programs)
+    folder = cache_folder()
+    rest = json.dumps(
+        {
+            "maps": [asdict(one) for one in compiled.maps],
+            "programs": {n: base64.b64encode(c).decode() for n, c in compiled.programs.items()},
+            "btf": base64.b64encode(compiled.btf).decode(),
+        }
+    ).encode()
+    seal = hashlib.sha256(key.encode() + rest).hexdigest().encode()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=folder)
+        with open(fd, "wb") as file:
+            file.write(seal + b"\n" + rest)
+        os.rename(temporary, folder / f"{key[:32]}.json")
+        _tidy(folder)
+    except OSError:
+        pass
+
+
+def _tidy(folder: Path, most: int = 12) -> None:
+    """Only the newest stay: each kernel and each version of the sources has its own."""
+    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in files[most:]:
+        old.unlink(missing_ok=True)
