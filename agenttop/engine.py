@@ -37,7 +37,7 @@ from agenttop.stream import Decoder, StreamError, encode
 from agenttop.targets import EngineTargets
 
 #: How often process edges are taken in, and policies looked after, s.
-EDGES_S: Final = 0.1
+EDGES_S: Final = 0.2
 POLICY_S: Final = 0.25
 #: The same while no policy is on: then there is no lease to renew.
 IDLE_S: Final = 1.0

@@ -94,13 +94,17 @@ def read(
 def parse_stat(raw: bytes) -> tuple[str, int, bool, int, int] | None:
     """comm, ppid, kernel thread?, threads, starttime of a /proc/PID/stat line.
 
-    The name may hold spaces, newlines and parentheses: it ends at the last ``)``.
+    None for what is no such line, and for a process that has ended and only
+    waits to be reaped (state Z or X). The name may hold spaces, newlines and
+    parentheses: it ends at the last ``)``.
     """
     start, end = raw.find(b"("), raw.rfind(b")")
     if start < 0 or end < start:
         return None
     fields = raw[end + 1 :].split()
     try:
+        if fields[0] in (b"Z", b"X"):
+            return None
         return (
             text(raw[start + 1 : end]),
             int(fields[1]),

@@ -30,6 +30,8 @@ SCAN_EVERY_S: Final = 2.0
 EDGE_BUDGET_S: Final = 0.002
 #: Processes that wait to be looked at; more are forgotten, and found by the next scan.
 EDGE_BACKLOG: Final = 4096
+#: With more agents than this their threads are listed at every other refresh.
+MANY: Final = 32
 #: Refreshes between counts of an agent's threads, while those measured stay the same.
 COUNT_EVERY: Final = 10
 #: Processes listed per agent.
@@ -64,13 +66,15 @@ class Agent:
 
     def cpu_ns(self) -> int:
         """CPU time of its processes since they were first seen, monotonic."""
-        for pid in self._cpu_last.keys() - set(self.pids):
-            self._cpu_base += self._cpu_last.pop(pid)
+        last = self._cpu_last
         for pid in self.pids:
             now = process_cpu_ns(pid)
             if now is not None:
-                self._cpu_last[pid] = max(now, self._cpu_last.get(pid, 0))
-        return self._cpu_base + sum(self._cpu_last.values())
+                last[pid] = max(now, last.get(pid, 0))
+        if len(last) > len(self.pids):
+            for pid in last.keys() - set(self.pids):
+                self._cpu_base += last.pop(pid)
+        return self._cpu_base + sum(last.values())
 
 
 class Registry:
@@ -171,6 +175,8 @@ class Registry:
         if self._tracer is None:
             return
         self._refreshes += 1
+        if self._refreshes % 2 and len(self._agents) > MANY:
+            return
         by_slot: dict[int, list[Thread]] = defaultdict(list)
         for thread in self._tracer.threads():
             by_slot[thread.slot].append(thread)
@@ -189,7 +195,7 @@ class Registry:
             agent.pids = (first + rest)[:MAX_PIDS]
             if agent.tid is not None:
                 agent.thread_count = 1
-            elif self._refreshes % COUNT_EVERY == 0 or len(agent.threads) != agent.last_tracked:
+            elif self._refreshes % COUNT_EVERY < 2 or len(agent.threads) != agent.last_tracked:
                 agent.thread_count = max(len(agent.threads), sum(map(_threads_of, tgids)))
                 agent.last_tracked = len(agent.threads)
 

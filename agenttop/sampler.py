@@ -14,11 +14,16 @@ from agenttop.collectors.selfcost import SelfCost
 from agenttop.model import AgentCounters, CpuCounters, Exemplar, Histogram, Sample, Trust
 from agenttop.procinfo import printable
 from agenttop.registry import Agent, Registry
-from agenttop.tails import Tail
+from agenttop.tails import Tail, kept_each
 from agenttop.words import COMPUTE_PARTS, GATES, SOFTIRQS, STAGES, VECTORS
 
 #: A full Sample at least this often, so that a reader who lost one recovers.
 FULL_EVERY: Final = 60
+#: With more agents than this, a Sample has the new counts of every other one's histograms: the
+#: sums are of each Sample, percentiles over a window lag by one.
+MANY: Final = 64
+#: Recursion misses are asked for this often: one call for each program.
+MISSES_EVERY: Final = 5
 #: /proc/interrupts names are read again this often.
 NAMES_EVERY: Final = 30
 
@@ -40,7 +45,7 @@ class Sampler:
         self._full = True
         self._names: dict[str, str] = {}
         self._lost_edges = 0
-        self._bpf_ns = 0
+        self._misses = 0
 
     @property
     def procfs(self) -> ProcfsCpus:
@@ -59,7 +64,7 @@ class Sampler:
         self._full = True
 
     def edges(self) -> None:
-        """Take in process edges; to be called some ten times a second."""
+        """Take in process edges; to be called some five times a second."""
         if self._tracer is not None:
             self._registry.edges(self._tracer.edges(), lost=False)
 
@@ -84,12 +89,14 @@ class Sampler:
             now = time.monotonic_ns()
             counters = self._from_rows(tracer, full)
             exemplars = self._exemplars(tracer)
-            self._thresholds(tracer, now)
+            self._thresholds(tracer, now, {exemplar.agent for exemplar in exemplars})
             trust.drops = tracer.losses(raw)
             lost = trust.drops["edge_ring_full"]
             self._registry.edges((), lost=lost > self._lost_edges)
             self._lost_edges = lost
-            trust.recursion_misses = tracer.recursion_misses()
+            if self._seq % MISSES_EVERY == 0:
+                self._misses = tracer.recursion_misses()
+            trust.recursion_misses = self._misses
             if tracer.cost_measured:
                 trust.bpf_ns = tracer.run_time_ns()
         names = self._irq_names(full)
@@ -132,27 +139,42 @@ class Sampler:
         sums = {name: rows[name].sum(axis=0).tolist() for name, _ in layout.ROW_FIELDS}
         per_cpu = rows["steps"].T.tolist()
         lite = tracer.level == "lite"
+        often, turn = full or len(measured) <= MANY, self._seq % 2
         for i, agent in enumerate(measured):
-            counters = _identity(agent)
             stages = sums["stage_ns"][i]
-            counters.threads_tracked = len(agent.threads)
-            counters.steps = sums["steps"][i]
-            counters.ready = None if lite else sums["ready"][i]
-            counters.unattributed, *counters.sources = sums["sources"][i]
-            counters.gates = sums["gates"][i]
-            counters.step_sum_ns = sums["step_ns"][i]
-            counters.slowpath_sum_ns = sum(stages[_SLOWPATH])
-            counters.stage_sum_ns = stages
+            slowpath = sum(stages[_SLOWPATH])
             if lite:
-                counters.stage_sum_ns = [*stages]
-                counters.stage_sum_ns[_RETURN] = None
-            counters.compute_parts_ns = sums["compute_ns"][i]
-            counters.tail_steps = sums["tail_steps"][i]
-            counters.tail_sum_ns = sums["tail_ns"][i]
-            counters.cpu_steps = {str(cpu): n for cpu, n in enumerate(per_cpu[i]) if n}
-            counters.histograms = tracer.histograms(agent.slot, full)
-            counters.run_ns = agent.cpu_ns()
-            out.append(counters)
+                stages[_RETURN] = None
+            unattributed, *sources = sums["sources"][i]
+            out.append(
+                AgentCounters(
+                    id=agent.id,
+                    name=agent.name,
+                    rule=agent.rule,
+                    pid=agent.root,
+                    pids=list(agent.pids),
+                    threads=agent.thread_count,
+                    alive=agent.alive,
+                    threads_tracked=len(agent.threads),
+                    background=agent.background,
+                    steps=sums["steps"][i],
+                    ready=None if lite else sums["ready"][i],
+                    unattributed=unattributed,
+                    stage_sum_ns=stages,
+                    step_sum_ns=sums["step_ns"][i],
+                    slowpath_sum_ns=slowpath,
+                    histograms=tracer.histograms(agent.slot, full)
+                    if often or agent.id % 2 == turn or not agent.alive
+                    else {},
+                    sources=sources,
+                    gates=sums["gates"][i],
+                    compute_parts_ns=sums["compute_ns"][i],
+                    tail_steps=sums["tail_steps"][i],
+                    tail_sum_ns=sums["tail_ns"][i],
+                    cpu_steps={str(cpu): n for cpu, n in enumerate(per_cpu[i]) if n},
+                    run_ns=agent.cpu_ns(),
+                )
+            )
         return out
 
     def _exemplars(self, tracer: Tracer) -> list[Exemplar]:
@@ -200,17 +222,21 @@ class Sampler:
             return f"softirq {SOFTIRQS[number]}" if number < len(SOFTIRQS) else "softirq"
         return ""
 
-    def _thresholds(self, tracer: Tracer, now_ns: int) -> None:
+    def _thresholds(self, tracer: Tracer, now_ns: int, kept: set[int]) -> None:
+        """Renew those of agents that had a step kept (``kept``: their ids), and of a fifth."""
         agents = [agent for agent in self._registry.agents() if agent.slot != layout.NO_SLOT]
+        most = kept_each(len(agents))
         for agent in agents:
+            if agent.id not in kept and (agent.id + self._seq) % 5 and agent.id in self._tails:
+                continue
             tail = self._tail(agent)
-            tail.update(now_ns)
-            # One in five at a time: the work is spread over the Samples.
-            if tail.due(now_ns) and (not tail.tail_ns or (agent.id + self._seq) % 5 == 0):
+            tail.update(now_ns, most)
+            if tail.due(now_ns):
                 tail.renew(tracer.slowpath(agent.slot), now_ns)
             tracer.set_thresholds(agent.slot, tail.slow_ns, tail.tail_ns)
-        for gone in self._tails.keys() - {agent.id for agent in agents}:
-            del self._tails[gone]
+        if len(self._tails) > len(agents):
+            for gone in self._tails.keys() - {agent.id for agent in agents}:
+                del self._tails[gone]
 
 
 def _identity(agent: Agent) -> AgentCounters:

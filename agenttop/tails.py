@@ -17,14 +17,21 @@ from numpy.typing import NDArray
 from agenttop.buckets import BUCKETS
 from agenttop.histogram import EDGES
 
-#: The slowest steps kept per agent, and for how long, ns.
+#: The slowest steps kept per agent (fewer each when there are many agents), and for how long, ns.
 KEPT: Final = 16
+KEPT_IN_ALL: Final = 512
+KEPT_LEAST: Final = 4
 KEPT_NS: Final = 30_000_000_000
 #: The tail is the slowest 1 % of what came in about this time, ns.
 RENEW_NS: Final = 5_000_000_000
 TAIL_RATIO: Final = 0.99
 #: Fewer steps than this say nothing about a tail.
 MIN_STEPS: Final = 100
+
+
+def kept_each(agents: int) -> int:
+    """How many slow steps each of so many agents may have kept."""
+    return max(KEPT_LEAST, min(KEPT, KEPT_IN_ALL // max(agents, 1)))
 
 
 def _no_counts() -> NDArray[np.uint32]:
@@ -47,14 +54,14 @@ class Tail:
         """A slow step was kept whole."""
         heapq.heappush(self._kept, (slowpath_ns, now_ns))
 
-    def update(self, now_ns: int) -> None:
-        """Renew ``slow_ns``."""
+    def update(self, now_ns: int, most: int = KEPT) -> None:
+        """Renew ``slow_ns``, with ``most`` steps kept."""
         if self._kept:
             self._kept = [entry for entry in self._kept if now_ns - entry[1] < KEPT_NS]
             heapq.heapify(self._kept)
-            while len(self._kept) > KEPT:
+            while len(self._kept) > most:
                 heapq.heappop(self._kept)
-        self.slow_ns = self._kept[0][0] if len(self._kept) == KEPT else 0
+        self.slow_ns = self._kept[0][0] if len(self._kept) >= most else 0
 
     def due(self, now_ns: int) -> bool:
         """Is it time to ``renew``?"""

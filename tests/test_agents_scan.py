@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,12 @@ def test_a_real_process_reads_as_the_kernel_tells() -> None:
     assert info.threads >= 1
     assert info.cgroups
     assert procinfo.read(1 << 22) is None
+
+
+def test_a_process_that_waits_to_be_reaped_is_no_agent() -> None:
+    child = subprocess.Popen(["/bin/true"])
+    try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert procinfo.read(child.pid) is None
+    finally:
+        child.wait()

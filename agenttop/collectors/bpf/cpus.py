@@ -39,6 +39,8 @@ class BpfCpus:
         self._tracer = tracer
         self.procfs = ProcfsCpus(skip=REPLACED)
         self._names: dict[str, str] = {}
+        #: Softirqs as of the last read.
+        self._softirqs: dict[int, dict[str, Activity]] = {}
         #: Lines that have fired since the programs were loaded, and their count then.
         self._fired: dict[str, int] = {}
 
@@ -54,12 +56,20 @@ class BpfCpus:
             record = raw[cpu.cpu]
             cpu.vectors |= _activities(VECTORS, record["vector_count"], record["vector_ns"])
             cpu.softirqs = _activities(SOFTIRQS, record["softirq_count"], record["softirq_ns"])
-            cpu.softirq_latency = self._tracer.softirq_latency(cpu.cpu, full)
+            came = {
+                name for name, a in cpu.softirqs.items() if a.count != self._last(cpu.cpu, name)
+            }
+            cpu.softirq_latency = self._tracer.softirq_latency(cpu.cpu, full, came)
+            self._softirqs[cpu.cpu] = cpu.softirqs
             if "cpu_idle" not in missing and cpu.idle:
                 cpu.idle = _idle(cpu.idle, record)
             if cpu.freq_khz is None and record["freq_khz"]:
                 cpu.freq_khz = int(record["freq_khz"])
         return counters, raw
+
+    def _last(self, cpu: int, vector: str) -> int:
+        activity = self._softirqs.get(cpu, {}).get(vector)
+        return activity.count if activity else 0
 
     def irq_names(self) -> dict[str, str]:
         """Line (as text) -> name; also tells the programs what new lines mean."""

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -91,8 +91,8 @@ class _Changes:
         """Indices and totals: those that changed since the last call, or all that are not 0."""
         # The map is live: look at masks of our own, not at what changes meanwhile.
         changed = (self.live != self._last).nonzero()[0]
-        counts = self.live[changed]
-        wrapped = counts < self._last[changed]
+        counts = self.live.take(changed)
+        wrapped = counts < self._last.take(changed)
         if wrapped.any():
             if self._base is None:
                 self._base = np.zeros(self.live.shape, dtype=_U64)
@@ -129,6 +129,7 @@ class Tracer:
             self._cpus, layout.SLOTS
         )
         self._controls = _mapped(maps["controls"], _CONTROL, layout.SLOTS)
+        self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
         soft = _mapped(maps["soft_hist"], _U32, self._cpus * len(SOFTIRQS) * BUCKETS)
         self._soft = [
             [_Changes(one) for one in cpu]
@@ -212,8 +213,8 @@ class Tracer:
 
     def set_thresholds(self, slot: int, slow_ns: int, tail_ns: int) -> None:
         """Slowpath above which steps are kept whole, and counted as tail (0: none yet)."""
-        self._controls["slow_ns"][slot] = slow_ns
-        self._controls["tail_ns"][slot] = tail_ns
+        self._slow_ns[slot] = slow_ns
+        self._tail_ns[slot] = tail_ns
 
     def _assign_hash(self, processes: Mapping[int, int], threads: Mapping[int, int]) -> None:
         fd = self._loaded.maps["threads"]
@@ -273,7 +274,7 @@ class Tracer:
         if changes is None:
             return {}
         changed, totals = changes.take(full)
-        bounds = np.searchsorted(changed, _BOUNDS).tolist()
+        bounds = changed.searchsorted(_BOUNDS).tolist()
         buckets = (changed.astype(_U16) & _IN_ONE).tobytes()
         counts = totals.tobytes()
         return {
@@ -290,12 +291,15 @@ class Tracer:
         start = MEASURES.index("slowpath") * BUCKETS
         return changes.live[start : start + BUCKETS].copy()
 
-    def softirq_latency(self, cpu: int, full: bool) -> dict[str, Histogram]:
-        """Softirq vector -> raise-to-entry latency, as ``histograms``."""
+    def softirq_latency(self, cpu: int, full: bool, came: Container[str]) -> dict[str, Histogram]:
+        """Softirq vector -> raise-to-entry latency, as ``histograms``.
+
+        ``came``: the vectors that ran since the last call; only they are looked at.
+        """
         return {
             name: histogram
             for name, changes in zip(SOFTIRQS, self._soft[cpu], strict=True)
-            if (histogram := _histogram(changes, full)) is not None
+            if (full or name in came) and (histogram := _histogram(changes, full)) is not None
         }
 
     def idle_exit(self, full: bool) -> dict[str, Histogram]:
