@@ -130,7 +130,7 @@ static __always_inline void step_end(struct thread *t, u64 end)
 	barrier();
 	r->seq++;
 
-	h = hist.lookup(&slot);
+	h = (void *)hist.lookup(&slot);
 	if (h) {
 		count(h, MEASURE_WAIT, t->stage[STAGE_WAIT]);
 		/*
@@ -369,18 +369,46 @@ static __always_inline void gate_returned(struct thread *t, u32 nr, s64 ret)
 		t->exit = now;
 }
 #else
+/*
+ * Has the thread been in user space since it last went off the CPU? The kernel
+ * keeps that in the thread's flags (on x86 TIF_NEED_FPU_LOAD: the switch saves
+ * the FPU's registers, the way out to user space loads them). Which bit it is
+ * differs between kernels, so it is learned (life.bpf.c). Where it is not
+ * known, each sleep is taken for a gate of its own.
+ */
+static __always_inline int left_gate(void *task)
+{
+#ifdef OFF_THREAD_FLAGS
+	struct learned *l;
+	u32 zero = 0;
+
+	l = learned.lookup(&zero);
+	if (l && l->off_cpu)
+		return (KERNEL_U64(task, OFF_THREAD_FLAGS) & l->off_cpu) !=
+		       l->off_cpu;
+#endif
+	return 1;
+}
+
 static __always_inline void switched_out(struct thread *t, void *task, u64 now,
 					 int blocked)
 {
 	void *regs;
 	int gate;
 
+	t->left |= left_gate(task);
 	if (blocked) {
 		regs = (void *)bpf_task_pt_regs(task);
 		gate = gate_of((u32)KERNEL_U64(regs, OFF_REGS_NR));
 		if (gate == GATE_IO_URING_ENTER && !uring_waits(regs))
 			gate = -1;
+		if (gate == t->gate && !t->left && t->in) {
+			/* Slept again in the same gate: the last wake-up counts. */
+			t->in = 0;
+			return;
+		}
 		if (gate >= 0 && ends_step(t, gate, now)) {
+			t->left = 0;
 			if (t->in)
 				step_end(t, now);
 			step_begin(t, gate, now);

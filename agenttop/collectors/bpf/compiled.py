@@ -16,11 +16,11 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from agenttop.collectors.bpf import kernel
+from agenttop.collectors.bpf import kernel, layout
 
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 8 << 20
@@ -74,7 +74,13 @@ class Compiled:
 
 
 def compile_text(module: Any, text: str, maps: Sequence[str], programs: Sequence[str]) -> Compiled:
-    """Have BCC (``module``) compile. Raises what BCC raises, or OSError."""
+    """Have BCC (``module``) compile. Raises what BCC raises, or OSError.
+
+    BCC also generates code that prints a map's value element by element,
+    never used here; for the 10,240 of an agent's histograms that took half of
+    the whole time. So it sees a value of one number, and gives the map that
+    size; ``layout.VALUE_SIZES`` has the real one.
+    """
     done = module.BPF(text=text, cflags=["-Wno-everything"])
     fds = {name: int(module.lib.bpf_table_fd(done.module, name.encode())) for name in maps}
     places = {fd: place for place, fd in enumerate(fds.values())}
@@ -85,7 +91,8 @@ def compile_text(module: Any, text: str, maps: Sequence[str], programs: Sequence
         with_btf = spec[0] == kernel.MAP_TASK_STORAGE
         if with_btf:
             btf = kernel.btf_of(btf_id)
-        specs.append(MapSpec(name, *spec[:5], *(spec[5:] if with_btf else (0, 0))))
+        made = MapSpec(name, *spec[:5], *(spec[5:] if with_btf else (0, 0)))
+        specs.append(replace(made, value_size=layout.VALUE_SIZES.get(name, made.value_size)))
 
     def code(name: str) -> bytes:
         function = name.encode()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Agents at the same time, and one: slot 0 is nobody's, as fresh storage is all zeros.
 SLOTS: Final = 257
+#: Bytes of a value, of maps that BCC sees only as a stub of.
+VALUE_SIZES: Final = {"hist": 4 * len(MEASURES) * BUCKETS}
 #: Idle states per CPU (cpuidle's own limit is 10).
 IDLE_STATES: Final = 10
 #: Interrupt lines that are counted; larger numbers are counted as irq_range.
@@ -95,6 +97,15 @@ CONTROL_FIELDS: Final = (
     ("slow_ns", 1),  # slowpath above which a step is kept whole; raised by the kernel
     ("tail_ns", 1),  # slowpath above which a step counts as tail; 0: not set
     ("threads", 1),
+)
+
+#: How a thread that slept all the while is told from one that was in user space.
+LEARNED_FIELDS: Final = (
+    ("learning", 1),
+    ("count", 1),
+    ("sleepers", 1),  # flags that all sleeping threads have
+    ("reader", 1),  # flags of the one that reads the iterator
+    ("off_cpu", 1),  # set by going off the CPU, cleared on the way to user space; 0: not known
 )
 
 #: A slow step as it crosses the ring.
@@ -190,6 +201,7 @@ def prelude() -> str:
         ("cpu", CPU_FIELDS),
         ("row", ROW_FIELDS),
         ("control", CONTROL_FIELDS),
+        ("learned", LEARNED_FIELDS),
         ("slow", SLOW_FIELDS),
         ("listed", THREAD_FIELDS),
         ("edge", EDGE_FIELDS),

@@ -190,6 +190,33 @@ int p_sys_exit(args_t ctx)
 
 #if TASK_STORAGE
 /*
+ * Flags that every sleeping thread of a program has: of those, the ones that
+ * whoever reads the iterator, fresh from user space, has not are set by going
+ * off the CPU and cleared on the way to user space.
+ */
+static __always_inline void learn(void *task, u32 tid)
+{
+#ifdef OFF_THREAD_FLAGS
+	u32 others = PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER;
+	u32 zero = 0;
+	struct learned *l;
+	u64 flags;
+
+	l = learned.lookup(&zero);
+	if (!l || !l->learning)
+		return;
+	flags = KERNEL_U64(task, OFF_THREAD_FLAGS);
+	if (tid == (u32)bpf_get_current_pid_tgid()) {
+		l->reader = flags;
+	} else if (KERNEL_U32(task, OFF_STATE) & TASK_NORMAL &&
+		   !(KERNEL_U32(task, OFF_FLAGS) & others)) {
+		l->sleepers &= flags;
+		l->count++;
+	}
+#endif
+}
+
+/*
  * The task iterator, run by reading its file: adopts whom user space has put
  * into assignments (processes by tgid, threads by tid), lists who is measured.
  */
@@ -205,6 +232,7 @@ int p_iter_task(args_t ctx)
 		return 0;
 	tid = KERNEL_U32(task, OFF_PID);
 	tgid = KERNEL_U32(task, OFF_TGID);
+	learn(task, tid);
 	a = assignments.lookup(&tid);
 	if (!a) {
 		a = assignments.lookup(&tgid);

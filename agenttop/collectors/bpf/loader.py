@@ -39,6 +39,7 @@ MAPS: Final = (
     "cpus",
     "irqs",
     "irq_source",
+    "learned",
     "assignments",
     "edges",
     "slows",

@@ -22,7 +22,11 @@ typedef unsigned long long *args_t;
 #define PF_EXITING	0x00000004
 #define PF_IO_WORKER	0x00000010
 #define PF_WQ_WORKER	0x00000020
+#define PF_USER_WORKER	0x00004000
 #define PF_KTHREAD	0x00200000
+
+/* TASK_INTERRUPTIBLE | TASK_UNINTERRUPTIBLE */
+#define TASK_NORMAL	0x00000003
 
 /* A wake-up as its waker saw it. Only the waker writes. */
 struct wake {
@@ -62,7 +66,7 @@ struct thread {
 	u32 source;
 	u32 kind;
 	u32 id;
-	u32 pad;
+	u32 left;		/* left the gate it slept in (lite) */
 	struct wake wake;
 };
 
@@ -72,6 +76,11 @@ struct thread {
  */
 struct agent_hist {
 	u32 bucket[MEASURES][BUCKETS];
+};
+
+/* What BCC is told that hist holds: compiled.py says why. */
+struct agent_hist_stub {
+	u32 first;
 };
 
 struct one_hist {
@@ -89,7 +98,7 @@ struct assignment {
 };
 
 #define MMAPABLE (1U << 10)
-BPF_F_TABLE("array", u32, struct agent_hist, hist, SLOTS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct agent_hist_stub, hist, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct row, rows, SLOTS * NR_CPUS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
@@ -98,6 +107,7 @@ BPF_PERCPU_ARRAY(cpus, struct cpu, 1);
 BPF_PERCPU_ARRAY(irqs, struct irq_row, NR_IRQ);
 /* Line -> source of the wake-ups from it, by the line's name; user space fills it. */
 BPF_ARRAY(irq_source, u32, NR_IRQ);
+BPF_ARRAY(learned, struct learned, 1);
 /* tgid or tid -> slot: whom the iterator adopts. */
 BPF_HASH(assignments, u32, struct assignment, 16384);
 BPF_RINGBUF_OUTPUT(edges, EDGE_PAGES);

@@ -193,6 +193,7 @@ def _offsets(btf: Btf) -> dict[str, int | None]:
         "OFF_FLAGS": btf.field_offset(task, "flags"),
         "OFF_STATE": btf.field_offset(task, "__state") or btf.field_offset(task, "state"),
         "OFF_BPF_STORAGE": btf.field_offset(task, "bpf_storage"),
+        "OFF_THREAD_FLAGS": btf.field_offset(task, "thread_info", "flags"),
         "OFF_HRTIMER_EXPIRES": btf.field_offset("hrtimer", "node", "expires"),
         "OFF_ITER_SEQ": btf.field_offset("bpf_iter_meta", "seq"),
         "OFF_REGS_NR": btf.field_offset("pt_regs", "orig_ax"),
@@ -206,7 +207,9 @@ def _offsets(btf: Btf) -> dict[str, int | None]:
 
 def _prelude(btf: Btf, level: str, storage: bool) -> str:
     offsets = _offsets(btf)
-    optional = () if storage else ("OFF_BPF_STORAGE", "OFF_ITER_SEQ")
+    optional = {"OFF_THREAD_FLAGS"}
+    if not storage:
+        optional |= {"OFF_BPF_STORAGE", "OFF_ITER_SEQ"}
     for name, offset in offsets.items():
         if offset is None and name not in optional:
             raise UnsupportedError(f"this kernel's BTF lacks the field for {name}")

@@ -26,6 +26,7 @@ from agenttop.words import MEASURES, SOFTIRQS
 
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)
 _CPU: Final = layout.dtype(layout.CPU_FIELDS)
+_LEARNED: Final = layout.dtype(layout.LEARNED_FIELDS)
 _CONTROL: Final = layout.dtype(layout.CONTROL_FIELDS)
 _SLOW: Final = layout.dtype(layout.SLOW_FIELDS)
 _EDGE: Final = layout.dtype(layout.EDGE_FIELDS)
@@ -40,6 +41,10 @@ _IN_ONE: Final = np.uint16(BUCKETS - 1)
 _BOUNDS: Final = np.arange(len(MEASURES) + 1) * BUCKETS
 #: Tries to read a row between two writes; a writer takes well under 1 us.
 _ROW_TRIES: Final = 64
+
+#: Tries to learn flags, and how many sleeping threads must agree on them.
+_LEARN_TRIES: Final = 8
+_LEARN_SLEEPERS: Final = 2
 
 Record = Any  # a structured numpy scalar or array
 
@@ -142,6 +147,8 @@ class Tracer:
         self._cpu_buffer = ctypes.create_string_buffer(_CPU.itemsize * self._cpus)
         self._irq_buffer = ctypes.create_string_buffer(16 * self._cpus)
         self._stats_fd: int | None = None
+        if self.level == "lite" and loaded.iterator is not None:
+            self._learn_off_cpu_flags()
 
     # ------------------------------------------------------------------ who is measured
 
@@ -215,6 +222,23 @@ class Tracer:
         """Slowpath above which steps are kept whole, and counted as tail (0: none yet)."""
         self._slow_ns[slot] = slow_ns
         self._tail_ns[slot] = tail_ns
+
+    def _learn_off_cpu_flags(self) -> None:
+        """Find out by which flags a thread that slept twice in one gate is known (life.bpf.c)."""
+        fd, key = self._loaded.maps["learned"], b"\0\0\0\0"
+        value = ctypes.create_string_buffer(_LEARNED.itemsize)
+        flags = 0
+        for _ in range(_LEARN_TRIES):
+            kernel.map_update(fd, key, np.array((1, 0, ~np.uint64(0), 0, 0), _LEARNED).tobytes())
+            self.threads()
+            kernel.map_lookup_into(fd, key, value)
+            told = np.frombuffer(value.raw, dtype=_LEARNED)[0]
+            # One that is about to sleep has not got the flag yet; then it is tried again.
+            if told["count"] >= _LEARN_SLEEPERS:
+                flags = int(told["sleepers"]) & ~int(told["reader"]) & 0xFFFFFFFF
+            if flags:
+                break
+        kernel.map_update(fd, key, np.array((0, 0, 0, 0, flags), _LEARNED).tobytes())
 
     def _assign_hash(self, processes: Mapping[int, int], threads: Mapping[int, int]) -> None:
         fd = self._loaded.maps["threads"]
