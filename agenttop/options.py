@@ -31,6 +31,8 @@ class EngineOptions(msgspec.Struct, forbid_unknown_fields=False):
     bpf_stats: bool = False
     #: Policies that are switched on from the start.
     policies: list[str] = []
+    #: Policy -> parameter -> value (policies/catalog.py).
+    settings: dict[str, dict[str, object]] = {}
 
 
 def number(low: float, high: float) -> type[float]:
@@ -74,6 +76,17 @@ def add_agents(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_policy_settings(parser: argparse.ArgumentParser) -> None:
+    """``--set``: parameters of policies."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="POLICY.PARAM=VALUE",
+        help="a policy's parameter, as guard.limit_us=50 (repeatable)",
+    )
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Everything that EngineOptions carry."""
     add_agents(parser)
@@ -98,6 +111,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bpf-stats", action="store_true", help="measure the time in BPF programs too"
     )
+    add_policy_settings(parser)
 
 
 def add_window(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +142,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     here, before anything starts.
     """
     from agenttop.agents import Rules
+    from agenttop.policies.catalog import parse_set
 
     options = EngineOptions(
         agent_patterns=list(args.agent),
@@ -137,6 +152,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
         bpf="off" if args.no_bpf else "auto",
         bpf_stats=args.bpf_stats,
         policies=list(getattr(args, "policy", None) or []),
+        settings=parse_set(args.set),
     )
     if options.bpf == "off" and options.level == "full":
         raise UserError("--level full needs BPF: leave out --no-bpf")

@@ -97,7 +97,7 @@ def test_at_rest(shell: Shell, tmp_path: Path) -> None:
         ["policy", "apply", "guard", "--for", "-1"],
         ["policy", "apply", "turbo", "--for", "1"],
         ["policy", "revert", "turbo"],
-        ["policy", "plan", "guard", "--guard-limit-us", "0"],
+        ["policy", "plan", "guard", "--set", "guard.limit_us=0"],
         ["policy", "plan", "guard", "--agent", "pid:x"],
         ["policy", "plan", "guard", "--agents", "/nowhere.yaml"],
         ["restore", "now"],

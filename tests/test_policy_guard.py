@@ -8,7 +8,7 @@ import pytest
 
 from agenttop.policies import guard as guards
 from agenttop.policies.base import Agent, Cpu, Exit, Settings, Targets, Thread
-from agenttop.policies.guard import Guard
+from agenttop.policies.guard import Guard, Params
 
 XEON = [("POLL", 0), ("C1", 2), ("C1E", 10), ("C6", 190)]
 GUEST = [("POLL", 0), ("haltpoll idle", 1)]
@@ -63,14 +63,14 @@ def qos(**limits: str) -> Settings:
 )
 def test_the_limit_is_what_the_kernel_is_told(sys: Path, limit_us: int, value: str) -> None:
     tree(sys, XEON)
-    wanted = Guard(limit_us).wanted(targets({1: 100}), {})
+    wanted = Guard(Params(limit_us=limit_us)).wanted(targets({1: 100}), {})
     # 1 us closes C1, which promises 2: any value below 2 will do that.
     assert wanted == qos(cpu1=value)
 
 
 def test_a_limit_above_every_state_changes_nothing_and_says_so(sys: Path) -> None:
     tree(sys, XEON)
-    guard = Guard(190)
+    guard = Guard(Params(limit_us=190))
     assert guard.wanted(targets({1: 100}), {}) == {}
     assert "nothing to close on cpu1" in guard.detail()
 
@@ -78,11 +78,13 @@ def test_a_limit_above_every_state_changes_nothing_and_says_so(sys: Path) -> Non
 def test_a_state_that_breaks_its_promise_is_closed(sys: Path) -> None:
     tree(sys, XEON)
     slow = {2: Exit(70_000, 100)}
-    guard = Guard(50)
+    guard = Guard(Params(limit_us=50))
     # C1E promises 10 us but takes 70: 9 us leaves C1.
     assert guard.wanted(targets({1: 100}, exits=slow), {}) == qos(cpu1="9")
     assert "C1E (70us measured)" in guard.detail()
-    assert Guard(50).wanted(targets({1: 100}, exits={2: Exit(70_000, 3)}), {}) == qos(cpu1="50")
+    assert Guard(Params(limit_us=50)).wanted(
+        targets({1: 100}, exits={2: Exit(70_000, 3)}), {}
+    ) == qos(cpu1="50")
 
 
 def test_halt_of_a_guest_is_closed_by_default_even_unmeasured(sys: Path) -> None:

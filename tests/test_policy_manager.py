@@ -35,7 +35,7 @@ def victim() -> Iterator[Victim]:
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[PolicyManager]:
-    manager = PolicyManager(tmp_path / "state", guard_limit_us=1)
+    manager = PolicyManager(tmp_path / "state", settings={"guard": {"limit_us": 1}})
     yield manager
     manager.close()
 

@@ -18,10 +18,10 @@ from agenttop import paths
 from agenttop.agents import Rules
 from agenttop.errors import UserError
 from agenttop.model import Event
-from agenttop.options import add_agents, count, number
+from agenttop.options import add_agents, add_policy_settings, number
 from agenttop.policies import lock
 from agenttop.policies.base import Targets
-from agenttop.policies.guard import DEFAULT_LIMIT_US
+from agenttop.policies.catalog import parse_set
 from agenttop.policies.guardian import REQUEST
 from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
 from agenttop.policies.knobs import KNOBS
@@ -43,14 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     plan = actions.add_parser("plan", help="what a policy would change now")
     apply = actions.add_parser("apply", help="hold policies for a time, then put everything back")
     for sub in (plan, apply):
-        sub.add_argument("name", nargs="+", metavar="NAME", help="guard, home")
-        sub.add_argument(
-            "--guard-limit-us",
-            type=count(1, 1_000_000),
-            default=DEFAULT_LIMIT_US,
-            metavar="US",
-            help="guard: longest exit of an idle state that is left open (%(default)s)",
-        )
+        sub.add_argument("name", nargs="+", metavar="NAME", help="'agenttop policy list' has them")
+        add_policy_settings(sub)
         add_agents(sub)
     apply.add_argument(
         "--for", dest="seconds", type=number(0.1, 604_800), required=True, metavar="SECONDS"
@@ -81,7 +75,7 @@ def _list() -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    manager = PolicyManager(guard_limit_us=args.guard_limit_us)
+    manager = PolicyManager(settings=parse_set(args.set))
     for name in args.name:
         manager.reason(name)  # raises for one that there is not
     _, targets = _look(args)
@@ -98,7 +92,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _apply(args: argparse.Namespace) -> int:
-    manager = PolicyManager(guard_limit_us=args.guard_limit_us, verbose=True)
+    manager = PolicyManager(settings=parse_set(args.set), verbose=True)
     names = list(dict.fromkeys(args.name))
     for name in names:
         if reason := manager.reason(name):

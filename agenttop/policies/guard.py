@@ -22,7 +22,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
 
 from agenttop import paths
 from agenttop.policies.base import Key, Settings, Targets
@@ -45,6 +47,13 @@ MIN_SAMPLES: Final = 20
 #: Without a measurement: what a guest's HLT takes. The promise of the haltpoll driver (1 us)
 #: is a constant in its source, drivers/cpuidle/cpuidle-haltpoll.c; 6-12 us were measured.
 HALTPOLL_EXIT_NS: Final = 8_000
+
+
+class Params(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    #: Longest exit of an idle state that is left open, us.
+    limit_us: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = DEFAULT_LIMIT_US
 
 
 class State(NamedTuple):
@@ -71,8 +80,8 @@ class Guard:
     key = "g"
     title = "idle guard: no slow idle state where agents run"
 
-    def __init__(self, limit_us: int = DEFAULT_LIMIT_US) -> None:
-        self.limit_us = limit_us
+    def __init__(self, params: Params | None = None) -> None:
+        self.limit_us = (params or Params()).limit_us
         self._states: dict[int, list[State]] = {}
         self._driver = ""
         #: (CPU, state) -> newest measurement; once closed, a state is not measured any more.

@@ -17,6 +17,8 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from agenttop.policies.base import Agent, Key, Settings, Targets, Thread
 from agenttop.policies.knobs import (
     AFFINITY,
@@ -43,6 +45,10 @@ WARM_BONUS: Final = 0.03
 SMOOTHING: Final = 0.4
 
 
+class Params(msgspec.Struct, frozen=True):
+    """Nothing can be set."""
+
+
 class Home:
     """The policy."""
 
@@ -50,7 +56,7 @@ class Home:
     key = "h"
     title = "home CPU: control-loop threads stay on a quiet CPU"
 
-    def __init__(self) -> None:
+    def __init__(self, params: Params | None = None) -> None:
         self.reset()
 
     def reset(self) -> None:

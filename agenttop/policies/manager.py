@@ -16,9 +16,8 @@ from typing import Final, Literal
 from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
+from agenttop.policies import catalog
 from agenttop.policies.base import Change, Key, Policy, Settings, Targets
-from agenttop.policies.guard import DEFAULT_LIMIT_US, Guard
-from agenttop.policies.home import Home
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
@@ -76,15 +75,14 @@ class PolicyManager:
         self,
         state_dir: str | os.PathLike[str] | None = None,
         readonly: bool = False,
-        guard_limit_us: int = DEFAULT_LIMIT_US,
+        settings: catalog.Settings | None = None,
         verbose: bool = False,
     ) -> None:
         self._state_dir = str(state_dir or paths.state())
         self._readonly = readonly
         self._verbose = verbose
         self._entries: dict[str, _Entry] = {}
-        policies: list[Policy] = [Guard(guard_limit_us), Home()]
-        for policy in policies:
+        for policy in catalog.make_all(settings):
             self._entries[policy.name] = _Entry(policy, self._probe(policy))
         self._lease: Lease | None = None
         self._looked_back = False
