@@ -427,6 +427,6 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
         self_ratio=max(own, 0) / interval if interval > 0 else None,
         bpf_ratio=sums.bpf_ns / sums.bpf_time_ns if sums.bpf_time_ns else None,
         read_ns=now.read_ns,
-        slots_full=max(now.slots_full - old.slots_full, 0),
+        slots_full=now.slots_full,
         steps_per_s=_rate(steps, interval) if steps is not None else None,
     )

@@ -188,7 +188,7 @@ class Trust(Struct):
     bpf_ns: int | None = None
     #: How long reading the counters took, ns.
     read_ns: int = 0
-    #: Agents that found no free slot.
+    #: Agents that are not measured now because all slots are taken.
     slots_full: int = 0
 
 

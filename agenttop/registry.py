@@ -92,12 +92,19 @@ class Registry:
         self._scanned = 0.0
         self._rescan = False
         self._refreshes = 0
-        #: Agents that found no slot.
-        self.slots_full = 0
+        #: Threads that asked to be agents when too many had asked already.
+        self._turned_away = 0
 
     def agents(self) -> list[Agent]:
         """All of them, oldest first; ended ones until ``forget``."""
         return list(self._agents.values())
+
+    @property
+    def slots_full(self) -> int:
+        """Agents that are not measured because all slots are taken, and threads turned away."""
+        if self._tracer is None:
+            return 0
+        return self._turned_away + len(self._waiting())
 
     def attach(self, tracer: Tracer) -> None:
         """From now on the kernel measures; known agents get their slots."""
@@ -177,6 +184,8 @@ class Registry:
         self._refreshes += 1
         if self._refreshes % 2 and len(self._agents) > MANY:
             return
+        if self._free:
+            self._seat()
         by_slot: dict[int, list[Thread]] = defaultdict(list)
         for thread in self._tracer.threads():
             by_slot[thread.slot].append(thread)
@@ -247,7 +256,7 @@ class Registry:
         if self._tracer is None or key in self._agents or info is None:
             return
         if opted >= OPT_IN_SLOTS:
-            self.slots_full += 1
+            self._turned_away += 1
             return
         comm = procinfo.read_file(f"/proc/{edge.tgid}/task/{edge.tid}/comm", 64)
         name = printable(procinfo.text(comm).strip() if comm else info.comm, 32)
@@ -261,11 +270,24 @@ class Registry:
     def _take_slot(self, agent: Agent) -> bool:
         assert self._tracer is not None
         if not self._free:
-            self.slots_full += 1
             return False
         agent.slot = self._free.pop()
         self._tracer.clear(agent.slot)
         return True
+
+    def _waiting(self) -> list[Agent]:
+        return [a for a in self._agents.values() if a.alive and a.slot == layout.NO_SLOT]
+
+    def _seat(self) -> None:
+        """Agents that found no slot get those that have become free."""
+        assert self._tracer is not None
+        for agent in self._waiting():
+            if not self._take_slot(agent):
+                return
+            if agent.tid is not None:
+                self._tracer.assign({}, {agent.tid: agent.slot})
+            else:
+                self._tracer.assign(dict.fromkeys(agent.pids, agent.slot), {})
 
     def _adopt(self, agent: Agent, pids: list[int]) -> None:
         if self._tracer is not None and agent.slot != layout.NO_SLOT and pids:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
-from tracing import load, watch_loop
+from tracing import free_slot, load, measured, watch_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 
@@ -144,3 +146,40 @@ def test_a_busy_cpu_shows_as_queue(tracer: Tracer) -> None:
             hog.wait()
     slow = {s: found.stage_ns[s] for s in ("irq", "softirq", "ipi", "idle_exit", "queue")}
     assert max(slow, key=lambda stage: slow[stage]) == "queue", slow
+
+
+#: Reads two bytes that come 1 ms apart: each call sleeps twice.
+TWICE = """
+import os, socket, sys, time
+near, far = socket.socketpair()
+if os.fork():
+    far.close()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    near.send(b"g")
+    for _ in range(100):
+        assert len(near.recv(2, socket.MSG_WAITALL)) == 2
+else:
+    near.close()
+    far.recv(1)
+    for _ in range(200):
+        time.sleep(0.001)
+        far.send(b"x")
+"""
+
+
+def test_a_gate_that_sleeps_twice_is_one_step(tracer: Tracer) -> None:
+    slot = free_slot()
+    tracer.clear(slot)
+    command = [sys.executable, "-c", TWICE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as twice:
+        assert twice.stdin is not None
+        assert twice.stdout is not None
+        assert twice.stdout.readline() == b"ready\n"
+        tracer.assign({}, {twice.pid: slot})
+        twice.stdin.write(b"go\n")
+        twice.stdin.close()
+        assert twice.wait(30) == 0
+    found = measured(tracer, slot)
+    assert 90 <= found.steps <= 102, found
+    assert found.at("step", 0.5)[0] == pytest.approx(2.2e6, rel=0.4)

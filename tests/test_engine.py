@@ -205,3 +205,35 @@ def test_a_plan_is_told_while_somebody_looks_and_changes_nothing() -> None:
         running.client.send(Command(kind="plan", name="home", on=False))
         running.until(lambda s: not any(p.plan for p in s.policies))
         assert os.sched_getaffinity(one.pid) == before
+
+
+def test_more_agents_than_slots_are_told_of_and_seated_later() -> None:
+    needs_bpf()
+    from agenttop.collectors.bpf.layout import SLOTS
+
+    script = "import subprocess, sys\nps = [subprocess.Popen(['sleep', '120']) for _ in range(270)]"
+    parent = f"{script}\nprint('up', flush=True)\nsys.stdin.read()\n[p.kill() for p in ps[:100]]"
+    parent += "\n[p.wait() for p in ps[:100]]\nprint('less', flush=True)\nsys.stdin.close()"
+    parent += "\nimport time; time.sleep(60)"
+    crowd = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert crowd.stdin is not None
+    assert crowd.stdout is not None
+    try:
+        assert crowd.stdout.readline() == b"up\n"
+        with engine(agent_patterns=["comm:^sleep$"]) as running:
+            full = running.measuring()
+            there = sum(one.alive for one in full.agents)
+            assert there >= 270
+            assert full.trust.slots_full == there - (SLOTS - 1)
+            crowd.stdin.close()
+            running.until(lambda s: s.trust.slots_full == 0)
+            seated = running.until(lambda s: sum(a.alive for a in s.agents) == there - 100)
+            assert all(a.threads_tracked == 1 for a in seated.agents if a.alive)
+    finally:
+        os.killpg(crowd.pid, signal.SIGKILL)
+        crowd.wait()
