@@ -192,6 +192,50 @@ class Trust(Struct):
     slots_full: int = 0
 
 
+class Change(Struct):
+    """A percentile before and after, from merged counts (effect.py)."""
+
+    before_ns: int | None = None
+    after_ns: int | None = None
+    #: After over before, and its 95 % interval; None until there are enough steps.
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    #: Steps that the side with fewer of them still lacks.
+    missing_steps: int = 0
+
+
+class Cost(Struct):
+    """What holding a policy cost, before and after."""
+
+    #: CPU (as text) -> share of the time in deeper idle states (all but the shallowest), 0..1.
+    idle_before: dict[str, float] = {}
+    idle_after: dict[str, float] = {}
+    #: Power of the packages, watts; None where it cannot be had, and why.
+    watts_before: float | None = None
+    watts_after: float | None = None
+    watts_missing: str | None = None
+    #: The watts are an estimate from the idle states' own figures, not measured by RAPL.
+    watts_estimated: bool = False
+    #: Tokens that the agent's window took from its budget; None where no window told of any.
+    tokens: int | None = None
+
+
+class Effect(Struct):
+    """An agent before and after the last switch of a policy."""
+
+    agent: int
+    #: Was it switched on or off?
+    on: bool
+    #: CLOCK_MONOTONIC of the switch.
+    since_ns: int
+    steps_before: int
+    steps_after: int
+    #: "step" and "slowpath" -> "p50", "p99" and "p999" -> change.
+    measures: dict[str, dict[str, Change]] = {}
+    cost: Cost = msgspec.field(default_factory=Cost)
+
+
 class PolicyStatus(Struct):
     """One policy as the engine sees it."""
 
@@ -212,6 +256,8 @@ class PolicyStatus(Struct):
     agents: dict[str, str] = {}
     #: CLOCK_MONOTONIC of the last toggle.
     since_ns: int | None = None
+    #: What the last toggle changed, per agent. The engine leaves it empty: the view knows.
+    effects: list[Effect] = []
 
 
 class Event(Struct):
