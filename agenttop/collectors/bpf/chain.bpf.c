@@ -222,6 +222,8 @@ static __always_inline void woken(struct thread *t, u64 now)
 	else
 		t->stage[STAGE_IRQ] += gap;
 
+	window_follow(t, now);
+
 	if (cpu && idle > wakeup) {
 		state = cpu->idle_last;
 		h = idle_hist.lookup(&state);
@@ -559,6 +561,7 @@ int p_sched_waking(args_t ctx)
 		by_task(w, cpu, now, (void *)ctx[0]);
 	w->waking = now;
 	w->seq++;
+	window_open(t, now);
 	return 0;
 }
 

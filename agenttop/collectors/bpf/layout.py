@@ -97,7 +97,30 @@ CONTROL_FIELDS: Final = (
     ("slow_ns", 1),  # slowpath above which a step is kept whole; raised by the kernel
     ("tail_ns", 1),  # slowpath above which a step counts as tail; 0: not set
     ("threads", 1),
+    ("window_ns", 1),  # length of the agent's latency window; 0: it has none
 )
+
+#: An agent's window: its budget as budget.py explains it, and what became of its armings.
+WINDOW_FIELDS: Final = (
+    ("cost_ns", 1),  # price of an arming, in time that the bucket takes to refill it
+    ("price", 1),  # instead of that: price of each 1024 ns that a CPU is held for longer
+    ("cap_ns", 1),  # a full bucket
+    ("mark_ns", 1),  # an emptied bucket grants again from here on
+    ("floor", 1),  # the agent's own cell is wanted too
+    ("zero", 1),  # when the bucket would have been empty
+    ("throttled", 1),  # since when nothing is granted; 0: it is
+    ("grants", 1),
+    ("refusals", 1),
+    ("throttles", 1),
+    ("degraded_ns", 1),  # spent throttled, without the time since throttled
+    ("held_ns", 1),  # by which CPUs were held for longer
+)
+
+#: Until when something (a CPU, or an agent wherever it runs) is held by windows, and whether
+#: the guardian has been told and has not let go yet.
+CELL_FIELDS: Final = (("until", 1), ("told", 1))
+#: What tells it.
+ARMED_FIELDS: Final = (("t", 1), ("cell", 1), ("slot", 1))
 
 #: How a thread that slept all the while is told from one that was in user space.
 LEARNED_FIELDS: Final = (
@@ -205,6 +228,9 @@ def prelude() -> str:
         ("slow", SLOW_FIELDS),
         ("listed", THREAD_FIELDS),
         ("edge", EDGE_FIELDS),
+        ("window", WINDOW_FIELDS),
+        ("cell", CELL_FIELDS),
+        ("armed_edge", ARMED_FIELDS),
     ):
         text += c_struct(name, fields)
     return text

@@ -44,6 +44,9 @@ MAPS: Final = (
     "edges",
     "slows",
     "threads",
+    "windows",
+    "cells",
+    "armed",
 )
 #: Most descriptors in one message, SCM_MAX_FD.
 _SCM_MAX_FD: Final = 253
@@ -68,6 +71,7 @@ class Loaded:
     thread_size: int
     edge_pages: int
     slow_pages: int
+    armed_pages: int
 
 
 def bcc() -> Any:
@@ -165,6 +169,7 @@ def _attach(plan: Plan, btf: Btf, made: Compiled) -> tuple[dict[str, Any], list[
         "thread_size": made.maps[MAPS.index("threads")].value_size,
         "edge_pages": programs.EDGE_PAGES,
         "slow_pages": programs.SLOW_PAGES,
+        "armed_pages": programs.ARMED_PAGES,
     }
     return answer, [*maps, *loaded.values(), *links, *iterator]
 
@@ -265,6 +270,7 @@ def _unpack(answer: dict[str, Any], fds: list[int]) -> Loaded:
         thread_size=answer["thread_size"],
         edge_pages=answer["edge_pages"],
         slow_pages=answer["slow_pages"],
+        armed_pages=answer["armed_pages"],
     )
 
 

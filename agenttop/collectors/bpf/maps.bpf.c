@@ -40,6 +40,8 @@ struct wake {
 	u16 late_idle;		/* the CPU was idle meanwhile */
 	u32 kind;		/* WAKER_* */
 	u32 id;			/* tid, line, vector or softirq */
+	u64 until;		/* end of the window that it opened; 0: none */
+	u32 held;		/* the CPU that it is open on */
 };
 
 /* What is known of a thread. Only the thread itself writes, but for wake. */
@@ -112,6 +114,10 @@ BPF_ARRAY(learned, struct learned, 1);
 BPF_HASH(assignments, u32, struct assignment, 16384);
 BPF_RINGBUF_OUTPUT(edges, EDGE_PAGES);
 BPF_RINGBUF_OUTPUT(slows, SLOW_PAGES);
+BPF_F_TABLE("array", u32, struct window, windows, SLOTS, MMAPABLE);
+/* One for each CPU, then one for each slot. */
+BPF_F_TABLE("array", u32, struct cell, cells, NR_CPUS + SLOTS, MMAPABLE);
+BPF_RINGBUF_OUTPUT(armed, ARMED_PAGES);
 #if TASK_STORAGE
 BPF_TASK_STORAGE(threads, struct thread);
 #else

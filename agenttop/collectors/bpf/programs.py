@@ -12,7 +12,7 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.btf import Btf
 from agenttop.words import GATES
 
-SOURCES: Final = ("maps.bpf.c", "percpu.bpf.c", "chain.bpf.c", "life.bpf.c")
+SOURCES: Final = ("maps.bpf.c", "percpu.bpf.c", "window.bpf.c", "chain.bpf.c", "life.bpf.c")
 
 #: System calls by gate, arch/x86/entry/syscalls/syscall_64.tbl.
 SYSCALLS_X86_64: Final = {
@@ -51,6 +51,7 @@ SCHED_FLAG_AGENT_LATENCY: Final = 0x10000000
 #: Sizes of the rings (powers of two).
 EDGE_PAGES: Final = 32
 SLOW_PAGES: Final = 64
+ARMED_PAGES: Final = 8
 
 #: Kernel functions that the C sources call: the number that stands for each until it is loaded.
 KERNEL_CALLS: Final = {"bpf_preempt_disable": 0x41540001, "bpf_preempt_enable": 0x41540002}
@@ -230,6 +231,7 @@ def _prelude(btf: Btf, level: str, storage: bool) -> str:
         "PAGE_SIZE": os.sysconf("SC_PAGE_SIZE"),
         "EDGE_PAGES": EDGE_PAGES,
         "SLOW_PAGES": SLOW_PAGES,
+        "ARMED_PAGES": ARMED_PAGES,
         "GATE_IO_URING_ENTER": GATES.index("io_uring_enter"),
         **{name: offset for name, offset in offsets.items() if offset is not None},
     }
