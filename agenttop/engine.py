@@ -168,7 +168,12 @@ class Engine:
         elif reason is not None:
             banner = f"no step chains: {reason}"
         self._host = host(
-            self._sampler.procfs, level=level, mode=mode, missing=self._missing, banner=banner
+            self._sampler.procfs,
+            level=level,
+            mode=mode,
+            missing=self._missing,
+            banner=banner,
+            no_power=self._sampler.no_power,
         )
 
     def _end(self) -> None:

@@ -39,6 +39,8 @@ class IdleState(Struct):
     #: Exit latency that the driver promises, us (sysfs ``latency``).
     latency_us: int
     residency_us: int
+    #: Power in it that the driver tells, mW; None where it does not (nearly everywhere).
+    power_mw: int | None = None
 
 
 class Host(Struct):
@@ -284,6 +286,8 @@ class Sample(Struct, tag="sample"):
     #: Idle state index (as text) -> what waking a CPU out of it took, all agents.
     idle_exit: dict[str, Histogram] = {}
     exemplars: list[Exemplar] = []
+    #: CPU package -> energy by RAPL, microjoules (monotonic); empty where there is none.
+    energy_uj: dict[str, int] = {}
     trust: Trust = msgspec.field(default_factory=Trust)
     policies: list[PolicyStatus] = []
     events: list[Event] = []

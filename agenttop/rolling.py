@@ -41,6 +41,8 @@ class Boundary:
     trust: Trust
     #: CPU time of the view's own process.
     view_ns: int
+    #: Package -> microjoules (Sample.energy_uj).
+    energy_uj: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

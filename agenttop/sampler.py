@@ -9,6 +9,7 @@ from agenttop import procinfo
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.energy import Energy
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.model import AgentCounters, CpuCounters, Exemplar, Histogram, Sample, Trust
@@ -38,6 +39,7 @@ class Sampler:
         self._registry = registry
         self._cost = cost
         self._procfs = ProcfsCpus()
+        self._energy = Energy()
         self._tracer: Tracer | None = None
         self._cpus: BpfCpus | None = None
         self._tails: dict[int, Tail] = {}
@@ -51,6 +53,11 @@ class Sampler:
     def procfs(self) -> ProcfsCpus:
         """The /proc and /sys side, for facts about the host."""
         return self._cpus.procfs if self._cpus else self._procfs
+
+    @property
+    def no_power(self) -> str | None:
+        """Why there are no energy counters, None if there are."""
+        return self._energy.missing
 
     def attach(self, tracer: Tracer) -> None:
         """The programs are in the kernel: chains from the next Sample on."""
@@ -99,6 +106,7 @@ class Sampler:
             trust.recursion_misses = self._misses
             if tracer.cost_measured:
                 trust.bpf_ns = tracer.run_time_ns()
+        energy = self._energy.read()
         names = self._irq_names(full)
         self._seq += 1
         self._registry.forget()
@@ -114,6 +122,7 @@ class Sampler:
             irq_names=names,
             idle_exit=idle_exit,
             exemplars=exemplars,
+            energy_uj=energy,
             trust=trust,
         )
 

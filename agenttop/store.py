@@ -18,6 +18,7 @@ import numpy as np
 
 from agenttop.derive import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
 from agenttop.histogram import BUCKETS
+from agenttop.history import History
 from agenttop.model import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
 from agenttop.rolling import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
 from agenttop.snapshot import Snapshot
@@ -84,6 +85,8 @@ class Store:
         self.events: deque[Event] = deque(maxlen=200)
         self._markers: deque[Marker] = deque(maxlen=200)
         self._clock = clock
+        #: Before and after the toggles of policies.
+        self.history = History()
         self._view_ns = 0
         self._skew_ns: int | None = None
         self._start()
@@ -106,6 +109,7 @@ class Store:
         self._idle_slot = self._take_slot()
         self._policy_states: dict[str, tuple[bool, int | None]] = {}
         self._started_ns: int | None = None
+        self.history.clear()
 
     # ------------------------------------------------------------------ what views ask
 
@@ -237,7 +241,7 @@ class Store:
         self._irq_names.update(sample.irq_names)
         skew = self._clock() - sample.t_ns
         self._skew_ns = skew if self._skew_ns is None or last is None else min(self._skew_ns, skew)
-        end = Boundary(sample.t_ns, sample.cpus, sample.trust, self._view_ns)
+        end = Boundary(sample.t_ns, sample.cpus, sample.trust, self._view_ns, sample.energy_uj)
         start, first = self._boundary or end, last is None
         slots, scalars, cpu_steps = self._take_agents(sample, start.t_ns, first)
         cells, added = self._take_histograms(sample)
@@ -250,9 +254,15 @@ class Store:
             self._window.add(tick)
             self._since.add(tick)
             self._take_trend(tick)
+            self._remember(tick)
         self._expire(sample.t_ns)
         self._take_exemplars(sample)
         self._take_policies(sample, first)
+
+    def _remember(self, tick: Tick) -> None:
+        self.history.host = self.host
+        owners = {record.slot: record.last.id for record in (*self._gone, *self._agents.values())}
+        self.history.add(tick, owners)
 
     def _differs(self, host: Host | None) -> bool:
         if host is None or self.host is None:
@@ -377,6 +387,7 @@ class Store:
             if not first:
                 # The toggle lies within this tick: what follows is wholly after it.
                 self.start_since()
+                self.history.switched(policy.name, state[0], marker.t_ns)
 
     # ------------------------------------------------------------------ slots and windows
 

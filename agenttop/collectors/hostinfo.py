@@ -16,6 +16,7 @@ def host(
     mode: Mode = "procfs",
     missing: dict[str, str] | None = None,
     banner: str | None = None,
+    no_power: str | None = None,
 ) -> Host:
     """The Host, with what is missing in sysfs added to ``missing`` (group -> reason)."""
     reasons = dict(missing or {})
@@ -24,6 +25,8 @@ def host(
         reasons.setdefault("idle", "no cpuidle driver: no idle states in /sys")
     if freq_driver is None:
         reasons.setdefault("freq", "no cpufreq driver")
+    if no_power is not None:
+        reasons.setdefault("power", no_power)
     return Host(
         name=_kernel("hostname"),
         kernel=_kernel("osrelease"),

@@ -14,6 +14,8 @@ from agenttop.procinfo import printable
 
 #: After how many reads CPUs without idle states are looked at again (a driver may be loaded).
 _RETRY = 10
+#: No CPU takes more in an idle state, mW.
+_MOST_MW = 100_000
 
 
 class _StateFiles:
@@ -121,5 +123,8 @@ class Idle:
             name = read_text(f"{folder}/name") or f"state{len(states)}"
             latency = read_number(f"{folder}/latency") or 0
             residency = read_number(f"{folder}/residency") or 0
-            states.append(IdleState(printable(name, 16), latency, residency))
+            power = read_number(f"{folder}/power") or 0
+            # 0 and -1 (as unsigned) stand for "not known".
+            known = power if 0 < power < _MOST_MW else None
+            states.append(IdleState(printable(name, 16), latency, residency, known))
         return states
