@@ -11,9 +11,13 @@ Messages are JSON, one per packet of a SOCK_SEQPACKET pair:
 to the guardian
     ``{"op": "beat"}``; ``{"op": "apply", "id", "changes": [Change...]}``;
     ``{"op": "undo", "id", "keys": [[kind, target]...]}``;
-    ``{"op": "heirs", "id", "pids"}``; ``{"op": "close", "id"}``
+    ``{"op": "heirs", "id", "pids"}``; ``{"op": "close", "id"}``;
+    ``{"op": "watch", "pages", "size"}`` with two map descriptors (window_watch.py);
+    ``{"op": "follow", "id", "changes", "cells": [[cell...]...]}``: knobs that are
+    not written now but each time the kernel says that a window holds their cells
 from the guardian
-    ``{"op": "ready"}``; ``{"op": "alive"}``, the answer to a beat;
+    ``{"op": "ready"}``; ``{"op": "alive", "watch"}``, the answer to a beat, with the
+    figures of the windows if there are any;
     ``{"op": "done", "id", "results"}``;
     ``{"op": "reverted", "why", "policy", "outcomes"}`` for what it undid unasked;
     ``{"op": "lost", "why", "outcomes"}``, the same and its last word;
@@ -29,10 +33,12 @@ only what it needs to start in some 30 ms and to stay at a few MB.
 
 from __future__ import annotations
 
+import _socket
 import json
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from types import FrameType
@@ -41,7 +47,8 @@ from typing import Any
 from agenttop.policies import journal as journals
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change, KnobError
-from agenttop.policies.undo import release_heirs, undo_all
+from agenttop.policies.undo import Outcome, release_heirs, undo_all
+from agenttop.policies.window_watch import Watch
 
 #: No renewal for this long and the lease is over.
 LEASE_S = 1.5
@@ -59,6 +66,9 @@ class Guardian:
 
     def __init__(self, channel: int, engine: int, dir_fd: int) -> None:
         self._channel = channel
+        # The socket module itself takes too long to load; os.read would drop descriptors.
+        self._socket = _socket.socket(fileno=channel)
+        self._watch: Watch | None = None
         self._dir_fd = dir_fd
         self._journal = Journal(dir_fd)
         self._signals: set[int] = set()
@@ -88,16 +98,25 @@ class Guardian:
             self._send({"op": "ready"})
             why = self._serve()
         finally:
-            outcomes = undo_all(self._journal)
+            outcomes = self._undo(None)
             self._journal.close()
             self._report({"op": "lost", "why": why}, "outcomes", outcomes)
 
     def _serve(self) -> str:
         while True:
             before = time.monotonic()
-            timeout = max(0.0, self._deadline - before)
+            until = self._deadline
+            if self._watch is not None and (due := self._watch.due()) is not None:
+                until = min(until, due)
+            timeout = max(0.0, until - before)
             ready = {fd for fd, _ in self._poll.poll(timeout * 1000)}
             now = time.monotonic()
+            if self._watch is not None:
+                # First of all: an agent is about to run.
+                if self._watch.fileno() in ready:
+                    self._watch.edges()
+                if (due := self._watch.due()) is not None and now >= due:
+                    self._watch.look()
             if now - before > timeout + STALL_S:
                 # Not run for long (machine paused, or we were stopped): the engine neither.
                 self._deadline = now + LEASE_S / 3
@@ -121,28 +140,49 @@ class Guardian:
 
     def _receive(self) -> str | None:
         """One message; the reason to end, if it is one."""
-        try:
-            data = os.read(self._channel, MAX_MESSAGE)
-        except OSError:
-            data = b""
+        data, fds = self._read()
         if not data:
             return "agenttop has gone"
         message = json.loads(data)
         self._deadline = time.monotonic() + LEASE_S
         op = message["op"]
         if op == "beat":
-            self._send({"op": "alive"})
+            alive: dict[str, Any] = {"op": "alive"}
+            if self._watch is not None:
+                alive["watch"] = self._watch.figures()
+            self._send(alive)
         elif op == "close":
-            self._done(message, undo_all(self._journal))
+            self._done(message, self._undo(None))
             return "agenttop ended"
         elif op == "apply":
             self._done(message, self._apply([Change(*c) for c in message["changes"]]))
         elif op == "undo":
-            self._done(message, undo_all(self._journal, [(k, t) for k, t in message["keys"]]))
+            self._done(message, self._undo([(k, t) for k, t in message["keys"]]))
         elif op == "heirs":
             holds = self._journal.holds
             self._done(message, release_heirs(holds.values(), message["pids"], holds))
+        elif op == "watch" and len(fds) == 2 and self._watch is None:
+            ring, map_fd = fds
+            self._watch = Watch(ring, map_fd, message["pages"], message["size"])
+            self._poll.register(self._watch.fileno(), select.POLLIN)
+        elif op == "follow":
+            changes = [Change(*c) for c in message["changes"]]
+            self._done(message, self._follow(changes, message["cells"]))
         return None
+
+    def _read(self) -> tuple[bytes, list[int]]:
+        """A packet, and the descriptors that came with it; nothing when the engine has gone."""
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(
+                MAX_MESSAGE, _socket.CMSG_SPACE(8), _socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            return b"", []
+        fds = []
+        for level, kind, raw in ancillary:
+            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+                fds += [fd for (fd,) in struct.iter_unpack("i", raw[: len(raw) // 4 * 4])]
+        return data, fds
 
     # ----------------------------------------------------------------- writing
 
@@ -168,16 +208,52 @@ class Guardian:
         )
         return results
 
+    def _follow(self, changes: list[Change], cells: list[list[int]]) -> list[list[str]]:
+        """Have knobs follow the kernel's cells: journalled once, tried once, then left to it."""
+        held = self._journal.holds
+        # One that gets another value starts anew, from the value that it was found with.
+        anew = {
+            c.key: held[c.key].original for c in changes if self._watch and c.key in self._watch
+        }
+        self._undo(list(anew))
+        changes = [c._replace(before=anew.get(c.key, c.before)) for c in changes]
+        mine = [c for c in changes if c.key not in held]
+        # Written and read back once, so that what cannot be is known before it is needed.
+        results = dict(zip((c.key for c in mine), self._apply(mine), strict=True))
+        for change, where in zip(changes, cells, strict=True):
+            if change.key not in results:
+                text = f"the policy {held[change.key].policy} holds it"
+                results[change.key] = ["refused", text]
+            elif results[change.key][0] == "ok":
+                again = self._write(change._replace(after=change.before))
+                results[change.key] = list(again)
+                if again[0] == "ok" and self._watch is not None:
+                    self._watch.add(change, where)
+        return [results[change.key] for change in changes]
+
+    def _undo(self, keys: list[journals.Key] | None) -> list[Outcome]:
+        """Give knobs back (all of them without ``keys``), those first that are followed."""
+        if self._watch is not None:
+            if keys is None:
+                self._poll.unregister(self._watch.fileno())
+                self._watch.close()
+                self._watch = None
+            else:
+                self._watch.forget(keys)
+        return undo_all(self._journal, keys)
+
     def _check(self, change: Change) -> tuple[str, str]:
         """Whether the knob still has the value that the plan saw: ("", "") if so."""
         knob = KNOBS[change.kind]
+        hold = self._journal.holds.get(change.key)
+        if self._watch is not None and change.key in self._watch and hold is not None:
+            return "refused", f"the policy {hold.policy} holds it"
         try:
             current = knob.read(change.target)
         except KnobError as error:
             return "refused", str(error)
         if current is None:
             return "gone", ""
-        hold = self._journal.holds.get(change.key)
         if hold is None and knob.same(current, change.before):
             return "", ""
         if hold is not None and any(knob.ours(current, value) for value in hold.ours):
@@ -206,7 +282,7 @@ class Guardian:
         except (OSError, ValueError, journals.JournalError):
             pass
         keys = [key for key, hold in self._journal.holds.items() if policy in ("", hold.policy)]
-        outcomes = undo_all(self._journal, keys)
+        outcomes = self._undo(keys)
         why = "reverted by 'agenttop policy revert'"
         self._report({"op": "reverted", "why": why, "policy": policy}, "outcomes", outcomes)
 

@@ -77,6 +77,9 @@ class Lease:
         self._id = 0
         self._unanswered: float | None = None
         self._polled = time.monotonic()
+        #: What the guardian did for the latency windows (window_watch.Watch.figures).
+        self.figures: dict[str, Any] = {}
+        self.watching = False
         #: What a dead predecessor had left, undone now; None: it had left no journal.
         self.recovered: list[Outcome] | None = None
         try:
@@ -168,6 +171,24 @@ class Lease:
             results += [Result(c, *answer) for c, answer in zip(batch, answers, strict=True)]
         return results
 
+    def watch(self, ring: int, cells: int, pages: int, size: int) -> None:
+        """Have the guardian watch the kernel's windows: two maps, and what is in them."""
+        message = {"op": "watch", "pages": pages, "size": size}
+        try:
+            socket.send_fds(self._channel, [_packed(message)], [ring, cells])
+            self.watching = True
+        except OSError:
+            pass  # Reading tells what became of the guardian.
+
+    def follow(self, changes: Sequence[Change], cells: Sequence[Sequence[int]]) -> list[Result]:
+        """Have knobs changed while a window holds one of their cells. Raises LeaseLostError."""
+        results = []
+        for start in range(0, len(changes), BATCH):
+            batch, where = changes[start : start + BATCH], cells[start : start + BATCH]
+            answers = self._request({"op": "follow", "changes": batch, "cells": where})
+            results += [Result(c, *answer) for c, answer in zip(batch, answers, strict=True)]
+        return results
+
     def undo(self, keys: Sequence[Key]) -> list[Outcome]:
         """Give knobs back. Raises LeaseLostError."""
         outcomes = []
@@ -197,9 +218,7 @@ class Lease:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            self._channel.send(
-                json.dumps(message, separators=(",", ":")).encode(), socket.MSG_DONTWAIT
-            )
+            self._channel.send(_packed(message), socket.MSG_DONTWAIT)
         except OSError:
             pass  # Reading tells what became of the guardian.
 
@@ -221,6 +240,7 @@ class Lease:
             return self._read(timeout)
         if message["op"] == "alive":
             self._unanswered = None
+            self.figures = message.get("watch", {})
         for key in ("results", "outcomes"):
             if key in message:
                 message[key] = self._rows + message[key]
@@ -279,6 +299,10 @@ class Lease:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _packed(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode()
 
 
 def _outcomes(rows: list[list[Any]]) -> list[Outcome]:

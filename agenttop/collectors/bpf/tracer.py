@@ -7,7 +7,6 @@ rows and histograms of a slot that nobody uses, before its next agent.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import struct
 from collections.abc import Container, Iterable, Mapping
@@ -19,8 +18,10 @@ from numpy.typing import NDArray
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.loader import Loaded
+from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.programs import possible_cpus
 from agenttop.collectors.bpf.ring import Ring
+from agenttop.collectors.bpf.windows import Windows
 from agenttop.model import Histogram
 from agenttop.words import MEASURES, SOFTIRQS
 
@@ -70,19 +71,6 @@ class Edge(NamedTuple):
     slot: int
 
 
-def _mapped(fd: int, dtype: np.dtype[Any], count: int, offset: int = 0) -> NDArray[Any]:
-    size = dtype.itemsize * count
-    page = mmap.PAGESIZE
-    area = mmap.mmap(
-        fd,
-        (size + page - 1) // page * page,
-        mmap.MAP_SHARED,
-        mmap.PROT_READ | mmap.PROT_WRITE,
-        offset=offset,
-    )
-    return np.frombuffer(area, dtype=dtype, count=count)
-
-
 class _Changes:
     """What changed in live 32-bit counters since the last look, as 64-bit totals."""
 
@@ -130,17 +118,18 @@ class Tracer:
         maps = loaded.maps
         #: Slot -> its histograms, mapped while it is in use (a mapped page counts as resident).
         self._hists: dict[int, _Changes] = {}
-        self._rows = _mapped(maps["rows"], _ROW, layout.SLOTS * self._cpus).reshape(
+        self._rows = mapped(maps["rows"], _ROW, layout.SLOTS * self._cpus).reshape(
             self._cpus, layout.SLOTS
         )
-        self._controls = _mapped(maps["controls"], _CONTROL, layout.SLOTS)
+        self._controls = mapped(maps["controls"], _CONTROL, layout.SLOTS)
         self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
-        soft = _mapped(maps["soft_hist"], _U32, self._cpus * len(SOFTIRQS) * BUCKETS)
+        self.windows = Windows(maps, loaded.armed_pages, self._cpus, self._controls)
+        soft = mapped(maps["soft_hist"], _U32, self._cpus * len(SOFTIRQS) * BUCKETS)
         self._soft = [
             [_Changes(one) for one in cpu]
             for cpu in soft.reshape(self._cpus, len(SOFTIRQS), BUCKETS)
         ]
-        idle = _mapped(maps["idle_hist"], _U32, layout.IDLE_STATES * BUCKETS)
+        idle = mapped(maps["idle_hist"], _U32, layout.IDLE_STATES * BUCKETS)
         self._idle = [_Changes(one) for one in idle.reshape(layout.IDLE_STATES, BUCKETS)]
         self._edges = Ring(maps["edges"], loaded.edge_pages)
         self._slows = Ring(maps["slows"], loaded.slow_pages)
@@ -207,6 +196,7 @@ class Tracer:
         """Zero the counters of a slot that nobody uses."""
         self._rows[:, slot] = 0
         self._controls[slot] = 0
+        self.windows.clear(slot)
         self._hists[slot] = changes = self._map_histograms(slot)
         changes.live[:] = 0
 
@@ -216,7 +206,7 @@ class Tracer:
 
     def _map_histograms(self, slot: int) -> _Changes:
         fd = self._loaded.maps["hist"]
-        return _Changes(_mapped(fd, _U32, len(MEASURES) * BUCKETS, slot * _HIST_BYTES))
+        return _Changes(mapped(fd, _U32, len(MEASURES) * BUCKETS, slot * _HIST_BYTES))
 
     def set_thresholds(self, slot: int, slow_ns: int, tail_ns: int) -> None:
         """Slowpath above which steps are kept whole, and counted as tail (0: none yet)."""

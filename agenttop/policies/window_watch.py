@@ -1,0 +1,235 @@
+"""The guardian's part in the latency windows: knobs that follow the kernel's cells.
+
+The kernel says in a cell until when a CPU, or an agent wherever it runs, is
+held by windows (collectors/bpf/window.bpf.c). Through a ring it tells of each
+cell that is newly held: then the cell's knobs get their armed value at once.
+From then on nothing is told; the cell is looked at when its time should be
+over, and when it is, the knobs get the value back that they were found with.
+That makes one look in some 8 ms at most while something is held, whatever
+the number of wake-ups, and no look at all while nothing is.
+
+Part of the guardian: imports little.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Iterable
+
+from agenttop.collectors.bpf.ring import Ring
+from agenttop.policies.knobs import KNOBS, Change, KnobError
+
+Key = tuple[str, str]
+
+#: A held cell is looked at this long after its time: saves looks at one that is moved on and on.
+SLACK_NS = 5_000_000
+#: Edges taken in at one go.
+BATCH = 512
+
+
+class _Watched:
+    """A knob that follows its cells."""
+
+    __slots__ = ("armed", "cells", "foreign", "idle", "in_force", "key")
+
+    def __init__(self, key: Key, idle: str, armed: str, cells: list[int]) -> None:
+        self.key = key
+        self.idle = idle
+        self.armed = armed
+        self.cells = cells
+        self.in_force = False
+        #: Somebody else has set it: left alone from then on.
+        self.foreign = False
+
+
+class Delays:
+    """Times from an edge in the kernel to the knob in force; 8 buckets per power of two."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self.count = 0
+        self.longest = 0
+
+    def add(self, ns: int) -> None:
+        ns = max(0, ns)
+        e = max(ns.bit_length() - 4, 0)
+        bucket = (ns >> e) + (e << 3)
+        self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        self.count += 1
+        self.longest = max(self.longest, ns)
+
+    def at(self, ratio: float) -> int:
+        """A percentile, ns: the upper end of its bucket, at most the longest."""
+        wanted = ratio * self.count
+        seen = 0
+        for bucket in sorted(self._counts):
+            seen += self._counts[bucket]
+            if seen >= wanted:
+                e = max((bucket >> 3) - 1, 0)
+                return min(self.longest, (bucket - (e << 3) + 1 << e) - 1)
+        return 0
+
+    def told(self) -> list[int]:
+        """Count, p50, p99, longest."""
+        return [self.count, self.at(0.5), self.at(0.99), self.longest]
+
+
+class Watch:
+    """Follows the cells of one kernel side, until ``close``. Owns the two descriptors."""
+
+    def __init__(self, ring: int, cells: int, pages: int, size: int) -> None:
+        self._fds = (ring, cells)
+        self._ring = Ring(ring, pages)
+        page = mmap.PAGESIZE
+        length = (16 * size + page - 1) // page * page
+        self._memory = mmap.mmap(cells, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        #: until, told, until, told, ...
+        self._cells = memoryview(self._memory).cast("Q")
+        self._size = size
+        self._knobs: dict[Key, _Watched] = {}
+        self._by_cell: dict[int, list[_Watched]] = {}
+        #: Cells whose knobs are in force.
+        self._held: set[int] = set()
+        self._refused: list[list[str]] = []
+        self._armed = self._let_go = self._looks = 0
+        self._delays: dict[int, Delays] = {}
+        self._all = Delays()
+        for _ in self._ring.records(1 << 20):
+            pass  # from before our time
+        for cell in range(size):
+            self._cells[2 * cell + 1] = 0
+
+    def fileno(self) -> int:
+        """Readable when a cell is newly held."""
+        return self._fds[0]
+
+    # ----------------------------------------------------------------- which knobs
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._knobs
+
+    def add(self, change: Change, cells: Iterable[int]) -> None:
+        """Have a knob follow; it has the value ``before`` now, and will again."""
+        mine = [cell for cell in cells if 0 <= cell < self._size]
+        watched = _Watched(change.key, change.before, change.after, mine)
+        self.forget([change.key])
+        self._knobs[change.key] = watched
+        for cell in mine:
+            self._by_cell.setdefault(cell, []).append(watched)
+            # One that is held already is told of again with the next wake-up.
+            self._cells[2 * cell + 1] = 0
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """These knobs are not followed any more. They stay as they are: undo what is in force."""
+        for key in keys:
+            watched = self._knobs.pop(key, None)
+            for cell in watched.cells if watched else ():
+                others = [one for one in self._by_cell[cell] if one is not watched]
+                self._by_cell[cell] = others
+                if not others:
+                    del self._by_cell[cell]
+                    self._held.discard(cell)
+
+    # ----------------------------------------------------------------- following
+
+    def edges(self) -> None:
+        """Take in the cells that are newly held."""
+        for record in self._ring.records(BATCH):
+            t = int.from_bytes(record[0:8], "little")
+            cell = int.from_bytes(record[8:16], "little")
+            slot = int.from_bytes(record[16:24], "little")
+            knobs = self._by_cell.get(cell)
+            if not knobs:
+                continue  # It stays told: no more edges of it until it has a knob.
+            self._held.add(cell)
+            for watched in knobs:
+                if not watched.in_force and self._arm(watched):
+                    delay = time.monotonic_ns() - t
+                    self._all.add(delay)
+                    self._delays.setdefault(slot, Delays()).add(delay)
+
+    def due(self) -> float | None:
+        """When ``look`` is to be called next, CLOCK_MONOTONIC in s; None: not before an edge."""
+        if not self._held:
+            return None
+        return (min(self._cells[2 * cell] for cell in self._held) + SLACK_NS) / 1e9
+
+    def look(self) -> None:
+        """Let go of what no window holds any more."""
+        self._looks += 1
+        now = time.monotonic_ns()
+        over = [cell for cell in self._held if self._cells[2 * cell] <= now]
+        for cell in over:
+            # From here on the kernel tells again. What it has moved on before it
+            # knew is seen by the second look; what after, it tells.
+            self._cells[2 * cell + 1] = 0
+            if self._cells[2 * cell] > now:
+                self._cells[2 * cell + 1] = 1
+                continue
+            self._held.discard(cell)
+            for watched in self._by_cell.get(cell, ()):
+                if watched.in_force and self._held.isdisjoint(watched.cells):
+                    self._release(watched)
+
+    def _arm(self, watched: _Watched) -> bool:
+        kind, target = watched.key
+        knob = KNOBS[kind]
+        try:
+            current = knob.read(target)
+            if current is None or watched.foreign:
+                return False
+            if not knob.same(current, watched.idle):
+                watched.foreign = True  # as strict already, or something else: not ours
+                return False
+            knob.write(target, watched.armed)
+        except KnobError as error:
+            self._refuse(watched, str(error))
+            return False
+        watched.in_force = True
+        self._armed += 1
+        return True
+
+    def _release(self, watched: _Watched) -> None:
+        kind, target = watched.key
+        knob = KNOBS[kind]
+        watched.in_force = False
+        try:
+            current = knob.read(target)
+            if current is None:
+                return
+            if not knob.same(current, watched.armed):
+                watched.foreign = True
+                return
+            knob.write(target, watched.idle)
+        except KnobError as error:
+            self._refuse(watched, str(error))
+            return
+        self._let_go += 1
+
+    def _refuse(self, watched: _Watched, text: str) -> None:
+        self._refused.append([*watched.key, text])
+        del self._refused[:-20]
+        watched.foreign = True
+
+    # ----------------------------------------------------------------- figures
+
+    def figures(self) -> dict[str, object]:
+        """For the engine: what was done, how long it took, and what was refused."""
+        return {
+            "armed": self._armed,
+            "released": self._let_go,
+            "looks": self._looks,
+            "delays": self._all.told(),
+            "slots": {str(slot): delays.told() for slot, delays in self._delays.items()},
+            "refused": self._refused,
+        }
+
+    def close(self) -> None:
+        """Follow nothing any more; what is in force is undone by others."""
+        self._ring.close()
+        self._cells.release()
+        self._memory.close()
+        for fd in self._fds:
+            os.close(fd)
