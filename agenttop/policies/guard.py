@@ -21,19 +21,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import msgspec
 
-from agenttop import paths
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import (
-    CPU_LATENCY_DEVICE,
-    RESUME_LATENCY,
-    KnobError,
-    format_cpus,
-)
+from agenttop.policies.idle_limits import Closed, IdleLimits, closes, why_not
+from agenttop.policies.knobs import CPU_LATENCY_DEVICE, format_cpus
 from agenttop.policies.usage import Usage
 
 DEFAULT_LIMIT_US: Final = 5
@@ -42,11 +36,6 @@ ENTER_RATIO: Final = 0.05
 #: ... until the share has been below this for LEAVE_S.
 STAY_RATIO: Final = 0.02
 LEAVE_S: Final = 5.0
-#: A measured exit counts from this many samples on.
-MIN_SAMPLES: Final = 20
-#: Without a measurement: what a guest's HLT takes. The promise of the haltpoll driver (1 us)
-#: is a constant in its source, drivers/cpuidle/cpuidle-haltpoll.c; 6-12 us were measured.
-HALTPOLL_EXIT_NS: Final = 8_000
 
 
 class Params(msgspec.Struct, frozen=True):
@@ -54,23 +43,6 @@ class Params(msgspec.Struct, frozen=True):
 
     #: Longest exit of an idle state that is left open, us.
     limit_us: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = DEFAULT_LIMIT_US
-
-
-class State(NamedTuple):
-    """An idle state as /sys/devices/system/cpu/cpuN/cpuidle/stateM has it."""
-
-    number: int
-    name: str
-    latency_us: int
-
-
-class Closed(NamedTuple):
-    """A state that is over the limit, and what it takes."""
-
-    state: State
-    exit_ns: int
-    #: measured, promised or assumed.
-    how: str
 
 
 class Guard:
@@ -82,10 +54,7 @@ class Guard:
 
     def __init__(self, params: Params | None = None) -> None:
         self.limit_us = (params or Params()).limit_us
-        self._states: dict[int, list[State]] = {}
-        self._driver = ""
-        #: (CPU, state) -> newest measurement; once closed, a state is not measured any more.
-        self._measured: dict[tuple[int, int], int] = {}
+        self._limits = IdleLimits(self.limit_us)
         self.reset()
 
     def reset(self) -> None:
@@ -97,28 +66,16 @@ class Guard:
         self._agents: dict[int, str] = {}
 
     def probe(self) -> str | None:
-        base = paths.sys() / "devices/system/cpu"
-        if os.geteuid() != 0:
-            return "needs root"
-        states = sorted(base.glob("cpu[0-9]*/cpuidle/state[1-9]*"))
-        if not states:
-            return "no idle states to close: this kernel runs without a cpuidle driver"
-        cpu = states[0].parent.parent.name
-        knob = Path(RESUME_LATENCY.path(cpu))
-        if not knob.exists():
-            return f"{knob}: missing (kernel without CONFIG_PM)"
-        if not os.access(knob, os.W_OK) or os.statvfs(knob).f_flag & os.ST_RDONLY:
-            return f"{knob}: not writable (a container?)"
-        return None
+        return why_not()
 
     # ----------------------------------------------------------------- what should hold
 
     def wanted(self, targets: Targets, held: Mapping[Key, str]) -> Settings:
-        self._learn(targets)
+        self._limits.learn(targets, self._closed)
         online = frozenset(cpu.cpu for cpu in targets.cpus if cpu.online)
         cpus = self._used(targets) & online
-        self._closed = {cpu: closed for cpu in sorted(cpus) if (closed := self._over(cpu))}
-        limits = {cpu: self._limit(closed) for cpu, closed in self._closed.items()}
+        self._closed = {cpu: closed for cpu in sorted(cpus) if (closed := self._limits.over(cpu))}
+        limits = {cpu: self._limits.limit(closed) for cpu, closed in self._closed.items()}
         self._kept = {}
         if limits and limits.keys() == online and len(set(limits.values())) == 1:
             (limit,) = set(limits.values())
@@ -128,8 +85,11 @@ class Guard:
         for cpu, limit in limits.items():
             key = ("pm_qos", f"cpu{cpu}")
             value = str(limit) if limit else "n/a"
-            if key in held or not self._stricter(cpu, value):
+            stricter = None if key in held else self._limits.stricter(cpu, value)
+            if stricter is None:
                 settings[key] = value
+            else:
+                self._kept[cpu] = stricter
         return settings
 
     def _used(self, targets: Targets) -> frozenset[int]:
@@ -148,74 +108,10 @@ class Guard:
         }
         return frozenset(self._cpus)
 
-    def _stricter(self, cpu: int, value: str) -> bool:
-        """Whether somebody has set at least as much already; that stays theirs."""
-        try:
-            current = RESUME_LATENCY.read(f"cpu{cpu}")
-        except KnobError:
-            return False
-        if current is None or not RESUME_LATENCY.valid(f"cpu{cpu}", current):
-            return False
-        if RESUME_LATENCY.tolerance(current) <= RESUME_LATENCY.tolerance(value):
-            self._kept[cpu] = current
-            return True
-        return False
-
-    # ----------------------------------------------------------------- idle states
-
-    def _learn(self, targets: Targets) -> None:
-        for cpu in targets.cpus:
-            closed = {c.state.number for c in self._closed.get(cpu.cpu, ())}
-            for index, exit_ in cpu.exits.items():
-                # Of a closed state only stragglers are measured.
-                if exit_.samples >= MIN_SAMPLES and index not in closed:
-                    self._measured[cpu.cpu, index] = exit_.p50_ns
-
-    def _over(self, cpu: int) -> list[Closed]:
-        """States of a CPU that are to be closed."""
-        over: list[Closed] = []
-        for state in self._idle_states(cpu):
-            measured = self._measured.get((cpu, state.number))
-            exit_ns, how = state.latency_us * 1000, "promised"
-            if measured is not None and measured > exit_ns:
-                exit_ns, how = measured, "measured"
-            elif measured is None and self._driver == "haltpoll":
-                exit_ns, how = max(exit_ns, HALTPOLL_EXIT_NS), "assumed"
-            # Deeper states than a closed one are closed by the same limit.
-            if exit_ns > self.limit_us * 1000 or over:
-                over.append(Closed(state, exit_ns, how))
-        return over
-
-    def _limit(self, closed: list[Closed]) -> int:
-        """The promised latency, us, that keeps the closed states out; 0: none tolerated."""
-        return max(0, min(self.limit_us, closed[0].state.latency_us - 1))
-
-    def _idle_states(self, cpu: int) -> list[State]:
-        """A CPU's states beside POLL, shallowest first; read once."""
-        if cpu not in self._states:
-            base = paths.sys() / "devices/system/cpu"
-            self._driver = _text(base / "cpuidle/current_driver")
-            states = []
-            for path in (base / f"cpu{cpu}/cpuidle").glob("state*"):
-                index, latency = path.name[5:], _text(path / "latency")
-                if index.isdecimal() and latency.isdecimal():
-                    states.append(
-                        State(int(index), _text(path / "name") or path.name, int(latency))
-                    )
-            ordered = sorted(states, key=lambda s: (s.latency_us, s.number))
-            self._states[cpu] = [s for s in ordered if s.name != "POLL"]
-        return self._states[cpu]
-
     # ----------------------------------------------------------------- on screen
 
     def detail(self) -> str:
-        groups: dict[tuple[str, ...], set[int]] = {}
-        for cpu, closed in self._closed.items():
-            texts = tuple(f"{c.state.name} ({c.exit_ns / 1000:.3g}us {c.how})" for c in closed)
-            groups.setdefault(texts, set()).add(cpu)
-        parts = [
-            f"cpu{format_cpus(cpus)} closes {', '.join(texts)}" for texts, cpus in groups.items()
-        ]
+        parts = closes(self._closed)
         if not self._cpus:
             parts.append("no agent has run yet")
         elif not parts:
@@ -228,12 +124,3 @@ class Guard:
 
     def agents(self) -> dict[int, str]:
         return self._agents
-
-
-def _text(path: Path) -> str:
-    """A one-line sysfs file, "" if it cannot be read."""
-    try:
-        text = path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-    return "".join(c if c.isprintable() else "?" for c in text)[:64]
