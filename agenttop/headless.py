@@ -97,6 +97,11 @@ class Session:
         if client is not None:
             client.close()
 
+    def send(self, command: Command) -> None:
+        """Tell the engine something; nothing happens when the session is not open."""
+        if self._client is not None:
+            self._client.send(command)
+
     def samples(self) -> Iterator[Sample]:
         """Each Sample as it comes, already in the Store.
 

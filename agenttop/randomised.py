@@ -35,12 +35,11 @@ from agenttop.effect import (
     settle,
 )
 from agenttop.model import Change
+from agenttop.schedule import MIN_ROUNDS
 
 Verdict = Literal["better", "worse", "no difference", "not enough"]
 Key = TypeVar("Key", bound=Hashable)
 
-#: A verdict needs so many rounds: with fewer, chance alone does it more often than in 5 %.
-MIN_ROUNDS: Final = 6
 #: Share of trials without a difference that may be called better or worse.
 ERROR_RATE: Final = 0.05
 #: Ways to exchange the labels that are looked at, and resamples for each.

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 from agenttop import paths
 from agenttop.agents import Rules
+from agenttop.commands import trial
 from agenttop.errors import UserError
 from agenttop.model import Event
 from agenttop.options import add_agents, add_policy_settings, number
@@ -49,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     apply.add_argument(
         "--for", dest="seconds", type=number(0.1, 604_800), required=True, metavar="SECONDS"
     )
+    trial.configure(
+        actions.add_parser("trial", help="did it help? on and off in blocks of random order")
+    )
     revert = actions.add_parser("revert", help="take policies back from whoever holds them")
     revert.add_argument("name", nargs="?", metavar="NAME", help="only this one")
     actions.add_parser("status", help="who holds which policies, and what they changed")
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         return _plan(args)
     if args.action == "apply":
         return _apply(args)
+    if args.action == "trial":
+        return trial.run(args)
     if args.action == "revert":
         return _revert(args.name)
     return _status()

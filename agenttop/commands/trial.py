@@ -1,0 +1,69 @@
+"""Try policies: on and off in blocks of random order, and tell honestly whether it helped.
+
+Each round has three blocks in random order: on, off, and a control in which
+nothing differs from off. All figures of a trial are judged together: in at
+most 5 % of trials of a policy that changes nothing is any of them called
+better or worse. Everything is put back at the end, and however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from agenttop import options
+from agenttop.schedule import BLOCK_S, MIN_ROUNDS, ROUNDS, SETTLE_S, Plan
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``agenttop policy trial``."""
+    add = parser.add_argument
+    add("name", nargs="+", metavar="NAME", help="policies that are switched together")
+    add(
+        "--rounds",
+        type=options.count(1, 1000),
+        default=ROUNDS,
+        metavar="N",
+        help=f"rounds of three blocks; {MIN_ROUNDS} are needed for a verdict (%(default)s)",
+    )
+    add(
+        "--block",
+        type=options.number(0.5, 3600),
+        default=BLOCK_S,
+        metavar="SECONDS",
+        help="length of a block (%(default)g)",
+    )
+    add(
+        "--settle",
+        type=options.number(0.1, 600),
+        default=SETTLE_S,
+        metavar="SECONDS",
+        help="discarded before each block (%(default)g)",
+    )
+    add("--seed", type=options.count(0, 1 << 31), metavar="N", help="repeats an order of blocks")
+    add("--json", action="store_true", help="print one JSON object")
+    options.add_policy_settings(parser)
+    options.add_agents(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the trial and tell. Exit code 0; 1 when it could not be finished."""
+    from agenttop.agents import Rules
+    from agenttop.policies.catalog import check_name, parse_set
+
+    names = tuple(dict.fromkeys(args.name))
+    for name in names:
+        check_name(name)
+    settings = parse_set(args.set)
+    Rules.load(args.agents, args.agent)
+    seed = {} if args.seed is None else {"seed": args.seed}
+    plan = Plan(names, args.rounds, args.block, args.settle, **seed)
+    # numpy and all that measures load only now.
+    from agenttop import headless, trialrun
+
+    engine = options.EngineOptions(
+        agent_patterns=list(args.agent),
+        agents_file=args.agents,
+        delay_s=trialrun.delay_s(plan),
+        settings=settings,
+    )
+    return headless.quietly(lambda: trialrun.run(plan, engine, as_json=args.json))
