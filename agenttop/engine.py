@@ -133,6 +133,7 @@ class Engine:
 
     def _without_bpf(self, reason: str) -> None:
         self._missing["chains"] = reason
+        self._policies.attach(None, reason)
         self._registry.scan()
 
     def _loaded(self) -> None:
@@ -146,6 +147,7 @@ class Engine:
         else:
             self._missing.pop("chains", None)
             self._sampler.attach(self._tracer)
+            self._policies.attach(self._tracer.windows)
             self._tracer.measure_cost(self._options.bpf_stats)
             for name in self._tracer.missing:
                 if why := _lost_without(name):

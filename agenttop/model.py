@@ -238,6 +238,29 @@ class Effect(Struct):
     cost: Cost = msgspec.field(default_factory=Cost)
 
 
+class Budget(Struct):
+    """An agent's budget for latency windows, and what came of it; counts since it has one."""
+
+    #: What is in it now, and when it is full.
+    tokens: float
+    capacity: float
+    #: Armings that opened or moved on a window, and those that the budget refused.
+    grants: int = 0
+    refusals: int = 0
+    #: Nothing is granted until the recovery mark is reached; how often that began.
+    throttled: bool = False
+    throttles: int = 0
+    #: Time spent throttled, ns.
+    degraded_ns: int = 0
+    #: Time by which its windows held CPUs for longer than they would have been, ns.
+    held_ns: int = 0
+    #: Wake-ups that brought a guard or floor into force, and the time that it took, ns.
+    edges: int = 0
+    edge_p50_ns: int | None = None
+    edge_p99_ns: int | None = None
+    edge_max_ns: int | None = None
+
+
 class PolicyStatus(Struct):
     """One policy as the engine sees it."""
 
@@ -258,6 +281,8 @@ class PolicyStatus(Struct):
     agents: dict[str, str] = {}
     #: CLOCK_MONOTONIC of the last toggle.
     since_ns: int | None = None
+    #: Agent id (as text) -> its budget (policy window).
+    budgets: dict[str, Budget] = {}
     #: What the last toggle changed, per agent. The engine leaves it empty: the view knows.
     effects: list[Effect] = []
 

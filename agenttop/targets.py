@@ -80,6 +80,8 @@ class EngineTargets:
                     if t.steps
                 ),
                 {int(cpu): n for cpu, n in steps.get(agent.id, {}).items()},
+                agent.slot,
+                agent.background,
             )
             for agent in self._registry.agents()
             if agent.alive

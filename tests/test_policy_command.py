@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agenttop.policies.catalog import POLICIES
 from tests.policying import (
     TESTS,
     Victim,
@@ -78,7 +79,7 @@ def shell(tmp_path: Path) -> Shell:
 def test_list(shell: Shell) -> None:
     code, out, err = shell.run("policy", "list")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == ["guard", "home"]
+    assert [line.split()[0] for line in out.splitlines()] == list(POLICIES)
 
 
 def test_at_rest(shell: Shell, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from agenttop.policies.catalog import POLICIES
 from agenttop.words import SLOWPATH_STAGES, STAGES
 from tests.engines import needs_bpf
 from tests.loops import loop
@@ -69,7 +70,7 @@ def test_json_fits_its_schema_and_adds_up(tmp_path: Path, level: str) -> None:
     lines = [name for cpu in snapshot["cpus"] for name in cpu["irqs"] if name[0].isdigit()]
     # "36 virtio1-req.0": the number alone tells nobody anything.
     assert all(" " in name for name in lines), lines
-    assert {p["name"] for p in snapshot["policies"]} == {"guard", "home"}
+    assert {p["name"] for p in snapshot["policies"]} == set(POLICIES)
 
 
 def test_text_names_the_agent_and_its_stages(tmp_path: Path) -> None:

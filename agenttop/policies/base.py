@@ -46,6 +46,10 @@ class Agent:
     threads: tuple[Thread, ...] = ()
     #: CPU -> steps that resumed there so far (monotonic).
     cpu_steps: Mapping[int, int] = field(default_factory=dict)
+    #: Its slot in the kernel's maps; 0: it is not measured there.
+    slot: int = 0
+    #: It works for nobody who waits.
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from agenttop.errors import UserError
-from agenttop.policies import guard, home
+from agenttop.policies import guard, home, window
 from agenttop.policies.base import Policy
 from agenttop.procinfo import printable
 
@@ -33,6 +33,7 @@ class Entry(NamedTuple):
 POLICIES: Final[dict[str, Entry]] = {
     "guard": Entry(guard.Params, guard.Guard),
     "home": Entry(home.Params, home.Home),
+    "window": Entry(window.Params, window.Window),
 }
 
 _SET: Final = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)

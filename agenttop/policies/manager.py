@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from agenttop import paths
 from agenttop.errors import UserError
@@ -21,9 +21,13 @@ from agenttop.policies.base import Change, Key, Policy, Settings, Targets
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
-from agenttop.policies.lease import Lease, LeaseLostError, Notice
+from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result
 from agenttop.policies.lock import LockedError
 from agenttop.policies.undo import Outcome
+from agenttop.policies.window import Window
+
+if TYPE_CHECKING:
+    from agenttop.collectors.bpf.windows import Windows
 
 #: How often settings are reconsidered, and checked for drift, ns.
 PLAN_NS: Final = 1_000_000_000
@@ -54,10 +58,16 @@ class _Entry:
         self.drifted: dict[Key, str] = {}
         self.refused: dict[Key, str] = {}
 
+    @property
+    def window(self) -> Window | None:
+        """The policy, if its knobs follow the kernel's windows."""
+        return self.policy if isinstance(self.policy, Window) else None
+
     def hold(self, change: Change) -> None:
         first = self.held.get(change.key)
         self.held[change.key] = change._replace(before=first.before) if first else change
-        self.lines[change.key] = self.held[change.key].line()
+        during = " while a window is open" if self.window else ""
+        self.lines[change.key] = self.held[change.key].line() + during
 
     def drop(self, key: Key) -> None:
         self.held.pop(key, None)
@@ -88,6 +98,13 @@ class PolicyManager:
         self._looked_back = False
         self._checks = 0
         self._probed_ns = self._planned_ns = self._checked_ns = time.monotonic_ns()
+
+    def attach(self, windows: Windows | None, reason: str = "") -> None:
+        """The kernel side of the latency windows, or why there is none."""
+        for entry in self._entries.values():
+            if entry.window:
+                entry.window.attach(windows, reason)
+                entry.reason = self._probe(entry.policy)
 
     @property
     def names(self) -> list[str]:
@@ -165,6 +182,8 @@ class PolicyManager:
             status.tids = sorted(split_thread(t)[1] for k, t in entry.held if k == "affinity")
             status.cpus = sorted(_cpus(entry.held))
             status.agents = {str(agent): word for agent, word in policy.agents().items()}
+            if entry.window:
+                status.budgets = entry.window.budgets(time.monotonic_ns())
         return status
 
     # ----------------------------------------------------------------- switching
@@ -200,6 +219,8 @@ class PolicyManager:
         lines = self._reconcile(entry, targets)
         if entry.refused and not entry.held:
             entry.error = "cannot be set: " + next(iter(entry.refused.values()))
+            if entry.window:
+                entry.window.stop()
             self._end_if_idle()
             return [*events, _event("error", f"{policy.name}: {entry.error}")]
         entry.on, entry.since_ns = True, time.monotonic_ns()
@@ -208,6 +229,8 @@ class PolicyManager:
 
     def _switch_off(self, entry: _Entry) -> list[Event]:
         outcomes = self._give_back(entry, list(reversed(entry.held)))
+        if entry.window:
+            entry.window.stop()
         entry.on, entry.since_ns = False, time.monotonic_ns()
         left_alone = list(entry.drifted.values())
         entry.clear()
@@ -256,6 +279,10 @@ class PolicyManager:
             return events
         self._lease.beat()
         now = time.monotonic_ns()
+        for entry in self._entries.values():
+            if entry.on and entry.window:
+                entry.window.figures = self._lease.figures
+                events += entry.window.news(now)
         try:
             if now - self._checked_ns >= DRIFT_NS:
                 self._checked_ns = now
@@ -301,7 +328,7 @@ class PolicyManager:
         changes, dropped = self._difference(entry, entry.policy.wanted(targets, held))
         events = []
         # First what is new, so that a guarded CPU is never without its limit between two knobs.
-        for result in self._lease.apply(changes) if changes else ():
+        for result in self._write(entry, changes):
             change = result.change
             if result.status == "ok":
                 entry.hold(change)
@@ -314,7 +341,18 @@ class PolicyManager:
             elif change.key in entry.held:
                 events.append(self._drift(entry, change.key, result.text))
                 dropped.append(change.key)
+        if entry.window:
+            entry.window.start()
         return events + self._lines(self._give_back(entry, dropped))
+
+    def _write(self, entry: _Entry, changes: list[Change]) -> list[Result]:
+        assert self._lease is not None
+        window = entry.window
+        if window is None or window.kernel is None:
+            return self._lease.apply(changes) if changes else []
+        if not self._lease.watching:
+            self._lease.watch(*window.kernel.wiring)
+        return self._lease.follow(changes, [window.cells(c.key) for c in changes])
 
     def _difference(self, entry: _Entry, wanted: Settings) -> tuple[list[Change], list[Key]]:
         """Changes to make, and held knobs that are no longer wanted."""
@@ -349,6 +387,8 @@ class PolicyManager:
             lost = []
             for (kind, target), change in entry.held.items():
                 now = KNOBS[kind].drift(target, change.after, thorough)
+                if now and entry.window and KNOBS[kind].same(now, change.before):
+                    now = None  # No window is open.
                 if now is None:
                     continue
                 lost.append((kind, target))
@@ -385,6 +425,8 @@ class PolicyManager:
 
     def _now_off(self, entry: _Entry, note: str) -> None:
         entry.on, entry.since_ns, entry.note = False, time.monotonic_ns(), note
+        if entry.window:
+            entry.window.stop()
         entry.clear()
 
     def _end_if_idle(self) -> None:
