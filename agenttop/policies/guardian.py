@@ -200,6 +200,8 @@ class Guardian:
         for change, (status, text) in zip(changes, found, strict=True):
             if not status:
                 status, text = self._write(change)
+                if status == "changed" and change.key in fresh:
+                    status, text = self._take_back(change, text)
             results.append([status, text])
         self._journal.undone(
             change.key
@@ -254,6 +256,8 @@ class Guardian:
             return "refused", str(error)
         if current is None:
             return "gone", ""
+        if hold is None and not knob.valid(change.target, current):
+            return "refused", f"its value {current[:40]!r} is none that could be given back"
         if hold is None and knob.same(current, change.before):
             return "", ""
         if hold is not None and any(knob.ours(current, value) for value in hold.ours):
@@ -270,6 +274,14 @@ class Guardian:
         if now is None:
             return "gone", ""
         return ("ok", "") if knob.same(now, change.after) else ("changed", now)
+
+    def _take_back(self, change: Change, now: str) -> tuple[str, str]:
+        """A first write of which the kernel made another value: as if it had not been."""
+        try:
+            KNOBS[change.kind].write(change.target, change.before)
+        except KnobError:
+            pass
+        return "refused", f"the kernel makes {now[:40]} of {change.after}"
 
     def _revert_requested(self) -> None:
         """SIGUSR1: give back one policy, or all."""

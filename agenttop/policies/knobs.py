@@ -10,6 +10,8 @@ kind             target              value
 ``cpu_latency``  ``all``             ``none`` (no request) or microseconds
 ``affinity``     ``PID/TID/START``   CPU list, ``0-3,8``
 ================ =================== ==================================================
+
+Those that are files of /proc, /sys and cgroup v2 are in knobs_files.py.
 """
 
 from __future__ import annotations
@@ -348,3 +350,6 @@ KNOBS: dict[str, Knob] = {
     "cpu_latency": CPU_LATENCY,
     "affinity": AFFINITY,
 }
+
+# At the end, because they need what is above: they add their kinds to KNOBS.
+from agenttop.policies import knobs_files, knobs_sched  # noqa: E402, F401
