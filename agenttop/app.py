@@ -25,6 +25,7 @@ from agenttop import themes
 from agenttop.columns import COLUMNS, GAP, sort_key
 from agenttop.errors import UserError
 from agenttop.format import clean
+from agenttop.history import attach
 from agenttop.model import Command, Failure, Message, Sample
 from agenttop.screens.driver import Terminal
 from agenttop.screens.heat import HeatHistory
@@ -161,6 +162,7 @@ class AgentTop(App[None]):
             if isinstance(message, Sample):
                 self.data.set_view_cpu(time.process_time_ns())
                 self.data.feed(message)
+                self._main.sampled(message)
                 self._heat.feed(message)
                 news = True
             elif isinstance(message, Failure):
@@ -286,7 +288,9 @@ class AgentTop(App[None]):
             return
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(snapshot.wall_s))
         files = {
-            f"agenttop-{stamp}.json": msgspec.json.format(msgspec.json.encode(snapshot)),
+            f"agenttop-{stamp}.json": msgspec.json.format(
+                msgspec.json.encode(attach(snapshot, self.data.history.effect))
+            ),
             f"agenttop-{stamp}.svg": picture(self).encode(),
         }
         try:

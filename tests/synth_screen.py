@@ -57,7 +57,10 @@ class SynthSource:
         self.commands.append(command)
         if command.kind == "policy":
             with self._lock:
-                self.synth.toggle(command.name)
+                states = {policy.name: policy.state for policy in self.synth.policies}
+                # As the engine: nothing happens when it is so already.
+                if (states[command.name] == "on") != command.on:
+                    self.synth.toggle(command.name)
 
     def close(self) -> None:
         if not self.closed:

@@ -143,9 +143,10 @@ def measure(engine: EngineOptions, wanted: Wanted) -> bytes:
 def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:
     """The snapshot in the wanted format."""
     if wanted.format == "json":
+        from agenttop.history import attach
         from agenttop.jsonout import encode
 
-        return encode(snapshot)
+        return encode(attach(snapshot, store.history.effect))
     if wanted.format == "svg":
         from agenttop.svg import render_svg
 

@@ -15,12 +15,13 @@ from textual.screen import Screen
 
 from agenttop.columns import COLUMNS, ordered
 from agenttop.format import clean
-from agenttop.model import Command, PolicyStatus
+from agenttop.model import Command, PolicyStatus, Sample
 from agenttop.screens import sheets
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.layout import LEAST, PANELS, Plan, plan
 from agenttop.screens.popup import Popup
 from agenttop.screens.state import View
+from agenttop.screens.trials import refusal
 from agenttop.snapshot import Agent, Snapshot
 from agenttop.widgets.agents import Agents
 from agenttop.widgets.chain import Chain
@@ -269,10 +270,27 @@ class Main(Screen[None]):
             self.tell(f"{name}: not switched, agenttop runs with --readonly", "warning")
         elif policy.state == "n/a":
             self.tell(f"{name}: N/A, {policy.detail}", "warning")
+        elif self.view.trials.running is not None:
+            self.tell(f"{name}: not switched while a trial runs: e or Esc ends it", "warning")
         else:
+            self.view.trials.switched(policy.name)
             on = policy.state in ("off", "error")
             self._send(Command("policy", name=policy.name, on=on))
             self.tell(f"{name}: switching {'on' if on else 'off'}", "policy")
+        self.update_panels()
+
+    def sampled(self, sample: Sample) -> None:
+        """The store has had another Sample: a trial goes on."""
+        if text := self.view.trials.take(sample, self.view.data.history):
+            self.tell(text, "policy")
+
+    def action_trial(self) -> None:
+        """Start a trial of the selected policy, or end the one that runs."""
+        view = self.view
+        if view.policies:
+            policy = view.policies[min(view.policy, len(view.policies) - 1)]
+            why_not = refusal(policy, view.host, view.options.readonly)
+            self.tell(*view.trials.press(policy, view.policies, why_not, self._send))
         self.update_panels()
 
     def action_move(self, rows: int) -> None:
@@ -350,6 +368,10 @@ class Main(Screen[None]):
 
     def action_clear(self) -> None:
         view = self.view
+        if text := view.trials.cancel():
+            self.tell(text, "policy")
+            self.update_panels()
+            return
         view.filter = view.search = ""
         self._activate("agents")
         self.pick_agents()

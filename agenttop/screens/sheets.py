@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from agenttop.columns import COLUMNS
 from agenttop.format import NA, clean, count, duration, percent, rate
 from agenttop.model import PolicyStatus
+from agenttop.screens.effects import effect_rows, trial_rows
 from agenttop.screens.keys import BINDINGS, RESERVED, shown
 from agenttop.screens.state import View
 from agenttop.snapshot import Agent, Stat
@@ -99,6 +100,12 @@ def policy_rows(view: View, policy: PolicyStatus, width: int) -> list[Row]:
     for agent_id, what in policy.agents.items():
         name = view.name_of(int(agent_id)) if agent_id.isdecimal() else agent_id
         rows += _fact(clean(name, 13), clean(what, 60), width)
+    effect = view.effect(policy.name)
+    if effect is not None and policy.name not in view.trials.newest:
+        rows += effect_rows(effect, view.name_of(effect.agent), width)
+    result = view.trials.result(policy.name, view.agent, view.host)
+    if result is not None:
+        rows += trial_rows(result, width)
     for title, lines in (
         ("Would change", policy.plan),
         ("Changed, given back when off", policy.changes),

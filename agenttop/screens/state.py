@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from agenttop.model import Event, Exemplar, Host, PolicyStatus, Sample
+from agenttop.history import History
+from agenttop.model import Effect, Event, Exemplar, Host, PolicyStatus, Sample
+from agenttop.screens.trials import Trials
 from agenttop.snapshot import Agent, Cpu, Snapshot
 from agenttop.view import ViewOptions
 from agenttop.widgets.paint import Palette
@@ -57,6 +59,8 @@ class Data(Protocol):
     def markers(self) -> Sequence[Marker]: ...
     @property
     def events(self) -> Sequence[Event]: ...
+    @property
+    def history(self) -> History: ...
 
 
 @dataclass
@@ -90,6 +94,7 @@ class View:
     age_ns: int = 0
     #: Heat history of each CPU: (irq + softirq share) per Sample, newest last.
     heat: dict[int, list[float | None]] = field(default_factory=dict)
+    trials: Trials = field(default_factory=Trials)
 
     @property
     def agent(self) -> Agent | None:
@@ -121,6 +126,12 @@ class View:
     def stale(self) -> bool:
         """Older than three delays: the figures may no longer hold."""
         return not self.paused and self.age_ns > 3 * self.delay_s * 1e9
+
+    def effect(self, policy: str) -> Effect | None:
+        """What the policy's last toggle changed for the selected agent."""
+        if self.selected is None:
+            return None
+        return self.data.history.effect(policy, self.selected)
 
     def reason(self, group: str) -> str:
         """Why something is N/A here."""

@@ -7,8 +7,9 @@ from typing import Final
 
 from agenttop.format import clean
 from agenttop.model import PolicyStatus
+from agenttop.screens.trials import row_text
 from agenttop.widgets.ages import roughly
-from agenttop.widgets.paint import Line, Row, Span
+from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
 
 #: State -> glyph, word, role.
@@ -73,7 +74,13 @@ class Policies(Panel):
         if held and policy.state in ("on", "drift") and width > 50:
             line.add(", ".join(held) + "  ", "text")
         detail = clean(policy.detail or policy.title, 200)
-        line.fit(detail, line.left, "warn" if policy.state in ("drift", "error") else "dim")
+        view = self.view
+        effect = view.effect(policy.name)
+        found, found_role = row_text(policy, view.trials, effect, view.agent, view.host)
+        # The figure matters more than the words before it.
+        room = max(line.left - size_of([(found, "")]) - 2, 0) if found else line.left
+        line.fit(detail, room, "warn" if policy.state in ("drift", "error") else "dim")
+        line.fit(found, line.left, found_role, right=True)
         return line.row("cursor" if here else "")
 
     def _changes(self, policy: PolicyStatus, width: int, room: int) -> list[Row]:
