@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from agenttop.errors import UserError
-from agenttop.policies import guard, home, window
+from agenttop.policies import demote, floor, guard, home, slice, window
 from agenttop.policies.base import Policy
 from agenttop.procinfo import printable
 
@@ -32,7 +32,10 @@ class Entry(NamedTuple):
 
 POLICIES: Final[dict[str, Entry]] = {
     "guard": Entry(guard.Params, guard.Guard),
+    "floor": Entry(floor.Params, floor.StaticFloor),
     "home": Entry(home.Params, home.Home),
+    "slice": Entry(slice.Params, slice.Slice),
+    "demote": Entry(demote.Params, demote.Demote),
     "window": Entry(window.Params, window.Window),
 }
 

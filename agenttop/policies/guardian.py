@@ -47,7 +47,7 @@ from typing import Any
 from agenttop.policies import journal as journals
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change, KnobError
-from agenttop.policies.undo import Outcome, release_heirs, undo_all
+from agenttop.policies.undo import Outcome, release_attributes, release_heirs, undo_all
 from agenttop.policies.window_watch import Watch
 
 #: No renewal for this long and the lease is over.
@@ -160,7 +160,11 @@ class Guardian:
             self._done(message, self._undo([(k, t) for k, t in message["keys"]]))
         elif op == "heirs":
             holds = self._journal.holds
-            self._done(message, release_heirs(holds.values(), message["pids"], holds))
+            # What a demoted process starts stays demoted as long as that is held.
+            kept = [hold for hold in holds.values() if hold.kind != "sched_policy"]
+            outcomes = release_heirs(kept, message["pids"], holds)
+            outcomes += release_attributes(kept, message["pids"], holds)
+            self._done(message, outcomes)
         elif op == "watch" and len(fds) == 2 and self._watch is None:
             ring, map_fd = fds
             self._watch = Watch(ring, map_fd, message["pages"], message["size"])

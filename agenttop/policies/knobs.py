@@ -352,4 +352,4 @@ KNOBS: dict[str, Knob] = {
 }
 
 # At the end, because they need what is above: they add their kinds to KNOBS.
-from agenttop.policies import knobs_files, knobs_sched  # noqa: E402, F401
+from agenttop.policies import knobs_cpufreq, knobs_files, knobs_sched  # noqa: E402, F401

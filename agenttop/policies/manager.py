@@ -23,7 +23,7 @@ from agenttop.policies.journal import JournalError
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
 from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result
 from agenttop.policies.lock import LockedError
-from agenttop.policies.undo import Outcome
+from agenttop.policies.undo import THREAD_KINDS, Outcome
 from agenttop.policies.window import Window
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ DRIFT_NS: Final = 2_000_000_000
 THOROUGH: Final = 8
 #: How often an unavailable policy is probed again, ns.
 PROBE_NS: Final = 10_000_000_000
+
+#: What agents' threads pass on to threads that have not been chosen.
+INHERITED: Final = frozenset(THREAD_KINDS) - {"sched_policy"}
 
 EventKind = Literal["policy", "agent", "info", "warning", "error"]
 
@@ -179,7 +182,7 @@ class PolicyManager:
                 parts.append(f"{len(entry.refused)} cannot be set ({some})")
             status.detail = "; ".join(parts)
             status.changes = list(entry.lines.values())
-            status.tids = sorted(split_thread(t)[1] for k, t in entry.held if k == "affinity")
+            status.tids = sorted({split_thread(t)[1] for k, t in entry.held if k in THREAD_KINDS})
             status.cpus = sorted(_cpus(entry.held))
             status.agents = {str(agent): word for agent, word in policy.agents().items()}
             if entry.window:
@@ -312,7 +315,7 @@ class PolicyManager:
         assert self._lease is not None
         events: list[Event] = []
         on = [entry for entry in self._entries.values() if entry.on]
-        if any(kind == "affinity" for entry in on for kind, _ in entry.held):
+        if any(kind in INHERITED for entry in on for kind, _ in entry.held):
             # Before planning: an inherited home must not be taken for a thread's own CPUs.
             pids = {pid for agent in targets.agents for pid in agent.pids}
             pids.update(thread.pid for agent in targets.agents for thread in agent.threads)
@@ -397,7 +400,7 @@ class PolicyManager:
             # Takes them out of the journal; what somebody else has set stays.
             self._give_back(entry, lost)
             for left_alone in (entry.drifted, entry.refused):
-                for kind, target in [k for k in left_alone if k[0] == "affinity"]:
+                for kind, target in [k for k in left_alone if k[0] in THREAD_KINDS]:
                     if KNOBS[kind].drift(target, "") == "":  # The thread has ended.
                         del left_alone[kind, target]
         return events

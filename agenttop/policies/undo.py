@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from agenttop.policies.journal import Hold, Journal, Key, load
 from agenttop.policies.knobs import (
-    AFFINITY,
     KNOBS,
     KnobError,
     cpu_set,
@@ -20,6 +19,10 @@ from agenttop.policies.knobs import (
     split_thread,
     thread_stat,
 )
+from agenttop.policies.knobs_sched import THREAD_KNOBS
+
+#: Kinds whose target is a thread, which passes them on to what it starts.
+THREAD_KINDS = ("affinity", *THREAD_KNOBS)
 
 
 class Outcome(NamedTuple):
@@ -47,7 +50,7 @@ def undo(hold: Hold) -> Outcome:
     try:
         current = knob.read(hold.target)
         if current is None:
-            return outcome("has ended" if hold.kind == "affinity" else "is gone")
+            return outcome("has ended" if hold.kind in THREAD_KINDS else "is gone")
         if knob.same(current, hold.original):
             if hold.kind == "cpu_latency":
                 return outcome("dropped by the kernel with its holder")
@@ -71,7 +74,9 @@ def undo_all(journal: Journal, keys: Iterable[Key] | None = None) -> list[Outcom
     wanted = set(journal.holds if keys is None else keys)
     holds = [hold for key, hold in reversed(journal.holds.items()) if key in wanted]
     outcomes = [undo(hold) for hold in holds]
-    outcomes += release_heirs(holds, _tree(holds), journal.holds)
+    tree = _tree(holds)
+    outcomes += release_heirs(holds, tree, journal.holds)
+    outcomes += release_attributes(holds, tree, journal.holds)
     journal.undone((o.kind, o.target) for o in outcomes if o.settled)
     return outcomes
 
@@ -140,13 +145,57 @@ def release_heirs(
     return outcomes
 
 
-def _release(target: str, hold: Hold) -> Outcome:
-    text = f"{AFFINITY.label(target)}: inherited, -> {hold.original}"
+def release_attributes(
+    holds: Iterable[Hold], pids: Iterable[int], held: Iterable[Key] = ()
+) -> list[Outcome]:
+    """The same for what knobs_sched.py sets: slice, clamp, scheduling policy, I/O priority.
+
+    An heir is a thread of ``pids`` that started after a hold on a thread of
+    its process or of an ancestor began, and has exactly the value of that hold.
+    """
+    by_kind: dict[str, dict[int, list[Hold]]] = {}
+    for hold in holds:
+        if hold.kind in THREAD_KNOBS:
+            by_pid = by_kind.setdefault(hold.kind, {})
+            by_pid.setdefault(split_thread(hold.target)[0], []).append(hold)
+    known = {(kind, split_thread(target)[1]) for kind, target in held if kind in THREAD_KNOBS}
+    known.update(
+        (hold.kind, split_thread(hold.target)[1]) for hold in holds if hold.kind in by_kind
+    )
+    outcomes = []
+    for pid in pids if by_kind else ():
+        for tid in _threads(pid):
+            for kind, holders in by_kind.items():
+                if (kind, tid) not in known:
+                    outcomes += _release_attribute(kind, pid, tid, holders)
+    return outcomes
+
+
+def _release_attribute(
+    kind: str, pid: int, tid: int, holders: dict[int, list[Hold]]
+) -> list[Outcome]:
+    values = {value for mine in holders.values() for hold in mine for value in hold.ours}
     try:
-        AFFINITY.write(target, hold.original)
+        now = THREAD_KNOBS[kind].get(tid)
+    except OSError:
+        return []
+    stat = thread_stat(pid, tid) if now in values else None
+    if stat is None:
+        return []
+    for hold in holders.get(_holder(pid, holders), ()):
+        if stat.start >= hold.at and now in hold.ours and now != hold.original:
+            return [_release(f"{pid}/{tid}/{stat.start}", hold)]
+    return []
+
+
+def _release(target: str, hold: Hold) -> Outcome:
+    knob = KNOBS[hold.kind]
+    text = f"{knob.label(target)}: inherited, -> {hold.original}"
+    try:
+        knob.write(target, hold.original)
     except KnobError as error:
         text = f"{text}: {error}"
-    return Outcome(hold.policy, "affinity", target, text)
+    return Outcome(hold.policy, hold.kind, target, text)
 
 
 def _holder(pid: int, holders: dict[int, list[Hold]]) -> int:
@@ -168,7 +217,7 @@ def _threads(pid: int) -> list[int]:
 
 def _tree(holds: Iterable[Hold]) -> list[int]:
     """The processes of held threads, and their descendants."""
-    roots = {split_thread(hold.target)[0] for hold in holds if hold.kind == "affinity"}
+    roots = {split_thread(hold.target)[0] for hold in holds if hold.kind in THREAD_KINDS}
     if not roots:
         return []
     children: dict[int, list[int]] = {}
