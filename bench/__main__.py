@@ -8,7 +8,7 @@ import sys
 
 from bench.report import Report, save
 
-BENCHES = ("pingpong", "accuracy", "engine", "screen", "start", "guard")
+BENCHES = ("pingpong", "accuracy", "engine", "screen", "start", "guard", "trial", "window")
 
 
 def main() -> int:

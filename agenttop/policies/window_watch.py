@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 
 from agenttop.collectors.bpf.ring import Ring
-from agenttop.policies.knobs import KNOBS, Change, KnobError
+from agenttop.policies.knobs import KNOBS, RESUME_LATENCY, Change, KnobError, reason
 
 Key = tuple[str, str]
 
@@ -29,19 +29,64 @@ SLACK_NS = 5_000_000
 BATCH = 512
 
 
+class _OpenResumeLatency:
+    """The file of knobs.ResumeLatency kept open: opening it takes longer than all the rest."""
+
+    def __init__(self, target: str) -> None:
+        """Raises KnobError."""
+        try:
+            self._fd = os.open(RESUME_LATENCY.path(target), os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise KnobError(reason(error)) from None
+
+    def read(self) -> str:
+        """The value that holds now. Raises KnobError."""
+        try:
+            return os.pread(self._fd, 64, 0).decode("ascii", "replace").strip()
+        except OSError as error:
+            raise KnobError(reason(error)) from None
+
+    def write(self, value: str) -> None:
+        """Set it. Raises KnobError with the kernel's reason."""
+        try:
+            os.ftruncate(self._fd, 0)  # sysfs does not mind; a fixture tree's file needs it
+            os.pwrite(self._fd, value.encode(), 0)
+        except OSError as error:
+            raise KnobError(reason(error)) from None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 class _Watched:
     """A knob that follows its cells."""
 
-    __slots__ = ("armed", "cells", "foreign", "idle", "in_force", "key")
+    __slots__ = ("armed", "cells", "file", "foreign", "idle", "in_force", "key", "knob", "target")
 
     def __init__(self, key: Key, idle: str, armed: str, cells: list[int]) -> None:
         self.key = key
+        self.knob = KNOBS[key[0]]
+        self.target = key[1]
+        self.file = _OpenResumeLatency(key[1]) if key[0] == "pm_qos" else None
         self.idle = idle
         self.armed = armed
         self.cells = cells
         self.in_force = False
         #: Somebody else has set it: left alone from then on.
         self.foreign = False
+
+    def read(self) -> str | None:
+        return self.file.read() if self.file else self.knob.read(self.target)
+
+    def write(self, value: str) -> None:
+        if self.file:
+            self.file.write(value)
+        else:
+            self.knob.write(self.target, value)
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
 
 
 class Delays:
@@ -111,7 +156,7 @@ class Watch:
         return key in self._knobs
 
     def add(self, change: Change, cells: Iterable[int]) -> None:
-        """Have a knob follow; it has the value ``before`` now, and will again."""
+        """Have a knob follow; it has the value ``before`` now, and will again. Raises KnobError."""
         mine = [cell for cell in cells if 0 <= cell < self._size]
         watched = _Watched(change.key, change.before, change.after, mine)
         self.forget([change.key])
@@ -125,7 +170,10 @@ class Watch:
         """These knobs are not followed any more. They stay as they are: undo what is in force."""
         for key in keys:
             watched = self._knobs.pop(key, None)
-            for cell in watched.cells if watched else ():
+            if watched is None:
+                continue
+            watched.close()
+            for cell in watched.cells:
                 others = [one for one in self._by_cell[cell] if one is not watched]
                 self._by_cell[cell] = others
                 if not others:
@@ -174,16 +222,13 @@ class Watch:
                     self._release(watched)
 
     def _arm(self, watched: _Watched) -> bool:
-        kind, target = watched.key
-        knob = KNOBS[kind]
         try:
-            current = knob.read(target)
-            if current is None or watched.foreign:
+            if watched.foreign or (current := watched.read()) is None:
                 return False
-            if not knob.same(current, watched.idle):
+            if not watched.knob.same(current, watched.idle):
                 watched.foreign = True  # as strict already, or something else: not ours
                 return False
-            knob.write(target, watched.armed)
+            watched.write(watched.armed)
         except KnobError as error:
             self._refuse(watched, str(error))
             return False
@@ -192,17 +237,14 @@ class Watch:
         return True
 
     def _release(self, watched: _Watched) -> None:
-        kind, target = watched.key
-        knob = KNOBS[kind]
         watched.in_force = False
         try:
-            current = knob.read(target)
-            if current is None:
+            if (current := watched.read()) is None:
                 return
-            if not knob.same(current, watched.armed):
+            if not watched.knob.same(current, watched.armed):
                 watched.foreign = True
                 return
-            knob.write(target, watched.idle)
+            watched.write(watched.idle)
         except KnobError as error:
             self._refuse(watched, str(error))
             return
@@ -228,6 +270,7 @@ class Watch:
 
     def close(self) -> None:
         """Follow nothing any more; what is in force is undone by others."""
+        self.forget(list(self._knobs))
         self._ring.close()
         self._cells.release()
         self._memory.close()

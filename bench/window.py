@@ -1,0 +1,97 @@
+"""How soon after a wake-up is the latency window's guard in force, and does it help?
+
+A timer loop with gaps longer than the window: each of its steps opens one
+anew, so that there is an edge per step. A screen of another agenttop draws
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from agenttop.client import EngineClient
+from agenttop.model import Budget, Command, PolicyStatus
+from agenttop.options import EngineOptions
+from bench.processes import agenttop, cpu_s
+from bench.report import Report
+from bench.terminal import Terminal
+
+#: The window is over, and the guard gone, well before the next step.
+GAP_US = 12_000
+MEASURE_S, WARM_S = 8.0, 5.0
+#: What closes HLT on a virtual machine, where 50 us closes nothing.
+LIMIT_US = 5
+
+
+def run(report: Report, rounds: int) -> None:
+    """Each round has the policy on anew, so its percentiles are of that round alone."""
+    found: dict[str, list[Budget]] = {"idle": [], "a screen draws": []}
+    cost: list[float] = []
+    seconds = 2 * rounds * (MEASURE_S + 2) + 40
+    loop = subprocess.Popen(
+        agenttop("loop", "--source", "timer", "--interval-us", GAP_US, "--for", int(seconds)),
+        stdout=subprocess.DEVNULL,
+    )
+    client = EngineClient(
+        EngineOptions(
+            agent_patterns=[f"pid:{loop.pid}"],
+            delay_s=0.5,
+            settings={"window": {"limit_us": LIMIT_US}},
+        )
+    )
+    try:
+        _status(client, WARM_S)
+        for name, budgets in found.items():
+            terminal = None
+            if name != "idle":
+                terminal = Terminal(agenttop("--delay", "0.5"), emulate=False)
+                terminal.read(WARM_S)
+            for _ in range(rounds):
+                budgets.append(_round(client, terminal, cost))
+            if terminal is not None:
+                terminal.close()
+    finally:
+        client.close()
+        loop.kill()
+        loop.wait()
+    for name, budgets in found.items():
+        report.add(f"edges, {name}", "", [b.edges for b in budgets])
+        for field, limit in (("edge_p50_ns", None), ("edge_p99_ns", 1000.0), ("edge_max_ns", None)):
+            values = [(getattr(b, field) or 0) / 1000 for b in budgets]
+            report.add(f"wake-up to guard in force {field[5:8]}, {name}", "us", values, limit)
+    report.add("guardian CPU, 80 openings a second", "% core", cost)
+
+
+def _round(client: EngineClient, terminal: Terminal | None, cost: list[float]) -> Budget:
+    client.send(Command(kind="policy", name="window", on=True))
+    status = _status(client, 1.5)
+    if status.state != "on":
+        raise RuntimeError(f"window is {status.state}: {status.detail}")
+    guardian = _child(client.pid)
+    before, started = cpu_s(guardian), time.monotonic()
+    status = _status(client, MEASURE_S, terminal)
+    cost.append(100 * (cpu_s(guardian) - before) / (time.monotonic() - started))
+    client.send(Command(kind="policy", name="window", on=False))
+    _status(client, 1.0, terminal)
+    (budget,) = status.budgets.values()
+    return budget
+
+
+def _status(client: EngineClient, seconds: float, terminal: Terminal | None = None) -> PolicyStatus:
+    """The window's, after that time."""
+    last = None
+    until = time.monotonic() + seconds
+    while (now := time.monotonic()) < until:
+        if terminal is not None:
+            terminal.read(0.02)
+        for sample in client.samples(until if terminal is None else now + 0.05):
+            last = next(p for p in sample.policies if p.name == "window")
+            break
+    assert last is not None
+    return last
+
+
+def _child(pid: int) -> int:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return int(file.read().split()[-1])
