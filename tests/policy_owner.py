@@ -52,7 +52,7 @@ def main() -> None:
         now = targets(pid, cpus, step * 100)
         events = manager.tick(now)
         if toggling:
-            for name in manager.names:
+            for name in ("guard", "home") if steady else manager.names:
                 if steady or chance.random() < 0.5:
                     events += manager.set(name, steady or chance.random() < 0.6, now)
             toggling = toggling and not steady

@@ -107,7 +107,7 @@ class TestAtRest:
         assert {(s.state, s.detail) for s in manager.status()} == {("n/a", "needs root")}
 
     def test_a_policy_that_is_none(self, tmp_path: Path, victim: Victim) -> None:
-        with pytest.raises(UserError, match="no policy 'turbo': there are guard, home"):
+        with pytest.raises(UserError, match="no policy 'turbo': there are guard, "):
             PolicyManager(tmp_path / "state").set("turbo", True, targets(victim))
 
 
