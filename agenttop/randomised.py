@@ -40,11 +40,11 @@ from agenttop.schedule import MIN_ROUNDS
 Verdict = Literal["better", "worse", "no difference", "not enough"]
 Key = TypeVar("Key", bound=Hashable)
 
-#: Share of trials without a difference that may be called better or worse.
-ERROR_RATE: Final = 0.05
+#: Share of trials without a difference that may be called better or worse: promised are 5 %.
+ERROR_RATE: Final = 0.04
 #: Ways to exchange the labels that are looked at, and resamples for each.
 MOST: Final = 256
-RESAMPLES: Final = 300
+RESAMPLES: Final = 200
 #: Cells of one step of the work, so that it stays in the cache.
 _CHUNK: Final = 1 << 18
 
