@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agenttop.policies.journal import Key
 from agenttop.policies.knobs import Change
 
-__all__ = ["Agent", "Change", "Cpu", "Exit", "Key", "Policy", "Settings", "Targets", "Thread"]
+__all__ = [
+    "Acting",
+    "Agent",
+    "Change",
+    "Cpu",
+    "Exit",
+    "Key",
+    "Policy",
+    "Settings",
+    "Targets",
+    "Thread",
+]
 
 #: Knob (kind, target) -> the value that it should have.
 Settings = dict[Key, str]
@@ -106,3 +117,14 @@ class Policy(Protocol):
 
     def agents(self) -> dict[int, str]:
         """Agent id -> short word for the table, after ``wanted``."""
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """A policy that also does something that is no setting: nothing holds, nothing to undo."""
+
+    def act(self, targets: Targets) -> None:
+        """Do what is due; called once a second while the policy is on, never for a plan.
+
+        It must be bounded (some ms) and end by itself when it is not called any more.
+        """

@@ -15,7 +15,19 @@ import msgspec
 import yaml
 
 from agenttop.errors import UserError
-from agenttop.policies import demote, floor, guard, home, slice, window
+from agenttop.policies import (
+    block,
+    demote,
+    floor,
+    guard,
+    home,
+    memory,
+    slice,
+    softirq,
+    steer,
+    vfs,
+    window,
+)
 from agenttop.policies.base import Policy
 from agenttop.procinfo import printable
 
@@ -34,8 +46,13 @@ POLICIES: Final[dict[str, Entry]] = {
     "guard": Entry(guard.Params, guard.Guard),
     "floor": Entry(floor.Params, floor.StaticFloor),
     "home": Entry(home.Params, home.Home),
+    "steer": Entry(steer.Params, steer.Steer),
+    "softirq": Entry(softirq.Params, softirq.Softirq),
+    "block": Entry(block.Params, block.Block),
     "slice": Entry(slice.Params, slice.Slice),
     "demote": Entry(demote.Params, demote.Demote),
+    "memory": Entry(memory.Params, memory.Memory),
+    "vfs": Entry(vfs.Params, vfs.Vfs),
     "window": Entry(window.Params, window.Window),
 }
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
 from agenttop.policies import catalog
-from agenttop.policies.base import Change, Key, Policy, Settings, Targets
+from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Targets
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
@@ -178,8 +178,7 @@ class PolicyManager:
             if len(entry.drifted) > 3:
                 parts.insert(3, f"{len(entry.drifted) - 3} more changed by others")
             if entry.refused:
-                some = next(iter(entry.refused.values()))
-                parts.append(f"{len(entry.refused)} cannot be set ({some})")
+                parts.append(f"{len(entry.refused)} cannot be set: {_refusals(entry.refused)}")
             status.detail = "; ".join(parts)
             status.changes = list(entry.lines.values())
             status.tids = sorted({split_thread(t)[1] for k, t in entry.held if k in THREAD_KINDS})
@@ -221,7 +220,7 @@ class PolicyManager:
         entry.clear()
         lines = self._reconcile(entry, targets)
         if entry.refused and not entry.held:
-            entry.error = "cannot be set: " + next(iter(entry.refused.values()))
+            entry.error = f"cannot be set: {_refusals(entry.refused)}"
             if entry.window:
                 entry.window.stop()
             self._end_if_idle()
@@ -322,6 +321,8 @@ class PolicyManager:
             events += self._lines(self._lease.release_heirs(sorted(pids)))
         for entry in on:
             events += self._reconcile(entry, targets)
+            if isinstance(entry.policy, Acting):
+                entry.policy.act(targets)
         return events
 
     def _reconcile(self, entry: _Entry, targets: Targets) -> list[Event]:
@@ -467,6 +468,18 @@ def _summary(text: str, outcomes: Sequence[Outcome]) -> str:
     text += f": {back} restored" if back else ""
     text += f", {foreign} left as somebody else set them" if foreign else ""
     return text + (f", {failed} could not be restored" if failed else "")
+
+
+def _refusals(refused: Mapping[Key, str]) -> str:
+    """Knobs that cannot be set, named, the reason once for those that share it."""
+    by_reason: dict[str, list[str]] = {}
+    for (kind, target), why in refused.items():
+        by_reason.setdefault(why, []).append(KNOBS[kind].label(target))
+    texts = []
+    for why, labels in by_reason.items():
+        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        texts.append(f"{', '.join(labels[:3])}{more} ({why})")
+    return "; ".join(texts[:3])
 
 
 def _cpus(held: Iterable[Key]) -> set[int]:
