@@ -53,11 +53,12 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: arming: each one costs ``cost``; time: each us of holding a CPU for longer costs a token.
     price: Price = "arming"
 
-    def problem(self) -> str | None:
-        """Why nothing would ever be granted; None if something would."""
+    def __post_init__(self) -> None:
+        """Raises ValueError (which msgspec tells with its place) for terms that never grant."""
         if self.price == "arming" and self.cost > self.capacity:
-            return f"an arming costs {self.cost:g} tokens, the budget holds only {self.capacity:g}"
-        return None
+            raise ValueError(
+                f"an arming costs {self.cost:g} tokens, the budget holds only {self.capacity:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ class Watch:
         try:
             if (current := watched.read()) is None:
                 return
-            if not watched.knob.same(current, watched.armed):
+            if not watched.knob.ours(current, watched.armed):
                 watched.foreign = True
                 return
             watched.write(watched.idle)

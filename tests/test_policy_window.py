@@ -1,0 +1,361 @@
+"""window: who gets one, what it closes, and the guardian's watch, on fixture trees."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from tracing import load
+
+from agenttop.collectors.bpf.windows import Opened
+from agenttop.errors import UserError
+from agenttop.policies import catalog
+from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
+from agenttop.policies.budget import Bucket, Rates, Terms
+from agenttop.policies.knobs import Change
+from agenttop.policies.window import Params, Window
+from agenttop.policies.window_watch import SLACK_NS, Delays, Watch
+from tests.loops import loop
+from tests.test_policy_guard import GUEST, XEON, qos, tree
+
+MS = 1_000_000
+
+
+class Kernel:
+    """What the policy tells the kernel side, and buckets to read."""
+
+    def __init__(self) -> None:
+        self.open_slots: dict[int, tuple[int, Rates, bool]] = {}
+        self.buckets: dict[int, Bucket] = {}
+
+    def cell_of(self, slot: int) -> int:
+        return 100 + slot
+
+    def open(self, slot: int, window_ns: int, rates: Rates, floor: bool) -> None:
+        self.open_slots[slot] = (window_ns, rates, floor)
+        self.buckets.setdefault(slot, Bucket(rates))
+
+    def shut(self, slot: int) -> None:
+        del self.open_slots[slot]
+
+    def read(self, slot: int, rates: Rates) -> Opened:
+        return Opened(self.buckets[slot], 5 * MS)
+
+    def held_cpus(self, now_ns: int) -> list[int]:
+        return [1]
+
+
+@pytest.fixture
+def sys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AGENTTOP_SYS", str(tmp_path))
+    return tmp_path
+
+
+def made(**params: Any) -> tuple[Window, Kernel]:
+    window = Window(cast("Params", catalog.params("window", params)))
+    kernel = Kernel()
+    window.attach(cast("Any", kernel))
+    return window, kernel
+
+
+def targets(*agents: Agent, cpus: int = 4, exits: dict[int, Exit] | None = None) -> Targets:
+    return Targets(0, agents, tuple(Cpu(n, exits=exits or {}) for n in range(cpus)))
+
+
+CODER = Agent(1, "coder", (10,), (Thread(10, 10, 0),), {0: 100}, slot=7)
+SCAN = Agent(2, "scanner", (20,), (Thread(20, 20, 1),), {1: 100}, slot=8, background=True)
+
+
+class TestWho:
+    def test_every_agent_but_the_background_ones(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window, kernel = made()
+        window.wanted(targets(CODER, SCAN), {})
+        assert kernel.open_slots == {}  # a plan opens nothing
+        window.start()
+        assert kernel.open_slots.keys() == {7}
+        window_ns, rates, floor = kernel.open_slots[7]
+        assert (window_ns, rates, floor) == (2 * MS, Rates.of(Terms()), False)
+
+    def test_selected_by_name(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window, kernel = made(agents=["scan*"])
+        window.wanted(targets(CODER, SCAN), {})
+        window.start()
+        assert kernel.open_slots.keys() == {8}
+
+    def test_those_that_go_are_shut_and_so_are_all_at_the_end(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window, kernel = made(agents=["*"])
+        window.wanted(targets(CODER, SCAN), {})
+        window.start()
+        window.wanted(targets(SCAN), {})
+        window.start()
+        assert kernel.open_slots.keys() == {8}
+        window.stop()
+        assert kernel.open_slots == {}
+        assert window.budgets(0) == {}
+
+    def test_a_slots_next_agent_gets_its_own_settings(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window, kernel = made(per_agent=[{"match": "next", "window_us": 500}])
+        window.wanted(targets(CODER), {})
+        window.start()
+        window.wanted(targets(Agent(3, "next", slot=7)), {})
+        window.start()
+        assert kernel.open_slots[7][0] == 500_000
+
+    def test_settings_of_one_agent(self, sys: Path) -> None:
+        tree(sys, XEON)
+        own = {"match": "cod*", "limit_us": 1, "budget": {"capacity": 5, "refill_per_s": 10}}
+        window, kernel = made(per_agent=[own], agents=["*"])
+        wanted = window.wanted(targets(CODER, SCAN), {})
+        window.start()
+        assert kernel.open_slots[7][1] == Rates.of(Terms(capacity=5, refill_per_s=10))
+        assert kernel.open_slots[8][1] == Rates.of(Terms())
+        # A CPU has one limit: the strictest.
+        assert wanted == qos(cpu0="1", cpu1="1", cpu2="1", cpu3="1")
+
+    def test_without_the_kernel_side_it_says_why(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window = Window()
+        assert "step chains" in str(window.probe())
+        window.attach(None, "BCC is missing")
+        assert window.probe() in ("needs step chains: BCC is missing", "needs root")
+
+
+class TestWhat:
+    def test_slow_idle_states_of_every_cpu(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window, _ = made()
+        assert window.wanted(targets(CODER), {}) == qos(**{f"cpu{n}": "50" for n in range(4)})
+        assert window.cells(("pm_qos", "cpu3")) == (3,)
+        assert "closes C6 (190us promised)" in window.detail()
+
+    def test_50_us_closes_nothing_on_a_guest_and_it_says_so(self, sys: Path) -> None:
+        tree(sys, GUEST, driver="haltpoll")
+        window, _ = made()
+        assert window.wanted(targets(CODER), {}) == {}
+        assert "no idle state of cpu0-3 takes longer" in window.detail()
+        window, _ = made(limit_us=5)
+        assert window.wanted(targets(CODER), {}) == qos(**{f"cpu{n}": "n/a" for n in range(4)})
+
+    def test_measured_exits_count(self, sys: Path) -> None:
+        tree(sys, XEON)
+        slow = {2: Exit(70_000, 100)}
+        window, _ = made()
+        assert window.wanted(targets(CODER, exits=slow), {})["pm_qos", "cpu0"] == "9"
+
+    def test_a_stricter_value_is_kept(self, sys: Path) -> None:
+        base = tree(sys, XEON)
+        (base / "cpu1/power/pm_qos_resume_latency_us").write_text("20\n")
+        window, _ = made()
+        assert ("pm_qos", "cpu1") not in window.wanted(targets(CODER), {})
+        assert "already as strict: cpu1=20" in window.detail()
+
+    def test_the_floor_is_the_frequency_where_there_are_no_clamps(
+        self, sys: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        tree(sys, XEON)
+        monkeypatch.setenv("AGENTTOP_PROC", str(tmp_path / "proc"))
+        for number, cpus in ((0, "0 1"), (2, "2 3")):
+            domain = sys / f"devices/system/cpu/cpufreq/policy{number}"
+            domain.mkdir(parents=True)
+            (domain / "cpuinfo_max_freq").write_text("3000000\n")
+            (domain / "scaling_min_freq").write_text("800000\n")
+            (domain / "affected_cpus").write_text(f"{cpus}\n")
+        window, kernel = made(limit_us=500)
+        assert window.wanted(targets(CODER), {}) == {
+            ("cpufreq", "policy0/scaling_min_freq"): "1500000",
+            ("cpufreq", "policy2/scaling_min_freq"): "1500000",
+        }
+        assert window.cells(("cpufreq", "policy2/scaling_min_freq")) == (2, 3)
+        window.start()
+        assert kernel.open_slots[7][2] is False
+        window, _ = made(limit_us=500, floor=False)
+        assert window.wanted(targets(CODER), {}) == {}
+
+
+class TestBudgetOnScreen:
+    def test_words_and_figures(self, sys: Path) -> None:
+        tree(sys, XEON)
+        terms = {"capacity": 10, "refill_per_s": 0.1, "recovery": 0.5}
+        window, kernel = made(budget=terms)
+        window.wanted(targets(CODER), {})
+        window.start()
+        bucket = kernel.buckets[7]
+        now = time.monotonic_ns()
+        bucket.zero = now - bucket.rates.cap_ns
+        assert window.agents() == {1: "100%"}
+        assert window.news(now) == []
+        while bucket.pay(bucket.rates.cost_ns, now):
+            pass
+        assert window.agents() == {1: "thr"}
+        (event,) = window.news(now)
+        assert "coder is throttled" in event.text
+        assert "until it is 50% full" in event.text
+        assert window.news(now + 1) == []  # told once in a while
+        window.figures = {"slots": {"7": [3, 1000, 2000, 3000]}}
+        budget = window.budgets(now)["1"]
+        assert (budget.tokens, budget.capacity) == (0, 10)
+        assert (budget.grants, budget.refusals, budget.throttled) == (10, 1, True)
+        assert (budget.edges, budget.edge_p99_ns, budget.held_ns) == (3, 2000, 5 * MS)
+
+    def test_an_agents_name_cannot_write_to_the_terminal(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window, kernel = made()
+        window.wanted(targets(Agent(1, "\x1b[2Jbad", slot=7)), {})
+        window.start()
+        kernel.buckets[7].throttled = kernel.buckets[7].zero = time.monotonic_ns()
+        assert "\x1b" not in window.news(time.monotonic_ns())[0].text
+
+
+class TestParams:
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"window_us": 10}, "window_us"),
+            ({"window_us": 10_000_000}, "window_us"),
+            ({"min_util_ratio": 2}, "min_util_ratio"),
+            ({"budget": {"capacity": 0}}, "capacity"),
+            ({"budget": {"cost": 9, "capacity": 3}}, "costs 9 tokens"),
+            ({"budget": {"tokens": 9}}, "tokens"),
+            ({"per_agent": [{"window_us": 100}]}, "match"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, given: dict[str, object], said: str) -> None:
+        with pytest.raises(UserError, match=said):
+            catalog.params("window", given)
+
+    def test_they_can_be_given_on_the_command_line(self) -> None:
+        settings = catalog.parse_set(
+            ["window.window_us=500", "window.budget={capacity: 10, price: time}"]
+        )
+        given = cast("Params", catalog.params("window", settings["window"]))
+        assert (given.window_us, given.budget) == (500, Terms(capacity=10, price="time"))
+        assert msgspec.to_builtins(given)["limit_us"] == 50
+
+
+@pytest.mark.bpf
+class TestWatch:
+    """The guardian's part on a real kernel's wake-ups, its knobs in a fixture tree."""
+
+    @pytest.fixture
+    def watch(self, sys: Path) -> Iterator[Watch]:
+        tree(sys, XEON, cpus=os.cpu_count() or 1)
+        self.cpus = os.cpu_count() or 1
+        self.tracer = load("lite")
+        wiring = self.tracer.windows.wiring
+        watch = Watch(os.dup(wiring.ring), os.dup(wiring.cells), wiring.pages, wiring.size)
+        self.tracer.clear(9)
+        self.tracer.windows.open(9, 2 * MS, Rates.of(Terms(capacity=1e6)), False)
+        yield watch
+        watch.close()
+        self.tracer.close()
+
+    def follow(self, watch: Watch, idle: str = "0") -> None:
+        for cpu in range(self.cpus):
+            watch.add(Change("window", "pm_qos", f"cpu{cpu}", idle, "50"), [cpu])
+
+    def values(self, sys: Path) -> list[str]:
+        base = sys / "devices/system/cpu"
+        return [
+            (base / f"cpu{cpu}/power/pm_qos_resume_latency_us").read_text().strip()
+            for cpu in range(self.cpus)
+        ]
+
+    def serve(self, watch: Watch) -> None:
+        watch.edges()
+        due = watch.due()
+        if due is not None and time.monotonic() >= due:
+            watch.look()
+
+    def served(self, watch: Watch, check: Any) -> bool:
+        def once() -> bool:
+            self.serve(watch)
+            return bool(check())
+
+        deadline = time.monotonic() + 20
+        while not once():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def test_in_force_while_woken_and_given_back_after(self, watch: Watch, sys: Path) -> None:
+        self.follow(watch)
+        assert watch.due() is None
+        with loop("--interval-us", 500, "--steps", 400) as one:
+            self.tracer.assign({one.pid: 9}, {})
+            one.go()
+            assert self.served(watch, lambda: "50" in self.values(sys))
+            one.result()
+        last = time.monotonic_ns()
+        assert self.served(watch, lambda: watch.due() is None)
+        assert self.values(sys) == ["0"] * self.cpus
+        figures = watch.figures()
+        assert figures["armed"] == figures["released"]
+        assert cast("list[int]", figures["delays"])[0] == figures["armed"]
+        # Steps come four times as often as a window lasts: far fewer acts than steps.
+        assert cast("int", figures["armed"]) < 100
+        assert cast("int", figures["looks"]) < 400 * 0.5 * MS / SLACK_NS + 60
+        assert time.monotonic_ns() >= last
+
+    def test_what_somebody_else_sets_is_left_alone(self, watch: Watch, sys: Path) -> None:
+        self.follow(watch)
+        with loop("--interval-us", 500, "--for", 30) as one:
+            self.tracer.assign({one.pid: 9}, {})
+            one.go()
+            assert self.served(watch, lambda: "50" in self.values(sys))
+            cpu = self.values(sys).index("50")
+            theirs = sys / f"devices/system/cpu/cpu{cpu}/power/pm_qos_resume_latency_us"
+            theirs.write_text("7\n")
+            one.process.kill()
+        assert self.served(watch, lambda: watch.due() is None)
+        assert self.values(sys)[cpu] == "7"
+
+    def test_a_stricter_value_is_not_replaced(self, watch: Watch, sys: Path) -> None:
+        self.follow(watch)
+        for cpu in range(self.cpus):
+            path = sys / f"devices/system/cpu/cpu{cpu}/power/pm_qos_resume_latency_us"
+            path.write_text("n/a\n")
+        with loop("--interval-us", 500, "--steps", 100) as one:
+            self.tracer.assign({one.pid: 9}, {})
+            one.run()
+        assert self.served(watch, lambda: watch.due() is None)
+        assert self.values(sys) == ["n/a"] * self.cpus
+
+    def test_forgotten_knobs_are_not_touched_and_new_ones_are(
+        self, watch: Watch, sys: Path
+    ) -> None:
+        with loop("--interval-us", 500, "--for", 30) as one:
+            self.tracer.assign({one.pid: 9}, {})
+            one.go()
+            time.sleep(0.05)
+            self.serve(watch)  # edges of cells that have no knob
+            self.follow(watch)
+            assert self.served(watch, lambda: "50" in self.values(sys))
+            watch.forget([("pm_qos", f"cpu{cpu}") for cpu in range(self.cpus)])
+            assert watch.due() is None
+            for cpu in range(self.cpus):
+                path = sys / f"devices/system/cpu/cpu{cpu}/power/pm_qos_resume_latency_us"
+                path.write_text("0\n")
+            time.sleep(0.02)
+            self.serve(watch)
+        assert self.values(sys) == ["0"] * self.cpus
+
+
+def test_delays_are_told_within_an_eighth() -> None:
+    delays = Delays()
+    for us in range(1, 1001):
+        delays.add(us * 1000)
+    count, p50, p99, longest = delays.told()
+    assert (count, longest) == (1000, 1_000_000)
+    assert 500_000 <= p50 <= 500_000 * 1.125
+    assert 990_000 <= p99 <= 1_000_000
+    assert Delays().told() == [0, 0, 0, 0]
