@@ -1,12 +1,13 @@
 """A stand-in for the engine: toggles both policies at random until it is told or killed.
 
 Arguments: state directory, process whose threads are the agent, seed (or
-"steady": both on, no toggling). SIGUSR1 ends the toggling, not the policies.
-Prints a line per event.
+"steady": guard and home on, no toggling); or "forker" and that process.
+SIGUSR1 ends the toggling, not the policies. Prints a line per event.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import select
 import signal
@@ -35,11 +36,32 @@ def targets(pid: int, cpus: list[int], steps: int) -> Targets:
 
 
 def main() -> None:
-    state, pid, seed = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    if sys.argv[1] == "forker":
+        fork_owners(int(sys.argv[2]))
+    else:
+        own(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+
+
+def fork_owners(pid: int) -> None:
+    """An owner, in a process group of its own, for each "STATE SEED" on stdin; says its pid."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        state, seed = line.split()
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setpgid(0, 0)
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+            own(state, pid, seed)
+        print(child, flush=True)
+
+
+def own(state: str, pid: int, seed: str) -> None:
     steady = seed == "steady"
     chance = random.Random(seed)
     every = sorted(cpu_set("online"))
-    manager = PolicyManager(state)
+    manager = PolicyManager(state, settings={"demote": {"processes": ["comm:^killhog$"]}})
     toggling = True
 
     def calm(*_: object) -> None:

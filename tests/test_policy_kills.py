@@ -1,0 +1,179 @@
+"""Two hundred kills of agenttop's processes while policies are switched on and off at random.
+
+Whoever is killed, alone or together, everything that a policy here touches
+is as before: files, affinities, scheduling attributes, sysctls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agenttop.policies import lock
+from agenttop.policies.journal import open_state_dir
+from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.undo import recover
+from tests.policying import TESTS, Victim, machine, needs_qos, needs_root, until, victims
+
+pytestmark = [needs_root, needs_qos]
+
+KILLS = 200
+#: What to kill: the engine, its process group (as a shell does), the guardian, or both.
+WHOM = ("owner", "group", "guardian", "both")
+FILES = (
+    "/proc/sys/net/core/netdev_budget*",
+    "/proc/sys/vm/vfs_cache_pressure",
+    "/proc/irq/*/smp_affinity_list",
+    "/sys/block/*/queue/rq_affinity",
+    "/sys/block/*/queue/wbt_lat_usec",
+    "/sys/class/net/*/threaded",
+    "/sys/class/net/*/gro_flush_timeout",
+    "/sys/class/net/*/napi_defer_hard_irqs",
+    "/sys/class/net/*/queues/*/[rx]ps_cpus",
+    "/sys/devices/system/cpu/cpufreq/policy*/scaling_min_freq",
+    "/sys/devices/system/cpu/cpufreq/policy*/energy_performance_preference",
+)
+HOG = "import time\nopen('/proc/self/comm','w').write('killhog')\nprint(1, flush=True)\n"
+HOG += "while True:\n    time.sleep(0.01)\n"
+
+
+def text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        return str(error.strerror)
+
+
+class Scene:
+    """What policies act on, and a process that forks their owners."""
+
+    def __init__(self, victim: Victim) -> None:
+        self.victim = victim
+        self.hog = subprocess.Popen([sys.executable, "-c", HOG], stdout=subprocess.PIPE)
+        assert self.hog.stdout is not None
+        self.hog.stdout.readline()
+        self.files = sorted(path for pattern in FILES for path in glob.glob(pattern))
+        self.forker = subprocess.Popen(
+            [sys.executable, str(TESTS / "policy_owner.py"), "forker", str(victim.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=TESTS.parent,
+            env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        )
+        self.before = self.everything()
+
+    def everything(self) -> dict[str, object]:
+        state = machine(self.victim)
+        for path in self.files:
+            state[path] = text(path)
+        for tid in [*self.victim.tids(), self.hog.pid]:
+            for kind, knob in THREAD_KNOBS.items():
+                state[f"{kind} {tid}"] = knob.get(tid)
+        return state
+
+    def changed(self) -> dict[str, tuple[object, object]]:
+        now = self.everything()
+        return {key: (was, now[key]) for key, was in self.before.items() if now[key] != was}
+
+    def owner(self, state: Path, seed: str) -> int:
+        assert self.forker.stdin is not None
+        assert self.forker.stdout is not None
+        self.forker.stdin.write(f"{state} {seed}\n")
+        self.forker.stdin.flush()
+        return int(self.forker.stdout.readline())
+
+    def close(self, states: Path) -> None:
+        """End all, and repair what a turn that failed has left."""
+        for process in (self.forker, self.hog):
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+        for state in sorted(states.iterdir()):
+            if state.is_dir():
+                kill(found.pid if (found := lock.owner(str(state))) else 0)
+                time.sleep(0.2 if found else 0)
+                repair(state)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with victims() as victim:
+        scene = Scene(victim)
+        try:
+            yield scene
+        finally:
+            scene.close(tmp_path)
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if pid > 0:
+            os.kill(pid, number)
+
+
+def guardian(state: Path) -> int:
+    found = lock.owner(str(state))
+    return found.guardian if found else 0
+
+
+def repair(state: Path) -> None:
+    """What `agenttop restore` and the next start do."""
+    assert until(lambda: lock.owner(str(state)) is None, 1.0)
+    dir_fd = open_state_dir(str(state), create=False)
+    if dir_fd is not None:
+        recover(dir_fd)
+        os.close(dir_fd)
+
+
+def outlived(scene: Scene, state: Path) -> bool:
+    """Kill the guardian, and any that follows it: does its owner put everything back?"""
+    killed, deadline = 0, time.monotonic() + 1.5
+    while scene.changed() or (state / "journal").exists():
+        if (now := guardian(state)) not in (0, killed):
+            kill(now)
+            killed, deadline = now, time.monotonic() + 1.5
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def test_everything_is_as_before_after_every_kill(scene: Scene, tmp_path: Path) -> None:
+    chance = random.Random()
+    changes = dict.fromkeys(WHOM, 0)
+    for turn in range(KILLS):
+        whom, seed = WHOM[turn % len(WHOM)], str(chance.random())
+        state = tmp_path / str(turn)
+        owner = scene.owner(state, seed)
+        # The guardian takes some 70 ms to start; then changes follow each other at random.
+        time.sleep(0.05 + chance.random() * 0.2)
+        changes[whom] += bool(scene.changed())
+        if whom == "guardian":
+            kill(owner, signal.SIGUSR1)  # no more toggling: it has to notice and repair
+            assert outlived(scene, state), (turn, seed, scene.changed())
+        if whom == "both":
+            kill(guardian(state))
+        if whom == "group":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(owner, signal.SIGKILL)
+        kill(owner)
+        if whom == "both":
+            repair(state)
+        assert until(lambda: not scene.changed(), 1.0), (turn, whom, seed, scene.changed())
+        assert until(lambda: lock.owner(str(state)) is None, 1.0)  # noqa: B023
+        assert not (state / "journal").exists(), (turn, whom, seed)
+    # Most kills hit policies that were in force; else the test proves nothing.
+    assert all(count >= KILLS // len(WHOM) // 4 for count in changes.values()), changes
