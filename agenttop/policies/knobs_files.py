@@ -89,7 +89,7 @@ class FileKnob:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise KnobError(self.why(error)) from None
+            raise KnobError(self.why(target, error)) from None
 
     def parse(self, target: str, text: str) -> str:
         """What the file says, as a value."""
@@ -99,7 +99,7 @@ class FileKnob:
         """The value as the file wants it."""
         return value
 
-    def why(self, error: OSError) -> str:
+    def why(self, target: str, error: OSError) -> str:
         """What a refused write means."""
         return reason(error)
 
@@ -147,7 +147,7 @@ class IrqAffinity(FileKnob):
     def label(self, target: str) -> str:
         return f"affinity of IRQ {irq_label(target)}"
 
-    def why(self, error: OSError) -> str:
+    def why(self, target: str, error: OSError) -> str:
         if error.errno in (1, 5):  # EPERM, EIO
             return "the kernel does not let it be moved"
         if error.errno == 28:  # ENOSPC
@@ -217,6 +217,13 @@ class Sysctl(FileKnob):
 
     def label(self, target: str) -> str:
         return target
+
+    def why(self, target: str, error: OSError) -> str:
+        if error.errno == 22:  # EINVAL
+            if target == "net.core.netdev_budget_usecs":
+                return "this kernel allows no less than two of its clock ticks"
+            return "the kernel does not take this number"
+        return reason(error)
 
 
 # --------------------------------------------------------------------------- devices

@@ -329,6 +329,7 @@ class PolicyManager:
         """Write what differs from what the policy wants. Raises LeaseLostError."""
         assert self._lease is not None
         held = {key: change.after for key, change in entry.held.items()}
+        refused = set(entry.refused)
         changes, dropped = self._difference(entry, entry.policy.wanted(targets, held))
         events = []
         # First what is new, so that a guarded CPU is never without its limit between two knobs.
@@ -347,6 +348,9 @@ class PolicyManager:
                 dropped.append(change.key)
         if entry.window:
             entry.window.start()
+        if new := {key: why for key, why in entry.refused.items() if key not in refused}:
+            text = f"{entry.policy.name}: {len(new)} cannot be set: {_refusals(new)}"
+            events.append(_event("warning", text))
         return events + self._lines(self._give_back(entry, dropped))
 
     def _write(self, entry: _Entry, changes: list[Change]) -> list[Result]:

@@ -14,7 +14,8 @@ is a parameter that is off:
   while packets keep coming; each may wait for as long as gro_flush_us.
 
 Knobs: the sysctls net.core.netdev_budget_usecs (the kernel counts it in
-ticks, rounding up) and net.core.netdev_budget; /sys/class/net/DEV/threaded,
+ticks, and newer ones refuse less than two of them, which is their default:
+then this part cannot be set) and net.core.netdev_budget; /sys/class/net/DEV/threaded,
 gro_flush_timeout, napi_defer_hard_irqs, queues/rx-*/rps_cpus, tx-*/xps_cpus
 (Documentation/networking/napi.rst, scaling.rst); sched_setaffinity(2) of the
 napi threads. Numbers are only ever lowered. A setting of a device overrides
