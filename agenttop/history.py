@@ -55,14 +55,16 @@ class Moment:
     #: Both ends' energy counters (Sample.energy_uj), and the idle states' times by CPU.
     energy_uj: Mapping[str, int]
     states_ns: Mapping[int, Sequence[int]]
+    #: Agent id -> tokens that its windows cost.
+    tokens: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def length_ns(self) -> int:
         return self.end_ns - self.start_ns
 
 
-def moment(tick: Tick, agents: Mapping[int, int]) -> Moment:
-    """From a Tick; ``agents`` is slot -> agent id."""
+def moment(tick: Tick, agents: Mapping[int, int], tokens: Mapping[int, float]) -> Moment:
+    """From a Tick; ``agents`` is slot -> agent id, ``tokens`` what each agent's windows cost."""
     rows, buckets = np.divmod(tick.cells, BUCKETS)
     slots, measures = np.divmod(rows, BLOCK)
     owner = np.full(int(slots.max()) + 1 if len(slots) else 1, -1, dtype=np.int64)
@@ -83,6 +85,7 @@ def moment(tick: Tick, agents: Mapping[int, int]) -> Moment:
         idle_ns={cpu: sum(times[1:]) for cpu, times in states.items() if len(times) > 1},
         energy_uj=_gained(tick.start.energy_uj, tick.end.energy_uj),
         states_ns=states,
+        tokens=tokens,
     )
 
 
@@ -155,6 +158,8 @@ class History:
         self.host: Host | None = None
         self.toggles: dict[str, Toggle] = {}
         self._last_ns: int | None = None
+        #: Agent id -> tokens that its windows have cost, as of the last tick.
+        self._spent: dict[int, float] = {}
         #: (policy, agent) -> ticks after the toggle that the effect was made from, and it.
         self._made: dict[tuple[str, int], tuple[Toggle, int, Effect]] = {}
 
@@ -162,9 +167,11 @@ class History:
         """Counters begin anew."""
         self.__init__()  # type: ignore[misc]
 
-    def add(self, tick: Tick, agents: Mapping[int, int]) -> Moment:
-        """Another tick; ``agents`` is slot -> agent id."""
-        made = moment(tick, agents)
+    def add(
+        self, tick: Tick, agents: Mapping[int, int], policies: Iterable[PolicyStatus] = ()
+    ) -> Moment:
+        """Another tick; ``agents`` is slot -> agent id, ``policies`` as of its end."""
+        made = moment(tick, agents, self._tokens(policies))
         self.moments.append(made)
         for toggle in self.toggles.values():
             if (
@@ -174,6 +181,19 @@ class History:
             ):
                 toggle.after.append(made)
         return made
+
+    def _tokens(self, policies: Iterable[PolicyStatus]) -> dict[int, float]:
+        """What each agent's windows cost since the tick before; a new bucket begins at 0."""
+        before, self._spent = self._spent, {}
+        for policy in policies:
+            for agent, budget in policy.budgets.items():
+                if agent.isdecimal():
+                    self._spent[int(agent)] = budget.spent
+        return {
+            agent: spent - before[agent] if spent >= before.get(agent, 0.0) else spent
+            for agent, spent in self._spent.items()
+            if agent in before
+        }
 
     def switched(self, policy: str, on: bool, t_ns: int) -> None:
         """A policy was switched at that moment (CLOCK_MONOTONIC), within the newest tick."""
@@ -233,12 +253,18 @@ def effect_of(toggle: Toggle, agent: int, host: Host | None) -> Effect:
             name: {p: change(before[name], after[name], p) for p in PERCENTILES}
             for name in COMPARED
         },
-        cost=cost(toggle.before, toggle.after, host),
+        cost=cost(toggle.before, toggle.after, host, [agent]),
     )
 
 
-def cost(before: Sequence[Moment], after: Sequence[Moment], host: Host | None) -> Cost:
-    """Deeper idle lost, and power."""
+def cost(
+    before: Sequence[Moment],
+    after: Sequence[Moment],
+    host: Host | None,
+    agents: Iterable[int],
+) -> Cost:
+    """Deeper idle lost, power, and the tokens of these agents' windows."""
+    spent = [each.tokens[agent] for agent in agents for each in after if agent in each.tokens]
     watts = [power(each, host) for each in (before, after)]
     return Cost(
         idle_before=deeper(before),
@@ -247,6 +273,7 @@ def cost(before: Sequence[Moment], after: Sequence[Moment], host: Host | None) -
         watts_after=watts[1].watts,
         watts_missing=watts[0].missing or watts[1].missing,
         watts_estimated=watts[0].estimated or watts[1].estimated,
+        tokens=round(sum(spent)) if spent else None,
     )
 
 

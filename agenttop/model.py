@@ -254,6 +254,8 @@ class Budget(Struct):
     degraded_ns: int = 0
     #: Time by which its windows held CPUs for longer than they would have been, ns.
     held_ns: int = 0
+    #: Tokens that its armings have cost.
+    spent: float = 0.0
     #: Wake-ups that brought a guard or floor into force, and the time that it took, ns.
     edges: int = 0
     edge_p50_ns: int | None = None

@@ -254,15 +254,15 @@ class Store:
             self._window.add(tick)
             self._since.add(tick)
             self._take_trend(tick)
-            self._remember(tick)
+            self._remember(tick, sample.policies)
         self._expire(sample.t_ns)
         self._take_exemplars(sample)
         self._take_policies(sample, first)
 
-    def _remember(self, tick: Tick) -> None:
+    def _remember(self, tick: Tick, policies: list[PolicyStatus]) -> None:
         self.history.host = self.host
         owners = {record.slot: record.last.id for record in (*self._gone, *self._agents.values())}
-        self.history.add(tick, owners)
+        self.history.add(tick, owners, policies)
 
     def _differs(self, host: Host | None) -> bool:
         if host is None or self.host is None:

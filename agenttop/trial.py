@@ -215,7 +215,7 @@ class Trial:
             settle_s=self.plan.settle_s,
             order=[list(labels) for labels in self.plan.order[:rounds]],
             agents=made,
-            cost=cost(flat["off"] + flat["control"], flat["on"], host),
+            cost=cost(flat["off"] + flat["control"], flat["on"], host, agents),
             ended=self.ended,
         )
 

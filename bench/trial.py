@@ -47,7 +47,8 @@ Measures = Mapping[str, Mapping[str, Compared]]
 DELAY_US = 50
 ROUNDS = 8
 #: The recording: so many blocks of a second, and trials made from it.
-BLOCKS, BLOCK_S, TRIALS = 90, 1.0, 600
+BLOCKS, BLOCK_S = 90, 1.0
+TRIALS = {"A/A": 600, "delay": 200}
 #: Live trials: short, so that several fit into minutes.
 LIVE_ROUNDS, LIVE_BLOCK_S, LIVE_SETTLE_S = 6, 0.6, 0.2
 
@@ -68,13 +69,14 @@ def run(report: Report, rounds: int) -> None:
     """Shares of false and of found differences; ``rounds`` live trials of each kind."""
     base, slow = record()
     random = np.random.default_rng(1)
-    for name, on, limit, at_least in (
-        ("A/A trials called better or worse", base, 0.05, False),
-        (f"trials that find {DELAY_US} us more", slow, 0.95, True),
+    for kind, name, on, limit in (
+        ("A/A", "A/A trials called better or worse", base, 0.05),
+        ("delay", f"trials that find {DELAY_US} us more", slow, 0.95),
     ):
+        trials, at_least = TRIALS[kind], kind == "delay"
         seen = found if at_least else differs
-        share = np.mean([seen(recorded_trial(base, on, random)) for _ in range(TRIALS)])
-        report.add(f"{name}, recorded", "share", [float(share)], limit, at_least, f"of {TRIALS}")
+        share = np.mean([seen(recorded_trial(base, on, random)) for _ in range(trials)])
+        report.add(f"{name}, recorded", "share", [float(share)], limit, at_least, f"of {trials}")
     for name, delay_us in (("A/A", 0), (f"{DELAY_US} us", DELAY_US)):
         seen = found if delay_us else differs
         share = np.mean([seen(live_trial(delay_us, seed)) for seed in range(rounds)])

@@ -14,7 +14,7 @@ import pytest
 
 from agenttop.collectors.energy import Energy
 from agenttop.history import SETTLE_NS, History, attach, blocks, counts, deeper
-from agenttop.model import Command, Host, IdleState
+from agenttop.model import Budget, Command, Host, IdleState
 from agenttop.power import power
 from agenttop.schedule import LABELS, MIN_ROUNDS, Plan
 from agenttop.store import Store
@@ -302,6 +302,21 @@ def test_deeper_idle_is_all_but_the_shallowest_state() -> None:
     assert deeper([]) == {}
 
 
+def test_tokens_are_those_spent_on_the_side_that_was_on() -> None:
+    synth, store = toggled(5, 0)
+    guard = synth.policies[0]
+    for spent in (0.0, 10.0, 30.0, 60.0, 5.0):  # the last one is another bucket
+        guard.budgets = {"2": Budget(tokens=1, capacity=2, spent=spent), "nonsense": Budget(1, 2)}
+        store.feed(synth.sample())
+    effect = store.history.effect("guard", 2)
+    assert effect is not None
+    # The first tick holds the toggle, the second settles.
+    assert effect.cost.tokens == 20 + 30 + 5
+    other = store.history.effect("guard", 1)
+    assert other is not None
+    assert other.cost.tokens is None
+
+
 class Part:
     """A second."""
 
@@ -405,7 +420,9 @@ def test_the_guard_in_earnest(tmp_path: Path) -> None:
     assert found["steps_on"] > 300
     assert found["verdict"] == "not enough"  # of rounds
     assert found["measures"]["slowpath"]["p50"]["before_ns"] > 0
-    assert all(share == 0 for share in result["cost"]["idle_after"].values())
+    # The CPUs that the loop uses no longer sleep as they did.
+    before_s, after_s = result["cost"]["idle_before"], result["cost"]["idle_after"]
+    assert min(after_s[cpu] - before_s[cpu] for cpu in after_s) < 0
     assert limits() == before
 
 

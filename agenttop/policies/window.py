@@ -269,16 +269,19 @@ class Window:
         for slot, chosen in self._open.items():
             assert self._kernel is not None
             bucket, held_ns = self._kernel.read(slot, chosen.rates)
+            terms = chosen.terms.budget
+            by_time = terms.price == "time"
             delays = self.figures.get("slots", {}).get(str(slot), (0, None, None, None))
             budgets[str(chosen.agent.id)] = Budget(
                 tokens=bucket.tokens(now_ns),
-                capacity=chosen.terms.budget.capacity,
+                capacity=terms.capacity,
                 grants=bucket.grants,
                 refusals=bucket.refusals,
                 throttled=bucket.refuses(now_ns),
                 throttles=bucket.throttles,
                 degraded_ns=bucket.degraded(now_ns),
                 held_ns=held_ns,
+                spent=held_ns / 1000 if by_time else bucket.grants * terms.cost,
                 edges=delays[0],
                 edge_p50_ns=delays[1],
                 edge_p99_ns=delays[2],
