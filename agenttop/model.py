@@ -285,6 +285,8 @@ class PolicyStatus(Struct):
     since_ns: int | None = None
     #: Agent id (as text) -> its budget (policy window).
     budgets: dict[str, Budget] = {}
+    #: CPUs that a window holds at this moment (policy window).
+    armed: list[int] = []
     #: What the last toggle changed, per agent. The engine leaves it empty: the view knows.
     effects: list[Effect] = []
 

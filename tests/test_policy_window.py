@@ -17,10 +17,14 @@ from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.budget import Bucket, Rates, Terms
+from agenttop.policies.journal import Hold, open_state_dir
+from agenttop.policies.journal import load as journals_load
 from agenttop.policies.knobs import Change
+from agenttop.policies.manager import PolicyManager
 from agenttop.policies.window import Params, Window
 from agenttop.policies.window_watch import SLACK_NS, Delays, Watch
 from tests.loops import loop
+from tests.policying import needs_root
 from tests.test_policy_guard import GUEST, XEON, qos, tree
 
 MS = 1_000_000
@@ -348,6 +352,75 @@ class TestWatch:
             time.sleep(0.02)
             self.serve(watch)
         assert self.values(sys) == ["0"] * self.cpus
+
+
+@pytest.mark.bpf
+@needs_root
+class TestManaged:
+    """With the manager and a real guardian, on a fixture tree."""
+
+    @pytest.fixture
+    def manager(self, sys: Path) -> Iterator[PolicyManager]:
+        tree(sys, XEON, cpus=2)
+        tracer = load("lite")
+        manager = PolicyManager(sys / "state")
+        manager.attach(tracer.windows)
+        yield manager
+        manager.close()
+        tracer.close()
+
+    def lines(self, manager: PolicyManager) -> list[str]:
+        status = next(s for s in manager.status() if s.name == "window")
+        assert status.state == "on", status.detail
+        return status.changes
+
+    def test_a_value_that_changes_begins_anew(self, manager: PolicyManager, sys: Path) -> None:
+        path = "devices/system/cpu/cpu{}/power/pm_qos_resume_latency_us"
+        manager.set("window", True, targets(CODER, cpus=2))
+        assert self.lines(manager) == [
+            f"{sys / path.format(cpu)}: 0 -> 50 while a window is open" for cpu in (0, 1)
+        ]
+        slow = {2: Exit(70_000, 100)}
+        deadline = time.monotonic() + 20
+        while "-> 9 " not in self.lines(manager)[0]:
+            assert time.monotonic() < deadline, self.lines(manager)
+            manager.tick(targets(CODER, cpus=2, exits=slow))
+            time.sleep(0.1)
+        found = journal(sys / "state")
+        assert {(h.original, tuple(h.ours)) for h in found} == {("0", ("9",))}
+        assert [(sys / path.format(cpu)).read_text().strip() for cpu in (0, 1)] == ["0", "0"]
+        manager.set("window", False, targets(CODER, cpus=2))
+        assert not (sys / "state/journal").exists()
+
+    def test_what_another_policy_holds_is_refused(self, manager: PolicyManager, sys: Path) -> None:
+        manager.set("window", True, targets(CODER, cpus=2))
+        events = manager.set("guard", True, targets(CODER, cpus=2))
+        assert "the policy window holds it" in " ".join(event.text for event in events)
+        assert len(self.lines(manager)) == 2
+
+    def test_a_stall_of_the_engine_leaves_nothing_open(
+        self, manager: PolicyManager, sys: Path
+    ) -> None:
+        manager.set("window", True, targets(CODER, cpus=2))
+        time.sleep(2.0)  # no renewal
+        deadline = time.monotonic() + 20
+        while manager.guardian is not None:
+            assert time.monotonic() < deadline
+            manager.tick(targets(CODER, cpus=2))
+            time.sleep(0.05)
+        status = next(s for s in manager.status() if s.name == "window")
+        assert (status.state, status.budgets, status.armed) == ("off", {}, [])
+
+
+def journal(state: Path) -> list[Hold]:
+    fd = open_state_dir(str(state), create=False)
+    assert fd is not None
+    try:
+        found = journals_load(fd)
+    finally:
+        os.close(fd)
+    assert found is not None
+    return found.holds
 
 
 def test_delays_are_told_within_an_eighth() -> None:

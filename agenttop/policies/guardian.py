@@ -216,11 +216,11 @@ class Guardian:
 
     def _follow(self, changes: list[Change], cells: list[list[int]]) -> list[list[str]]:
         """Have knobs follow the kernel's cells: journalled once, tried once, then left to it."""
+        if self._watch is None:
+            return [["refused", "the guardian sees no windows"]] * len(changes)
         held = self._journal.holds
         # One that gets another value starts anew, from the value that it was found with.
-        anew = {
-            c.key: held[c.key].original for c in changes if self._watch and c.key in self._watch
-        }
+        anew = {c.key: held[c.key].original for c in changes if c.key in self._watch}
         self._undo(list(anew))
         changes = [c._replace(before=anew.get(c.key, c.before)) for c in changes]
         mine = [c for c in changes if c.key not in held]
@@ -233,7 +233,7 @@ class Guardian:
             elif results[change.key][0] == "ok":
                 again = self._write(change._replace(after=change.before))
                 results[change.key] = list(again)
-                if again[0] == "ok" and self._watch is not None:
+                if again[0] == "ok":
                     self._watch.add(change, where)
         return [results[change.key] for change in changes]
 

@@ -175,7 +175,7 @@ class Lease:
         """Have the guardian watch the kernel's windows: two maps, and what is in them."""
         message = {"op": "watch", "pages": pages, "size": size}
         try:
-            socket.send_fds(self._channel, [_packed(message)], [ring, cells])
+            socket.send_fds(self._channel, [_packed(message)], [ring, cells], socket.MSG_DONTWAIT)
             self.watching = True
         except OSError:
             pass  # Reading tells what became of the guardian.

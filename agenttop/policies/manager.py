@@ -186,6 +186,7 @@ class PolicyManager:
             status.agents = {str(agent): word for agent, word in policy.agents().items()}
             if entry.window:
                 status.budgets = entry.window.budgets(time.monotonic_ns())
+                status.armed = entry.window.armed(time.monotonic_ns())
         return status
 
     # ----------------------------------------------------------------- switching

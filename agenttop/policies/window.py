@@ -291,7 +291,20 @@ class Window:
 
     def armed(self, now_ns: int) -> list[int]:
         """CPUs that a window holds now."""
-        return self._kernel.held_cpus(now_ns) if self._kernel is not None else []
+        return self._kernel.held_cpus(now_ns) if self._kernel is not None and self._open else []
+
+    def _spent(self, now_ns: int) -> list[str]:
+        """What is left of the agents' tokens, and who has none."""
+        budgets = self.budgets(now_ns).values()
+        if not budgets:
+            return []
+        lowest = min(budget.tokens / budget.capacity for budget in budgets)
+        parts = [f"{'at least ' if len(budgets) > 1 else ''}{lowest:.0%} tokens"]
+        if throttled := sum(budget.throttled for budget in budgets):
+            parts.append(f"{throttled} throttled")
+        if cpus := self.armed(now_ns):
+            parts.append(f"{len(cpus)} armed")
+        return parts
 
     def agents(self) -> dict[int, str]:
         now = time.monotonic_ns()
@@ -323,8 +336,5 @@ class Window:
                 f"in force {p99_ns / 1000:.0f}us p99 after the wake-up"
                 f" (max {longest_ns / 1000:.0f}us of {count})"
             )
-        now = time.monotonic_ns()
-        cpus = self.armed(now) if self._open else []
-        if cpus:
-            parts.append(f"{len(cpus)} armed")
+        parts += self._spent(time.monotonic_ns())
         return f"{self.params.window_us / 1000:g}ms <={self._limits.limit_us}us: {'; '.join(parts)}"
