@@ -53,6 +53,17 @@ async def test_a_toggle_shows_its_effect_when_there_are_enough_steps() -> None:
         assert "×" not in row_of(made, "home")
 
 
+async def test_the_panel_has_all_ratios_of_the_selected_policy() -> None:
+    async with rig((120, 35), samples=12) as made:
+        await made.press("g")
+        await made.tick(14)
+        lines = [line for line in made.lines() if "p99.9 ×" in line]
+        assert [line.rpartition(" p50 ×")[0].split()[-1] for line in lines] == ["slow", "step"]
+        made.view.policy = 1
+        await made.tick()
+        assert not [line for line in made.lines() if "p99.9 ×" in line]
+
+
 async def test_the_popup_has_all_figures_and_what_it_cost() -> None:
     async with rig((120, 60), samples=12) as made:
         await made.press("g")

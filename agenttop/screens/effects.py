@@ -26,6 +26,7 @@ def effect_rows(effect: Effect, name: str, width: int) -> list[Row]:
     """What the last toggle changed for an agent."""
     word = "on" if effect.on else "off"
     rows = _head(f"{clean(name, 32)}: before and after it was switched {word}", width)
+    rows.append(_columns("", width))
     rows += _changes(effect.measures, width)
     text = f"{effect.steps_before:,} steps before, {effect.steps_after:,} after; e tries it fairly"
     rows.append(Line(width).add("  ").fit(text, width - 3, "dim").row())
@@ -41,14 +42,41 @@ def trial_rows(result: Result, width: int) -> list[Row]:
     if result.ended:
         text = f"{clean(result.ended, 60)} before {result.rounds_planned} rounds were made"
         rows.append(Line(width).add("  ").fit(text, width - 3, "warn").row())
-    rows += _changes(agent.measures, width)
+    rows += [_sides("on", width), *_changes(agent.measures, width)]
     if result.rounds < MIN_ROUNDS:
         text = f"no verdict from under {MIN_ROUNDS} rounds"
         rows.append(Line(width).add("  ").add(text, "warn").row())
     else:
         rows += _head("The same for off and control: nothing differs but chance", width)
-        rows += _changes(agent.control, width)
+        rows += [_sides("control", width), *_changes(agent.control, width)]
     return rows + _costs(result.cost, width)
+
+
+def panel_rows(measures: Measures, name: str, width: int, room: int) -> list[Row]:
+    """For the panel: every figure where there is room for it, else the ratios in two rows."""
+    if room >= len(MEASURES) * len(PERCENTILES) + 1:
+        return [_columns(f" {name}", width), *_changes(measures, width)]
+    if room < len(MEASURES):
+        return []
+    rows = []
+    for measure, short in MEASURES.items():
+        line = Line(width).add(" ").fit(short, 5, "dim")
+        for percentile, label in PERCENTILES.items():
+            found = measures[measure][percentile]
+            line.add(f"{label} ", "dim")
+            line.fit(times(found), 12, _ROLES[direction(found)] if found.ratio else "dim")
+        rows.append(line.row())
+    return rows
+
+
+def _sides(other: str, width: int) -> Row:
+    line = Line(width).fit("", 14).fit("off", 8, "head", right=True).add("   ")
+    return line.fit(other, 7, "head", right=True).add("  change", "head").row()
+
+
+def _columns(title: str, width: int) -> Row:
+    line = Line(width).fit(title, 14, "head").fit("before", 8, "head", right=True).add("   ")
+    return line.fit("after", 7, "head", right=True).add("  change", "head").row()
 
 
 def _head(text: str, width: int) -> list[Row]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agenttop.effecttext import direction, headline, times
+from agenttop.effecttext import Measures, direction, headline, times
 from agenttop.format import clean
 from agenttop.history import History
 from agenttop.model import Command, Effect, Host, PolicyStatus, Sample
@@ -112,18 +112,28 @@ def row_text(
     if trial := trials.of(policy.name):
         left = trial.seconds_left
         return f"trial {trial.progress:.0%}, {left:.0f}s left", "marker"
+    measures = shown(policy, trials, effect, agent, host)
+    if measures is None:
+        return "", ""
+    found = headline(measures)
+    if found is None:
+        tried = policy.name in trials.newest
+        return "trial: too few steps or rounds" if tried else "not enough steps yet", "dim"
+    return f"{found.name} {times(found.change)}", _ROLES[direction(found.change)]
+
+
+def shown(
+    policy: PolicyStatus,
+    trials: Trials,
+    effect: Effect | None,
+    agent: Agent | None,
+    host: Host | None,
+) -> Measures | None:
+    """The figures that a policy's row tells the first of: of its trial, or of its last toggle."""
     if policy.name in trials.newest:
         result = trials.result(policy.name, agent, host)
-        found = headline(result.agents[0].measures) if result else None
-        if found is None:
-            return "trial: too few steps or rounds", "dim"
-    elif effect is None:
-        return "", ""
-    else:
-        found = headline(effect.measures)
-        if found is None:
-            return "not enough steps yet", "dim"
-    return f"{found.name} {times(found.change)}", _ROLES[direction(found.change)]
+        return result.agents[0].measures if result else None
+    return effect.measures if effect is not None else None
 
 
 def refusal(policy: PolicyStatus, host: Host | None, readonly: bool) -> str | None:

@@ -7,7 +7,8 @@ from typing import Final
 
 from agenttop.format import clean
 from agenttop.model import PolicyStatus
-from agenttop.screens.trials import row_text
+from agenttop.screens.effects import panel_rows
+from agenttop.screens.trials import row_text, shown
 from agenttop.widgets.ages import roughly
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
@@ -54,6 +55,7 @@ class Policies(Panel):
                 self._row(policy, width, names, index == at)
                 for index, policy in enumerate(view.policies)
             ]
+            rows += self._effects(view.policies[at], width, height - len(rows))
             if height >= len(rows) + 2:
                 rows += self._changes(view.policies[at], width, height - len(rows))
         room = height - len(rows)
@@ -82,6 +84,15 @@ class Policies(Panel):
         line.fit(detail, room, "warn" if policy.state in ("drift", "error") else "dim")
         line.fit(found, line.left, found_role, right=True)
         return line.row("cursor" if here else "")
+
+    def _effects(self, policy: PolicyStatus, width: int, room: int) -> list[Row]:
+        """The selected policy's effect on the selected agent."""
+        view = self.view
+        if view.trials.of(policy.name) is not None:
+            return []
+        effect = view.effect(policy.name)
+        measures = shown(policy, view.trials, effect, view.agent, view.host)
+        return panel_rows(measures, clean(policy.name, 12), width, room) if measures else []
 
     def _changes(self, policy: PolicyStatus, width: int, room: int) -> list[Row]:
         changes = policy.changes
