@@ -28,14 +28,9 @@ import msgspec
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.idle_limits import Closed, IdleLimits, closes, why_not
 from agenttop.policies.knobs import CPU_LATENCY_DEVICE, format_cpus
-from agenttop.policies.usage import Usage
+from agenttop.policies.usage import AgentCpus
 
 DEFAULT_LIMIT_US: Final = 5
-#: A CPU is guarded from this share of an agent's recent steps on ...
-ENTER_RATIO: Final = 0.05
-#: ... until the share has been below this for LEAVE_S.
-STAY_RATIO: Final = 0.02
-LEAVE_S: Final = 5.0
 
 
 class Params(msgspec.Struct, frozen=True):
@@ -58,12 +53,10 @@ class Guard:
         self.reset()
 
     def reset(self) -> None:
-        self._usage = Usage()
-        #: CPU -> when it was last used enough, CLOCK_MONOTONIC.
-        self._cpus: dict[int, int] = {}
+        self._cpus = AgentCpus()
+        self._used: frozenset[int] = frozenset()
         self._closed: dict[int, list[Closed]] = {}
         self._kept: dict[int, str] = {}
-        self._agents: dict[int, str] = {}
 
     def probe(self) -> str | None:
         return why_not()
@@ -73,8 +66,10 @@ class Guard:
     def wanted(self, targets: Targets, held: Mapping[Key, str]) -> Settings:
         self._limits.learn(targets, self._closed)
         online = frozenset(cpu.cpu for cpu in targets.cpus if cpu.online)
-        cpus = self._used(targets) & online
-        self._closed = {cpu: closed for cpu in sorted(cpus) if (closed := self._limits.over(cpu))}
+        self._used = self._cpus.update(targets)
+        self._closed = {
+            cpu: closed for cpu in sorted(self._used) if (closed := self._limits.over(cpu))
+        }
         limits = {cpu: self._limits.limit(closed) for cpu, closed in self._closed.items()}
         self._kept = {}
         if limits and limits.keys() == online and len(set(limits.values())) == 1:
@@ -92,30 +87,14 @@ class Guard:
                 self._kept[cpu] = stricter
         return settings
 
-    def _used(self, targets: Targets) -> frozenset[int]:
-        """CPUs that agents use, with hysteresis."""
-        shares = self._usage.update(targets)
-        for by_cpu in shares.values():
-            for cpu, share in by_cpu.items():
-                if share >= (STAY_RATIO if cpu in self._cpus else ENTER_RATIO):
-                    self._cpus[cpu] = targets.t_ns
-        limit = targets.t_ns - int(LEAVE_S * 1e9)
-        self._cpus = {cpu: t for cpu, t in self._cpus.items() if t > limit}
-        self._agents = {
-            agent: f"cpu{format_cpus(mine)}"
-            for agent, by_cpu in shares.items()
-            if (mine := {c for c, share in by_cpu.items() if share >= STAY_RATIO} & set(self._cpus))
-        }
-        return frozenset(self._cpus)
-
     # ----------------------------------------------------------------- on screen
 
     def detail(self) -> str:
         parts = closes(self._closed)
-        if not self._cpus:
+        if not self._used:
             parts.append("no agent has run yet")
         elif not parts:
-            parts.append(f"nothing to close on cpu{format_cpus(set(self._cpus))}")
+            parts.append(f"nothing to close on cpu{format_cpus(self._used)}")
         if self._kept:
             parts.append(
                 "already as strict: " + ", ".join(f"cpu{c}={v}" for c, v in self._kept.items())
@@ -123,4 +102,4 @@ class Guard:
         return f"<={self.limit_us}us: " + "; ".join(parts)
 
     def agents(self) -> dict[int, str]:
-        return self._agents
+        return self._cpus.words()
