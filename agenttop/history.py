@@ -25,10 +25,9 @@ from agenttop.words import MEASURES
 
 #: What is compared.
 COMPARED: Final = ("slowpath", "step")
-#: Ticks kept, and taken at most before and after a toggle.
-KEPT: Final = 240
+#: Ticks taken at most before and after a toggle (and so kept: some 50 kB each with 20 agents).
 BEFORE: Final = 60
-AFTER: Final = 120
+AFTER: Final = 90
 #: Not looked at after a toggle, ns: threads move, CPUs leave their idle state.
 SETTLE_NS: Final = 1_000_000_000
 #: Shorter ticks are taken together: a block must outlast what its steps have in common, ns.
@@ -154,7 +153,7 @@ class History:
     """Fed with every tick, told of every toggle; asked for effects."""
 
     def __init__(self) -> None:
-        self.moments: deque[Moment] = deque(maxlen=KEPT)
+        self.moments: deque[Moment] = deque(maxlen=BEFORE + 2)
         self.host: Host | None = None
         self.toggles: dict[str, Toggle] = {}
         self._last_ns: int | None = None

@@ -63,8 +63,11 @@ def panel_rows(measures: Measures, name: str, width: int, room: int) -> list[Row
         line = Line(width).add(" ").fit(short, 5, "dim")
         for percentile, label in PERCENTILES.items():
             found = measures[measure][percentile]
+            text = times(found)
+            if line.left < len(label) + 1 + len(text):
+                break  # a piece of a figure would be another figure
             line.add(f"{label} ", "dim")
-            line.fit(times(found), 12, _ROLES[direction(found)] if found.ratio else "dim")
+            line.fit(text, 12, _ROLES[direction(found)] if found.ratio else "dim")
         rows.append(line.row())
     return rows
 
