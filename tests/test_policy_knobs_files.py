@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.policies.journal import Hold, ticks
+from agenttop.policies.journal import Hold, Journal, open_state_dir, ticks
 from agenttop.policies.knobs import KNOBS, Change, KnobError, format_cpus, parse_cpus, thread_stat
 from agenttop.policies.knobs_files import (
     BLOCKDEV,
@@ -22,7 +22,7 @@ from agenttop.policies.knobs_files import (
 )
 from agenttop.policies.lease import Lease
 from agenttop.policies.softirq import mask
-from agenttop.policies.undo import undo
+from agenttop.policies.undo import recover, undo
 from tests.policying import machine_lock, needs_root, needs_two_cpus, victims
 from tests.policying_files import Trees, use
 
@@ -260,6 +260,37 @@ def test_what_could_not_be_given_back_is_not_touched(
     assert odd in result.text
     lease.close()
     assert file.read_text() == f"{odd}\n"
+
+
+@needs_root
+def test_a_journal_brings_every_kind_back(trees: Trees, tmp_path: Path) -> None:
+    trees.cgroup2("memory")
+    files = {
+        ("irq_affinity", "36", "0-3", "2"): trees.irq(36, "nvme", "0-3"),
+        ("sysctl", "vm.vfs_cache_pressure", "100", "50"): trees.sysctl(
+            "vm.vfs_cache_pressure", "100"
+        ),
+        ("netdev", "2/threaded", "0", "1"): trees.netdev(2, "eth0") / "threaded",
+        ("blockdev", "8:0/rq_affinity", "1", "2"): trees.disk("8:0", "sda") / "rq_affinity",
+        ("cgroup", "memory.low/a b", "0", "4096"): trees.group("a b", memory_low="0")
+        / "memory.low",
+    }
+    dir_fd = open_state_dir(str(tmp_path / "state"))
+    assert dir_fd is not None
+    try:
+        journal = Journal(dir_fd)
+        journal.record(Change("test", *row) for row in files)
+        journal.close()
+        for (kind, target, _, after), file in files.items():
+            KNOBS[kind].write(target, after)
+            assert file.read_text() == after
+        outcomes = recover(dir_fd)
+        assert outcomes is not None
+        assert [o.settled and not o.foreign for o in outcomes] == [True] * len(files)
+        assert {file.read_text() for file in files.values()} == {"0-3", "100", "0", "1"}
+        assert recover(dir_fd) is None
+    finally:
+        os.close(dir_fd)
 
 
 @needs_root

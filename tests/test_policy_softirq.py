@@ -50,6 +50,13 @@ def test_what_somebody_has_set_lower_stays(trees: Trees) -> None:
     assert softirq.wanted(targets(), BUDGETS) == BUDGETS
 
 
+def test_what_the_kernel_refused_is_not_said_to_hold(trees: Trees) -> None:
+    softirq = Softirq()
+    softirq.wanted(targets(), {})
+    softirq.wanted(targets(), {("sysctl", BUDGET): "128"})
+    assert softirq.detail() == f"{BUDGET} 128"
+
+
 def test_a_sysctl_that_is_not_there_is_told(trees: Trees) -> None:
     (trees.proc / "sys/net/core/netdev_budget_usecs").unlink()
     softirq = Softirq()

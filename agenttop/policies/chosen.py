@@ -1,4 +1,4 @@
-"""Processes that somebody has chosen by patterns, for what is done to background work only.
+"""Processes that somebody has chosen by patterns, with what they start: background work.
 
 Never an agent's process, a kernel thread, process 1 or agenttop's own,
 whatever the patterns say.
@@ -16,7 +16,7 @@ from agenttop.policies.base import Targets
 from agenttop.procinfo import ProcInfo
 from agenttop.programs import Program, programs
 
-#: Every so many looks known processes are read again: an exec changes them.
+#: Every so many looks known processes are read again.
 REREAD: Final = 10
 
 
@@ -32,9 +32,29 @@ class Chosen:
         return bool(self._patterns)
 
     def find(self, targets: Targets) -> list[ProcInfo]:
-        """Those that run now, by process id."""
+        """Those that run now, and their descendants."""
         spared = {pid for agent in targets.agents for pid in agent.pids}
         spared.update(thread.pid for agent in targets.agents for thread in agent.threads)
+        infos = self._processes()
+        children: dict[int, list[int]] = {}
+        for info in infos.values():
+            children.setdefault(info.ppid, []).append(info.pid)
+        queue = [info.pid for info in infos.values() if self._matches(info)]
+        found: dict[int, ProcInfo] = {}
+        while queue:
+            pid = queue.pop()
+            info = infos[pid]
+            # Without a command line: a kernel thread, or a zombie.
+            if pid in found or pid in spared or pid <= 2 or not info.cmdline:
+                continue
+            if is_own(_names(info)):
+                continue
+            found[pid] = info
+            queue += children.get(pid, ())
+        return list(found.values())
+
+    def _processes(self) -> dict[int, ProcInfo]:
+        """All of them; known ones are read again only now and then (an exec changes them)."""
         self._looks += 1
         known = self._known if self._looks % REREAD else {}
         self._known = {
@@ -42,16 +62,10 @@ class Chosen:
             for pid in procinfo.pids()
             if (info := known.get(pid) or procinfo.read(pid, uid=True, cgroups=True))
         }
-        return [
-            info
-            for pid, info in sorted(self._known.items())
-            if pid > 1 and pid not in spared and not info.kernel and self._matches(info)
-        ]
+        return self._known
 
     def _matches(self, info: ProcInfo) -> bool:
-        if not any(pattern.matches(info, lambda: _names(info)) for pattern in self._patterns):
-            return False
-        return not is_own(_names(info))
+        return any(pattern.matches(info, lambda: _names(info)) for pattern in self._patterns)
 
 
 def _names(info: ProcInfo) -> list[Program]:

@@ -18,21 +18,16 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from agenttop import procinfo
-from agenttop.agents import is_own
-from agenttop.patterns import Pattern
 from agenttop.policies.base import Key, Settings, Targets
+from agenttop.policies.chosen import Chosen
 from agenttop.policies.knobs import split_thread, thread_stat
 from agenttop.policies.knobs_sched import POLICIES, Attr
 from agenttop.procinfo import ProcInfo, printable
-from agenttop.programs import Program, programs
 
 HOW_TO_CHOOSE: Final = "no processes chosen: --set 'demote.processes=[\"comm:RE\"]'"
 KIND: Final = "sched_policy"
 #: More are not a choice but a mistake.
 MAX_THREADS: Final = 4096
-#: Every so many looks known processes are read again.
-REREAD: Final = 10
 
 
 class Params(msgspec.Struct, frozen=True):
@@ -54,7 +49,7 @@ class Demote:
     def __init__(self, params: Params | None = None) -> None:
         """Raises UserError for what is no pattern."""
         given = params or Params()
-        self._patterns = [Pattern.parse(text) for text in given.processes]
+        self._processes = Chosen(given.processes)
         self._to = given.to.upper()
         self.reset()
 
@@ -62,21 +57,17 @@ class Demote:
         #: Process -> its comm, of those that are demoted.
         self._chosen: dict[int, str] = {}
         self._left: list[str] = []
-        self._known: dict[int, ProcInfo] = {}
-        self._looks = 0
 
     def probe(self) -> str | None:
         if os.geteuid() != 0:
             return "needs root"
-        return None if self._patterns else HOW_TO_CHOOSE
+        return None if self._processes else HOW_TO_CHOOSE
 
     def wanted(self, targets: Targets, held: Mapping[Key, str]) -> Settings:
-        spared = {pid for agent in targets.agents for pid in agent.pids}
-        spared.update(thread.pid for agent in targets.agents for thread in agent.threads)
         known = {split_thread(t)[1]: t for kind, t in held if kind == KIND}
         self._chosen, self._left = {}, []
         settings: Settings = {}
-        for info in self._choose(spared):
+        for info in self._processes.find(targets):
             self._chosen[info.pid] = info.comm
             for tid in _threads(info.pid):
                 if len(settings) >= MAX_THREADS:
@@ -85,39 +76,6 @@ class Demote:
                 if value := self._value(info, tid, known.get(tid)):
                     settings[(KIND, value[0])] = value[1]
         return settings
-
-    def _choose(self, spared: set[int]) -> list[ProcInfo]:
-        """The processes that match, and their descendants."""
-        infos = self._processes()
-        children: dict[int, list[int]] = {}
-        for info in infos.values():
-            children.setdefault(info.ppid, []).append(info.pid)
-        queue = [info.pid for info in infos.values() if self._matches(info)]
-        found: dict[int, ProcInfo] = {}
-        while queue:
-            pid = queue.pop()
-            info = infos[pid]
-            if pid in found or pid in spared or pid <= 2 or not info.cmdline:
-                continue
-            if is_own(_names(info)):
-                continue
-            found[pid] = info
-            queue += children.get(pid, ())
-        return list(found.values())
-
-    def _processes(self) -> dict[int, ProcInfo]:
-        """All of them; known ones are read again only now and then (an exec changes them)."""
-        self._looks += 1
-        known = self._known if self._looks % REREAD else {}
-        self._known = {
-            pid: info
-            for pid in procinfo.pids()
-            if (info := known.get(pid) or procinfo.read(pid, uid=True, cgroups=True))
-        }
-        return self._known
-
-    def _matches(self, info: ProcInfo) -> bool:
-        return any(pattern.matches(info, lambda: _names(info)) for pattern in self._patterns)
 
     def _value(self, info: ProcInfo, tid: int, name: str | None) -> tuple[str, str] | None:
         """(knob's target, value) for a thread; None if it stays as it is."""
@@ -147,10 +105,6 @@ class Demote:
 
     def agents(self) -> dict[int, str]:
         return {}
-
-
-def _names(info: ProcInfo) -> list[Program]:
-    return programs(info.cmdline, info.comm)
 
 
 def _threads(pid: int) -> list[int]:

@@ -106,6 +106,8 @@ class Softirq:
     def reset(self) -> None:
         self._cpus = AgentCpus()
         self._detail = ""
+        #: Knobs that were asked for before.
+        self._asked: set[Key] = set()
         self._found_ns = -(1 << 62)
         #: Device -> its napi threads as knobs.
         self._threads: dict[str, list[str]] = {}
@@ -130,7 +132,13 @@ class Softirq:
             wishes.lower("sysctl", BUDGET_USECS, params.budget_usecs)
         if params.budget:
             wishes.lower("sysctl", BUDGET, params.budget)
-        parts = [f"{target} {value}" for (_, target), value in wishes.settings.items()]
+        # What was asked for and is not held, the kernel or somebody else refuses: not our news.
+        parts = [
+            f"{key[1]} {value}"
+            for key, value in wishes.settings.items()
+            if key in held or key not in self._asked
+        ]
+        self._asked.update(wishes.settings)
         if params.by_device:
             devices = self._devices(wishes)
             for device in devices:
