@@ -109,6 +109,17 @@ def test_lines_that_cannot_be_moved_are_named_and_left(trees: Trees) -> None:
     assert "1 of 2 cannot be moved: 30 (nvme0q1)" in rig.steer.detail()
 
 
+def test_a_line_that_was_refused_is_not_said_to_be_moved(trees: Trees) -> None:
+    trees.irq(30, "managed", "0-3")
+    trees.irq(31, "queue", "0-3")
+    rig = Rig(trees)
+    rig.run({30: {1: 100}, 31: {1: 100}}, {1: 1000})
+    del rig.held["irq_affinity", "30"]
+    rig.run({30: {1: 100}, 31: {1: 100}}, {1: 1000})
+    assert "31 (queue) -> cpu0,2-3" in rig.steer.detail()
+    assert "managed" not in rig.steer.detail()
+
+
 def test_lines_to_be_kept_are_kept(trees: Trees) -> None:
     trees.irq(30, "queue", "0-3")
     assert Rig(trees, Params(keep=(30,))).run({30: {1: 100}}, {1: 1000}) == {}

@@ -12,8 +12,9 @@
 
 Never the real-time I/O class: with it everybody else starves.
 
-Knobs: /sys/block/DEV/queue/rq_affinity and wbt_lat_usec, ioprio_set(2),
-files of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
+Knobs: /sys/block/DEV/queue/rq_affinity and wbt_lat_usec (given back as a
+number; the kernel goes on to regard it as set by hand), ioprio_set(2), files
+of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
 """
 
 from __future__ import annotations

@@ -104,6 +104,7 @@ class Steer:
         self._used: frozenset[int] = frozenset()
         #: Line -> the CPUs that it had without us.
         self._allowed: dict[int, frozenset[int]] = {}
+        self._asked: set[int] = set()
         self._moved: list[int] = []
         self._fixed: list[int] = []
         self._waiting: list[int] = []
@@ -146,7 +147,10 @@ class Steer:
             if not _writable(paths.proc() / f"irq/{irq}/smp_affinity_list"):
                 self._fixed.append(irq)
             elif cpus := self._where(irq, online):
-                self._moved.append(irq)
+                # Asked for before and not held: refused or rewritten, which the manager tells.
+                if irq in held_lines or irq not in self._asked:
+                    self._moved.append(irq)
+                self._asked.add(irq)
                 settings["irq_affinity", str(irq)] = format_cpus(cpus)
                 if irq in held_lines and not _effective(irq) <= cpus:
                     self._waiting.append(irq)
@@ -200,7 +204,7 @@ class Steer:
         parts = []
         if self._moved:
             parts.append(f"{_names(self._moved)} -> {where}")
-        else:
+        elif not self._asked:
             spared = self._used - self._serving
             parts.append(
                 f"no movable line fires {self._params.min_rate:g} times a second"
@@ -215,7 +219,7 @@ class Steer:
             parts.append(f"{len(self._fixed)} of {firing} cannot be moved: {_names(self._fixed)}")
         if self._balancer:
             parts.append(f"irqbalance (pid {self._balancer}) may move them: stop it, or see drift")
-        return "; ".join(parts)
+        return "; ".join(parts) or f"nothing moved to {where}"
 
     def agents(self) -> dict[int, str]:
         spared = {
