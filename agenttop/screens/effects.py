@@ -53,21 +53,21 @@ def trial_rows(result: Result, width: int) -> list[Row]:
 
 
 def panel_rows(measures: Measures, name: str, width: int, room: int) -> list[Row]:
-    """For the panel: every figure where there is room for it, else the ratios in two rows."""
+    """For the panel: every figure where there is room for it, else the ratios in three rows."""
     if room >= len(MEASURES) * len(PERCENTILES) + 1:
         return [_columns(f" {name}", width), *_changes(measures, width)]
-    if room < len(MEASURES):
+    if room < len(PERCENTILES):
         return []
     rows = []
-    for measure, short in MEASURES.items():
-        line = Line(width).add(" ").fit(short, 5, "dim")
-        for percentile, label in PERCENTILES.items():
+    for percentile, label in PERCENTILES.items():
+        line = Line(width).add(" ").fit(label, 7, "dim")
+        for measure, short in MEASURES.items():
             found = measures[measure][percentile]
             text = times(found)
-            if line.left < len(label) + 1 + len(text):
+            if line.left < len(short) + 1 + len(text):
                 break  # a piece of a figure would be another figure
-            line.add(f"{label} ", "dim")
-            line.fit(text, 12, _ROLES[direction(found)] if found.ratio else "dim")
+            line.add(f"{short} ", "dim")
+            line.fit(text, 13, _ROLES[direction(found)] if found.ratio else "dim")
         rows.append(line.row())
     return rows
 
