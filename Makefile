@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench screenshots clean
+.PHONY: run test lint bench screenshots lab clean
 
 $(VENV)/.run: pyproject.toml setup.sh
 	./setup.sh $(VENV) run
@@ -29,6 +29,10 @@ bench: $(VENV)/.test
 
 screenshots: $(VENV)/.test
 	$(BIN)/python screenshots/make.py
+
+# Policies against real DVFS, C-states, uclamp and NVMe: emulated machines, some minutes.
+lab: $(VENV)/.run
+	$(BIN)/python lab/run.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -278,6 +278,13 @@ def test_the_floor_is_under_the_agents_domains_only(sys_tree: Path, victim: Vict
     assert preference.read_text().strip() == "power"
 
 
+def test_a_floor_is_a_frequency_that_the_driver_has(sys_tree: Path, victim: Victim) -> None:
+    folder = cpufreq(sys_tree, "performance")
+    (folder / "policy0/scaling_available_frequencies").write_text("3000000 2000000 800000\n")
+    wanted = StaticFloor(FloorParams()).wanted(targets(victim), {})
+    assert wanted == {("cpufreq", "policy0/scaling_min_freq"): "2000000"}
+
+
 def test_a_higher_floor_of_somebody_else_stays(sys_tree: Path, victim: Victim) -> None:
     folder = cpufreq(sys_tree, "performance")
     (folder / "policy0/scaling_min_freq").write_text("2500000\n")

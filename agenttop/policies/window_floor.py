@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from agenttop import paths
 from agenttop.policies.base import Agent, Key, Settings
@@ -62,7 +63,7 @@ class Floor:
             except (OSError, ValueError):
                 continue
             key = ("cpufreq", f"{domain}/scaling_min_freq")
-            value = round(ratio * highest)
+            value = _available(folder, round(ratio * highest))
             if key in held or not self._as_high(key, value):
                 yield key, str(value), tuple(sorted(cpus))
 
@@ -85,3 +86,12 @@ class Floor:
         except KnobError:
             return False
         return current is not None and current.isdecimal() and int(current) >= value
+
+
+def _available(folder: Path, wanted: int) -> int:
+    """The lowest frequency that a driver with a table has and that is high enough, kHz."""
+    try:
+        text = (folder / "scaling_available_frequencies").read_text()
+        return min(int(word) for word in text.split() if int(word) >= wanted)
+    except (OSError, ValueError):
+        return wanted

@@ -1,0 +1,268 @@
+"""Inside the lab: policies on a kernel with P-states, C-states and NVMe. Results to a file.
+
+Each check gives a line: ``ok``, ``FAIL`` or ``skip``, a name, and what was
+seen; the last line is ``end``. Time here is an emulator's: checks wait for
+things to happen and never measure how long they take.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from agenttop.client import EngineClient  # noqa: E402
+from agenttop.errors import UserError  # noqa: E402
+from agenttop.model import Command, Sample  # noqa: E402
+from agenttop.options import EngineOptions  # noqa: E402
+from agenttop.policies.base import Agent, Cpu, Targets, Thread  # noqa: E402
+from agenttop.policies.knobs_sched import Attr  # noqa: E402
+from agenttop.policies.manager import PolicyManager  # noqa: E402
+
+CPUS: Final = Path("/sys/devices/system/cpu")
+#: The CPU that the agent lives on.
+CPU: Final = 1
+QOS: Final = CPUS / f"cpu{CPU}/power/pm_qos_resume_latency_us"
+FREQ: Final = CPUS / f"cpufreq/policy{CPU}"
+NVME: Final = Path("/sys/block/nvme0n1/queue")
+LIMIT_US: Final = 50
+PATIENCE_S: Final = 30.0
+
+_out = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115
+_checks: list[Callable[[subprocess.Popen[bytes]], None]] = []
+
+
+class Skip(Exception):  # noqa: N818
+    """The check cannot run on this kernel."""
+
+
+def report(word: str, name: str, text: str) -> None:
+    _out.write(f"{word:<4} {name}: {text}\n")
+
+
+def check(function: Callable[[subprocess.Popen[bytes]], None]) -> None:
+    """Register a check."""
+    _checks.append(function)
+
+
+def text(path: Path) -> str:
+    return path.read_text().strip()
+
+
+def wait(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.2)
+
+
+def deep(on: bool) -> None:
+    """C2 and C3 are entered by a port read that returns at once: open, they slow the guest."""
+    for cpu in CPUS.glob("cpu[0-9]*"):
+        for state in (2, 3):
+            (cpu / f"cpuidle/state{state}/disable").write_text("0" if on else "1")
+
+
+def entries() -> int:
+    """Entries into C2 and C3 of the agent's CPU."""
+    return sum(int(text(CPUS / f"cpu{CPU}/cpuidle/state{n}/usage")) for n in (2, 3))
+
+
+def deep_entries(seconds: float = 2.0) -> int:
+    deep(True)
+    time.sleep(0.3)  # an entry that was decided before
+    before = entries()
+    time.sleep(seconds)
+    after = entries()
+    deep(False)
+    return after - before
+
+
+def targets(loop: subprocess.Popen[bytes], steps: int = 1000) -> Targets:
+    agent = Agent(
+        1, "labloop", (loop.pid,), (Thread(loop.pid, loop.pid, CPU, steps),), {CPU: steps}
+    )
+    return Targets(time.monotonic_ns(), (agent,), tuple(Cpu(n) for n in range(2)))
+
+
+class Held:
+    """A policy switched on for a block, renewed meanwhile."""
+
+    def __init__(self, loop: subprocess.Popen[bytes], name: str, **params: object) -> None:
+        self._state = tempfile.TemporaryDirectory()
+        self._manager = PolicyManager(Path(self._state.name) / "s", settings={name: params})
+        self._loop, self._name = loop, name
+
+    def __enter__(self) -> Held:
+        if reason := self._manager.reason(self._name):
+            raise Skip(reason)
+        for event in self._manager.set(self._name, True, targets(self._loop)):
+            assert event.kind != "error", event.text
+        return self
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        wait(lambda: self._tick() or condition(), what)
+
+    def _tick(self) -> bool:
+        self._manager.tick(targets(self._loop))
+        return False
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+        self._state.cleanup()
+
+
+# --------------------------------------------------------------------------- the checks
+
+
+@check
+def guard_closes_c2_and_c3(loop: subprocess.Popen[bytes]) -> None:
+    before = deep_entries()
+    with Held(loop, "guard", limit_us=LIMIT_US):
+        assert text(QOS) == str(LIMIT_US), text(QOS)
+        during = deep_entries(1.0)
+    assert text(QOS) == "0", text(QOS)
+    after = deep_entries()
+    told = f"entries into C2 and C3: {before} before, {during} during, {after} after"
+    assert before > 0, told
+    assert during == 0, told
+    assert after > 0, told
+    report("ok", "guard", told)
+
+
+@check
+def floor_holds_and_lets_go(loop: subprocess.Popen[bytes]) -> None:
+    os.kill(loop.pid, signal.SIGCONT)
+    if os.path.exists("/proc/sys/kernel/sched_util_clamp_min"):
+        with Held(loop, "floor"):
+            during = Attr(loop.pid).util_min
+            time.sleep(1)
+            frequency = int(text(FREQ / "scaling_cur_freq")) // 1000
+        after = Attr(loop.pid).util_min
+        assert (during, after) == (512, 0), (during, after)
+        report("ok", "floor", f"uclamp.min 512 during ({frequency} MHz), {after} after")
+        return
+    low = text(FREQ / "scaling_min_freq")
+    with Held(loop, "floor") as held:
+        floor = int(text(FREQ / "scaling_min_freq"))
+        held.wait(lambda: int(text(FREQ / "scaling_cur_freq")) >= floor, "the floor's frequency")
+        during = int(text(FREQ / "scaling_cur_freq"))
+    assert text(FREQ / "scaling_min_freq") == low
+    os.kill(loop.pid, signal.SIGSTOP)
+    try:
+        wait(lambda: int(text(FREQ / "scaling_cur_freq")) < floor, "below the floor again")
+    finally:
+        os.kill(loop.pid, signal.SIGCONT)
+    now = int(text(FREQ / "scaling_cur_freq"))
+    report(
+        "ok",
+        "floor",
+        f"schedutil: at least {floor // 1000} MHz ({during // 1000} seen), then {now // 1000} MHz",
+    )
+
+
+@check
+def block_sets_nvme(loop: subprocess.Popen[bytes]) -> None:
+    if not NVME.is_dir():
+        raise Skip("no NVMe disk")
+    files = [NVME / name for name in ("rq_affinity", "wbt_lat_usec") if (NVME / name).exists()]
+    before = [text(file) for file in files]
+    with Held(loop, "block", devices=["nvme0n1"]):
+        during = [text(file) for file in files]
+    after = [text(file) for file in files]
+    names = [file.name for file in files]
+    told = f"{names}: {before} -> {during} -> {after}"
+    assert during[0] == "2", told
+    assert before == after, told
+    report("ok", "block", told)
+
+
+@check
+def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
+    """The whole engine: opened by the kernel at the wake-ups, closed when the agent stops."""
+    settings: dict[str, dict[str, object]] = {
+        "window": {"limit_us": LIMIT_US, "window_us": 100_000}
+    }
+    options = EngineOptions(agent_patterns=["comm:^labloop$"], delay_s=1.0, settings=settings)
+    client = EngineClient(options)
+    seen: list[Sample] = []
+
+    def sample(seconds: float = 120.0) -> Sample:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := client.samples(end):
+                seen.append(found[-1])
+                return found[-1]
+        raise AssertionError("the engine says nothing")
+
+    try:
+        chains = False
+        while not chains:
+            host = sample().host
+            chains = host is not None and "chains" not in host.missing
+            if host is not None and "loading" not in host.missing.get("chains", "loading"):
+                raise Skip(host.missing["chains"])
+        while not any(agent.steps for agent in sample().agents):
+            pass
+        status = next(one for one in sample().policies if one.name == "window")
+        if status.state == "n/a":
+            raise Skip(status.detail)
+        uclamp = os.path.exists("/proc/sys/kernel/sched_util_clamp_min")
+        low = text(FREQ / "scaling_min_freq")
+
+        def floor_held() -> bool:
+            if uclamp:
+                return bool(Attr(loop.pid).util_min == 512)
+            return text(FREQ / "scaling_min_freq") != low
+
+        client.send(Command("policy", name="window", on=True))
+        wait(lambda: bool(sample()) and text(QOS) == str(LIMIT_US), "the window's limit", 60)
+        assert floor_held(), "the window holds no floor"
+        os.kill(loop.pid, signal.SIGSTOP)
+        wait(lambda: text(QOS) == "0" and not floor_held(), "the end of the window")
+        os.kill(loop.pid, signal.SIGCONT)
+        wait(lambda: text(QOS) == str(LIMIT_US) and floor_held(), "the window anew")
+        told = "limit and floor while the agent runs, gone when it is stopped, back after"
+    finally:
+        os.kill(loop.pid, signal.SIGCONT)
+        client.close()
+    wait(lambda: text(QOS) == "0", "the limit given back")
+    report("ok", "window", told + ("; floor by uclamp" if uclamp else "; floor by cpufreq"))
+
+
+def main() -> None:
+    for first in ("ip link set lo up", "modprobe acpi-cpufreq", "modprobe nvme"):
+        subprocess.run(first.split(), check=False, capture_output=True)
+    time.sleep(1)
+    if not FREQ.is_dir() or not (CPUS / f"cpu{CPU}/cpuidle/state3").is_dir():
+        report("FAIL", "lab", "no P-states or no C-states in this guest")
+    for governor in CPUS.glob("cpufreq/policy*/scaling_governor"):
+        governor.write_text("schedutil")
+    deep(False)
+    command = [sys.executable, "-B", "-m", "agenttop", "loop", "--name", "labloop"]
+    command += ["--interval-us", "20000", "--compute-us", "500", "--for", "900", "--cpu", str(CPU)]
+    loop = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    wait(lambda: text(Path(f"/proc/{loop.pid}/comm")) == "labloop", "the loop", 60)
+    report("ok", "boot", f"Linux {os.uname().release}, {text(FREQ / 'scaling_driver')}, schedutil")
+    for one in _checks:
+        name = one.__name__.partition("_")[0]
+        try:
+            one(loop)
+        except Skip as reason:
+            report("skip", name, str(reason))
+        except (AssertionError, OSError, UserError, StopIteration) as error:
+            report("FAIL", name, " ".join(str(error).split()) or repr(error))
+    loop.kill()
+    _out.write("end\n")
+
+
+main()

@@ -1,0 +1,249 @@
+"""``make lab``: policies against real DVFS, C-states, uclamp and NVMe, in emulated machines.
+
+Boots kernels of Debian under QEMU (no KVM, so it is slow, and its timings
+mean nothing) with this machine's files as the root, an ACPI table that adds
+P-states and C-states, and an NVMe disk; guest.py in it runs the checks. Says
+what ran and what did not, and why. Exit 0 when all that ran was right (or
+nothing could run), 1 otherwise. Everything fetched is kept in
+~/.cache/agenttop-lab.
+
+    python lab/run.py [SUITE ...]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).resolve().parent
+ROOT: Final = HERE.parent
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agenttop-lab"
+#: Tool -> Debian package.
+TOOLS: Final = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "iasl": "acpica-tools",
+    "depmod": "kmod",
+    "busybox": "busybox-static",
+    "apt-get": "apt",
+    "dpkg": "dpkg",
+}
+#: Suite -> what its kernel adds to the checks.
+SUITES: Final = {"bookworm": "6.1: floor by cpufreq", "sid": "newest: floor by uclamp"}
+KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+#: One boot and its checks.
+BOOT_S: Final = 280
+#: A CPU of AMD's family 15 would make acpi-cpufreq refuse to load.
+CPU: Final = "max,vendor=GenuineIntel,family=6,model=94"
+
+
+class SkipError(Exception):
+    """Something that is needed cannot be had; one line."""
+
+
+def say(text: str) -> None:
+    print(f"lab: {text}", flush=True)
+
+
+def run(*command: str | Path, **more: object) -> str:
+    """Its output. Raises SkipError with its last line when it fails."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        **more,  # type: ignore[call-overload]
+    )
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise SkipError(f"{Path(str(command[0])).name}: {lines[-1] if lines else done.returncode}")
+    return str(done.stdout)
+
+
+# --------------------------------------------------------------------------- what it takes
+
+
+def tools() -> None:
+    """The programs, installed where they are missing and that may be done."""
+    if os.uname().machine != "x86_64":
+        raise SkipError("needs x86-64")
+    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
+    if missing:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise SkipError(f"please install {' '.join(missing)} (Debian's names), as root")
+        say(f"installing {' '.join(missing)}")
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        run("apt-get", "update", "-qq")
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing, env=quiet)
+    if os.geteuid() != 0:
+        raise SkipError("needs root: the guest's root is this machine's, read-only")
+
+
+def virtme() -> Path:
+    """virtme-ng, in a virtual environment of its own."""
+    venv = CACHE / "venv"
+    if not (venv / "bin/vng").exists():
+        say("fetching virtme-ng")
+        run(sys.executable, "-m", "venv", venv)
+        run(venv / "bin/pip", "install", "--quiet", "virtme-ng")
+    return venv / "bin/vng"
+
+
+def kernel(suite: str) -> tuple[Path, Path]:
+    """(kernel image, folder of its modules), the newest that the suite has."""
+    folder = CACHE / suite
+    if not (folder / "done").exists():
+        fetch(suite, folder)
+    image = next(iter(sorted(folder.rglob("vmlinuz*"))), None)
+    modules = next((path.parent for path in folder.rglob("modules.builtin")), None)
+    if image is None or modules is None:
+        shutil.rmtree(folder)
+        raise SkipError(f"{suite}: its packages hold no kernel")
+    return image, modules
+
+
+def fetch(suite: str, folder: Path) -> None:
+    """Download and unpack the kernel's packages, beside this machine's own package lists."""
+    if not KEYRING.exists():
+        raise SkipError(f"{KEYRING} is missing (package debian-archive-keyring)")
+    say(f"fetching the kernel of {suite}")
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("lists/partial", "cache/archives/partial", "x"):
+        (folder / name).mkdir(parents=True)
+    source = f"deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n"
+    (folder / "sources.list").write_text(source)
+    own = [
+        f"-oDir::Etc::sourcelist={folder}/sources.list",
+        "-oDir::Etc::sourceparts=-",
+        f"-oDir::State::Lists={folder}/lists",
+        f"-oDir::Cache={folder}/cache",
+        "-oAPT::Sandbox::User=root",
+    ]
+    run("apt-get", *own, "update", "-qq")
+    wanted: list[str] = []
+    queue = ["linux-image-amd64"]
+    while queue:
+        name = queue.pop()
+        for found in re.findall(r"Depends: (\S+)", run("apt-cache", *own, "depends", name)):
+            kind = re.match(r"linux-(image|binary|modules)-\d", found)
+            if kind and found not in wanted:
+                wanted.append(found)
+                queue.append(found)
+    if not wanted:
+        raise SkipError(f"{suite}: apt knows no kernel there")
+    run("apt-get", *own, "download", *wanted, cwd=folder)
+    for package in folder.glob("*.deb"):
+        run("dpkg", "-x", package, folder / "x")
+        package.unlink()
+    (folder / "done").touch()
+
+
+@contextmanager
+def in_place(modules: Path) -> Iterator[None]:
+    """The modules where virtme-ng looks for them, for as long as it does."""
+    version = modules.name
+    place = Path("/lib/modules") / version
+    made = []
+    for folder in (place.parent, place):
+        if not folder.exists():
+            made.append(folder)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place in made:
+            place.symlink_to(modules)
+        if not (modules / "modules.dep.bin").exists():
+            run("depmod", version)
+        yield
+    finally:
+        if place in made:
+            place.unlink(missing_ok=True)
+        if place.parent in made:
+            place.parent.rmdir()
+
+
+# --------------------------------------------------------------------------- one boot
+
+
+def boot(suite: str, vng: Path, table: Path) -> bool:
+    """Run guest.py under a suite's kernel; whether everything that ran was right."""
+    image, modules = kernel(suite)
+    results = CACHE / f"{suite}.txt"
+    results.write_text("")
+    disk = CACHE / f"{suite}.img"
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    (CACHE / "programs").mkdir(exist_ok=True)
+    say(f"{suite} ({modules.name}, {SUITES[suite]}): booting, {BOOT_S} s at most")
+    options = (
+        f"-cpu {CPU} -acpitable file={table} -serial null -serial null -serial null "
+        f"-drive file={disk},format=raw,if=none,id=n1 -device nvme,drive=n1,serial=1"
+    )
+    # The cache of compiled programs is kept between boots: compiling takes a minute there.
+    inside = f"AGENTTOP_CACHE={CACHE}/programs {sys.executable} -B {HERE}/guest.py {results}"
+    command = [
+        *(str(vng), "--run", str(image), "--disable-kvm", "--disable-microvm", "--force-9p"),
+        *("--cpus", "2", "--memory", "2G", f"--rwdir={CACHE}", "--verbose"),
+        *(f"--qemu-opts={options}", "--exec", inside),
+    ]
+    started = time.monotonic()
+    with in_place(modules), (CACHE / f"{suite}.console").open("wb") as console:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env={**os.environ, "PATH": f"{vng.parent}:{os.environ['PATH']}"},
+            process_group=0,
+        )
+        try:
+            child.wait(BOOT_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, 9)
+                child.wait()
+    lines = results.read_text().splitlines()
+    for line in lines:
+        print(f"  {line}")
+    ended = bool(lines) and lines[-1] == "end"
+    if not ended:
+        say(f"{suite}: did not get to the end; its console: {CACHE}/{suite}.console")
+    say(f"{suite}: {time.monotonic() - started:.0f} s")
+    return ended and not any(line.startswith("FAIL") for line in lines)
+
+
+def main() -> int:
+    suites = sys.argv[1:] or list(SUITES)
+    if unknown := set(suites) - set(SUITES):
+        say(f"no suite {', '.join(unknown)}: there are {', '.join(SUITES)}")
+        return 2
+    right = True
+    try:
+        tools()
+        CACHE.mkdir(parents=True, exist_ok=True)
+        vng = virtme()
+        table = CACHE / "cpu-power.aml"
+        run("iasl", "-p", table, HERE / "cpu-power.dsl")
+    except (SkipError, OSError) as error:
+        say(f"skipped: {error}")
+        return 0
+    for suite in suites:
+        try:
+            right &= boot(suite, vng, table)
+        except (SkipError, OSError) as error:
+            say(f"{suite}: skipped: {error}")
+    say("all that ran was right" if right else "something was wrong")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
