@@ -20,7 +20,7 @@ from agenttop.screens import sheets
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.layout import LEAST, PANELS, Plan, plan
 from agenttop.screens.popup import Popup
-from agenttop.screens.state import View
+from agenttop.screens.state import View, matches
 from agenttop.screens.trials import refusal
 from agenttop.snapshot import Agent, Snapshot
 from agenttop.widgets.agents import Agents
@@ -498,18 +498,6 @@ class Main(Screen[None]):
     def on_agents_scrolled(self, message: Agents.Scrolled) -> None:
         self._activate("agents")
         self.action_move(message.rows)
-
-
-def matches(agent: Agent, text: str) -> bool:
-    """Does an agent's name, pid or rule contain the text (without regard to case)?"""
-    text = text.casefold()
-    return (
-        not text
-        or text in agent.name.casefold()
-        or text in agent.rule.casefold()
-        or text in map(str, agent.pids)
-        or text == str(agent.pid)
-    )
 
 
 __all__ = ["LEAST", "Main", "matches"]

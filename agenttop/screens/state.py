@@ -145,3 +145,15 @@ class View:
                 if agent.id == agent_id:
                     return agent.name
         return "?"
+
+
+def matches(agent: Agent, text: str) -> bool:
+    """Does an agent's name, pid or rule contain the text (without regard to case)?"""
+    text = text.casefold()
+    return (
+        not text
+        or text in agent.name.casefold()
+        or text in agent.rule.casefold()
+        or text in map(str, agent.pids)
+        or text == str(agent.pid)
+    )
