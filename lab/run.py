@@ -132,7 +132,7 @@ def fetch(suite: str, folder: Path) -> None:
     while queue:
         name = queue.pop()
         for found in re.findall(r"Depends: (\S+)", run("apt-cache", *own, "depends", name)):
-            kind = re.match(r"linux-(image|binary|modules)-\d", found)
+            kind = re.match(r"linux-(image|binary|modules)-\d", found.partition(":")[0])
             if kind and found not in wanted:
                 wanted.append(found)
                 queue.append(found)

@@ -79,7 +79,9 @@ def shell(tmp_path: Path) -> Shell:
 def test_list(shell: Shell) -> None:
     code, out, err = shell.run("policy", "list")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == list(POLICIES)
+    policies, _, bundles = out.partition("\n\n")
+    assert [line.split()[0] for line in policies.splitlines()] == list(POLICIES)
+    assert bundles.startswith("agent-window ")
 
 
 def test_at_rest(shell: Shell, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def _engine(args: argparse.Namespace, demo: Demo) -> EngineOptions:
         agents_file=demo.rules_file(),
         level=args.level,
         bpf="off" if args.no_bpf else "auto",
+        settings={"demote": {"processes": [f"pid:{pid}" for pid in demo.background]}},
     )
 
 

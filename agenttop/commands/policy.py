@@ -14,13 +14,15 @@ import sys
 import time
 from collections.abc import Iterable
 
+import msgspec
+
 from agenttop import paths
 from agenttop.agents import Rules
 from agenttop.commands import trial
 from agenttop.errors import UserError
 from agenttop.model import Event
 from agenttop.options import add_agents, add_policy_settings, number
-from agenttop.policies import lock
+from agenttop.policies import bundles, catalog, lock
 from agenttop.policies.base import Targets
 from agenttop.policies.catalog import parse_set
 from agenttop.policies.guardian import REQUEST
@@ -40,10 +42,11 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="the policies and whether they can be had here")
+    actions.add_parser("list", help="the policies and bundles, and whether they can be had here")
+    show = actions.add_parser("show", help="what it is, and exactly what would be written where")
     plan = actions.add_parser("plan", help="what a policy would change now")
     apply = actions.add_parser("apply", help="hold policies for a time, then put everything back")
-    for sub in (plan, apply):
+    for sub in (show, plan, apply):
         sub.add_argument("name", nargs="+", metavar="NAME", help="'agenttop policy list' has them")
         add_policy_settings(sub)
         add_agents(sub)
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if something could not be restored."""
     if args.action == "list":
         return _list()
-    if args.action == "plan":
+    if args.action in ("plan", "show"):
         return _plan(args)
     if args.action == "apply":
         return _apply(args)
@@ -74,22 +77,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list() -> int:
-    for status in PolicyManager().status():
+    states = PolicyManager().status()
+    for status in states:
         note = f"n/a: {status.detail}" if status.state == "n/a" else "available"
         print(f"{status.name:<8} {status.key}  {note:<12}  {status.title}")
+    missing = {status.name for status in states if status.state == "n/a"}
+    print()
+    for bundle in bundles.load_all().values():
+        names = " ".join(f"({n})" if n in missing else n for n in bundle.policies)
+        print(f"{bundle.name:<14} {names:<28}  {bundle.title}")
+    if any(missing & bundle.policies.keys() for bundle in bundles.load_all().values()):
+        print("(in brackets: cannot be had here, left out)")
     return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
-    manager = PolicyManager(settings=parse_set(args.set))
+    names, settings = bundles.expand(args.name, parse_set(args.set))
+    manager = PolicyManager(settings=settings)
+    known = bundles.load_all() if args.action == "show" else {}
     for name in args.name:
-        manager.reason(name)  # raises for one that there is not
+        if name in known:
+            print(f"{name}: {known[name].title}\n  {known[name].why}\n  {known[name].file}")
     _, targets = _look(args)
-    for name in args.name:
+    for name in _available(manager, names, len(names) > len(args.name)):
         changes = manager.plan(name, targets)
         status = next(s for s in manager.status() if s.name == name)
-        detail = manager.detail(name)
-        print(f"{name}: {status.title}\n  {detail}")
+        print(f"{name}: {status.title}")
+        if args.action == "show":
+            params = catalog.params(name, settings.get(name, {}))
+            for key, value in msgspec.structs.asdict(params).items():
+                print(f"  {name}.{key} = {msgspec.json.encode(value).decode()}")
+        print(f"  {manager.detail(name)}")
         for change in changes:
             print(f"  {change.line()}")
         if not changes:
@@ -97,12 +115,25 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _apply(args: argparse.Namespace) -> int:
-    manager = PolicyManager(settings=parse_set(args.set), verbose=True)
-    names = list(dict.fromkeys(args.name))
+def _available(manager: PolicyManager, names: list[str], some: bool) -> list[str]:
+    """Those that can be had; the others are named, or an error unless ``some`` will do."""
+    there = []
     for name in names:
         if reason := manager.reason(name):
-            raise UserError(f"{name}: {reason}")
+            if not some:
+                raise UserError(f"{name}: {reason}")
+            print(f"agenttop: left out {name}: {reason}", file=sys.stderr)
+        else:
+            there.append(name)
+    if not there:
+        raise UserError("none of these policies can be had here")
+    return there
+
+
+def _apply(args: argparse.Namespace) -> int:
+    names, settings = bundles.expand(args.name, parse_set(args.set))
+    manager = PolicyManager(settings=settings, verbose=True)
+    names = _available(manager, names, len(names) > len(args.name))
     source, targets = _look(args)
     # Blocked and waited for: a signal never tears a request to the guardian apart.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)

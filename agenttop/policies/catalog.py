@@ -22,6 +22,7 @@ from agenttop.policies import (
     guard,
     home,
     memory,
+    never,
     slice,
     softirq,
     steer,
@@ -68,8 +69,10 @@ def make_all(settings: Settings | None = None) -> list[Policy]:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a policy that there is not."""
+    """Raises UserError for a policy that there is not, and for what is never offered."""
     if name not in POLICIES:
+        if refused := never.refusal(name):
+            raise UserError(refused[1])
         raise UserError(f"no policy '{printable(name, 40)}': there are {', '.join(POLICIES)}")
 
 
@@ -100,8 +103,11 @@ def parse_set(texts: Iterable[str]) -> dict[str, dict[str, object]]:
         name, key, value = match.groups()
         check_name(name)
         try:
-            settings.setdefault(name, {})[key] = yaml.safe_load(value)
+            parsed = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(f"--set {printable(text, 60)}: not a YAML value") from None
+        if refused := never.refusal(name, {key: parsed}):
+            raise UserError(f"--set {printable(text, 60)}: {refused[1]}")
+        settings.setdefault(name, {})[key] = parsed
     make_all(settings)
     return settings

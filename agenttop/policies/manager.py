@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: How often settings are reconsidered, and checked for drift, ns.
 PLAN_NS: Final = 1_000_000_000
-DRIFT_NS: Final = 2_000_000_000
+DRIFT_NS: Final = 1_000_000_000
 #: Every so many checks for drift also make sure that threads are still the same ones.
 THOROUGH: Final = 8
 #: How often an unavailable policy is probed again, ns.
@@ -39,6 +39,8 @@ PROBE_NS: Final = 10_000_000_000
 
 #: What agents' threads pass on to threads that have not been chosen.
 INHERITED: Final = frozenset(THREAD_KINDS) - {"sched_policy"}
+
+_HELD_BY: Final = "held by policy"
 
 EventKind = Literal["policy", "agent", "info", "warning", "error"]
 
@@ -207,6 +209,10 @@ class PolicyManager:
         entry.reason = self._probe(policy)
         if entry.reason:
             return [_event("warning", f"{policy.name}: {entry.reason}")]
+        policy.reset()
+        if conflict := self._conflict(entry, policy.wanted(targets, {})):
+            entry.error = conflict
+            return [_event("error", f"{policy.name}: {conflict}")]
         events: list[Event] = []
         if self._lease is None:
             try:
@@ -230,6 +236,19 @@ class PolicyManager:
         events.append(_event("policy", f"{policy.name} on: {policy.detail()}"))
         return events + lines
 
+    def _owner(self, key: Key, entry: _Entry) -> str | None:
+        """The other policy that holds this knob."""
+        others = (other for other in self._entries.values() if other is not entry and other.on)
+        return next((other.policy.name for other in others if key in other.held), None)
+
+    def _conflict(self, entry: _Entry, wanted: Settings) -> str | None:
+        """Why a policy cannot be on beside those that are: they share a knob."""
+        for kind, target in wanted:
+            if owner := self._owner((kind, target), entry):
+                label = KNOBS[kind].label(target)
+                return f"{owner} and {entry.policy.name} both set {label}: switch {owner} off first"
+        return None
+
     def _switch_off(self, entry: _Entry) -> list[Event]:
         outcomes = self._give_back(entry, list(reversed(entry.held)))
         if entry.window:
@@ -237,6 +256,10 @@ class PolicyManager:
         entry.on, entry.since_ns = False, time.monotonic_ns()
         left_alone = list(entry.drifted.values())
         entry.clear()
+        for other in self._entries.values():
+            # What it had kept others from can be had again.
+            told = f"{_HELD_BY} {entry.policy.name}"
+            other.refused = {key: why for key, why in other.refused.items() if why != told}
         self._end_if_idle()
         text = _summary(f"{entry.policy.name} off", outcomes)
         return [
@@ -372,6 +395,9 @@ class PolicyManager:
             kind, target = key
             knob = KNOBS[kind]
             held = entry.held.get(key)
+            if held is None and (owner := self._owner(key, entry)):
+                entry.refused[key] = f"{_HELD_BY} {owner}"
+                continue
             try:
                 current = held.after if held else knob.read(target)
                 if current is not None and not knob.same(current, value):

@@ -94,6 +94,11 @@ class Demo:
             os.write(self._rules, f"rules:\n{rules}".encode())
         return f"/proc/{os.getpid()}/fd/{self._rules}"
 
+    @property
+    def background(self) -> list[int]:
+        """Processes of the noise: the hogs and the writer."""
+        return [p.pid for name, p in self._processes.items() if name.startswith(("hog", "writer"))]
+
     def failed(self) -> list[str]:
         """The last line of each actor that could not run; empty when all are well."""
         ended = [name for name, process in self._processes.items() if process.poll() is not None]

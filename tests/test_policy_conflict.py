@@ -1,0 +1,67 @@
+"""Two policies that set the same knob are not on together; drift is told of in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from agenttop.policies.base import Cpu, Key, Settings, Targets
+from agenttop.policies.manager import PolicyManager
+from agenttop.policies.vfs import Vfs
+from tests.policying import needs_root, victims
+
+pytestmark = needs_root
+PRESSURE = Path("/proc/sys/vm/vfs_cache_pressure")
+
+
+class Second(Vfs):
+    """Another policy that always wants the same knob."""
+
+    name = "second"
+
+    def wanted(self, targets: Targets, held: Mapping[Key, str]) -> Settings:
+        return {("sysctl", "vm.vfs_cache_pressure"): "60"}
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PolicyManager]:
+    from agenttop.policies import catalog, vfs
+
+    both = {**catalog.POLICIES, "second": catalog.Entry(vfs.Params, Second)}
+    monkeypatch.setattr(catalog, "POLICIES", both)
+    before = PRESSURE.read_text()
+    with victims():
+        manager = PolicyManager(tmp_path / "state")
+        yield manager
+        manager.close()
+        PRESSURE.write_text(before)
+
+
+def now() -> Targets:
+    return Targets(time.monotonic_ns(), (), (Cpu(0),))
+
+
+def test_the_second_is_refused_with_both_names(manager: PolicyManager) -> None:
+    manager.set("vfs", True, now())
+    events = manager.set("second", True, now())
+    assert [e.kind for e in events] == ["error"]
+    assert "vfs and second both set vm.vfs_cache_pressure: switch vfs off first" in events[0].text
+    states = {s.name: s.state for s in manager.status()}
+    assert (states["vfs"], states["second"]) == ("on", "error")
+    manager.set("vfs", False, now())
+    assert not [e for e in manager.set("second", True, now()) if e.kind == "error"]
+
+
+def test_drift_is_told_within_two_seconds_and_left_alone(manager: PolicyManager) -> None:
+    manager.set("vfs", True, now())
+    PRESSURE.write_text("77\n")
+    until = time.monotonic() + 2.0
+    while "drift" not in {s.state for s in manager.status()}:
+        assert time.monotonic() < until
+        manager.tick(now())
+        time.sleep(0.1)
+    manager.close()
+    assert PRESSURE.read_text() == "77\n"
