@@ -1,0 +1,77 @@
+"""What is never offered: refused by name, by value, in --set and in files; nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from agenttop.errors import UserError
+from agenttop.policies import catalog, never
+
+
+@pytest.mark.parametrize(
+    ("policy", "params", "rule", "instead"),
+    [
+        ("realtime", {}, "no-realtime", "slice"),
+        ("SCHED_FIFO", {}, "no-realtime", "slice"),
+        ("rr", {}, "no-realtime", "slice"),
+        ("demote", {"to": "fifo"}, "no-realtime", "demote"),
+        ("slice", {"rt_priority": 5}, "no-realtime", "slice"),
+        ("performance", {}, "no-performance-governor", "floor"),
+        ("floor", {"governor": "performance"}, "no-performance-governor", "window"),
+        ("floor", {"energy_preference": "performance"}, "no-performance-governor", "floor"),
+        ("idle_off", {}, "no-idle-off", "guard"),
+        ("guard", {"max_cstate": 0}, "no-idle-off", "window"),
+        ("urgent_io", {}, "no-urgent-io", "block"),
+        ("block", {"ioprio": "1:0"}, "no-urgent-io", "block"),
+        ("block", {"ioprio": ["2:4", "1:4"]}, "no-urgent-io", "block"),
+        ("busy_poll", {}, "no-busy-poll", "softirq"),
+        ("softirq", {"busy_read": 50}, "no-busy-poll", "softirq"),
+        ("permanent", {}, "no-permanent", "--keep"),
+        ("window", {"window_us": "forever"}, "no-permanent", "window"),
+    ],
+)
+def test_refused_with_the_rule_and_what_to_use(
+    policy: str, params: dict[str, Any], rule: str, instead: str
+) -> None:
+    refused = never.refusal(policy, params)
+    assert refused is not None
+    about, text = refused
+    assert about in (policy, *params)
+    assert rule in text
+    assert instead in text.partition("Use ")[2]
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("rule", never.RULES, ids=lambda rule: rule.name)
+def test_what_to_use_instead_is_a_policy_that_there_is(rule: never.Rule) -> None:
+    assert rule.instead.split()[0].rstrip(",") in catalog.POLICIES
+
+
+@pytest.mark.parametrize("name", catalog.POLICIES)
+def test_no_policy_and_no_default_is_refused(name: str) -> None:
+    defaults = msgspec.to_builtins(catalog.params(name, {}))
+    assert never.refusal(name, defaults) is None
+
+
+def test_hostile_values_are_no_trouble() -> None:
+    deep: Any = "forever"
+    for _ in range(100_000):
+        deep = [deep]
+    assert never.refusal("guard", {"x": deep, "y": None, "z": {"a": 1}, "n": 10**400}) is None
+
+
+@pytest.mark.parametrize("name", ["realtime", "performance", "busy_poll"])
+def test_by_name_the_refusal_comes_before_there_is_none(name: str) -> None:
+    with pytest.raises(UserError, match="never offered"):
+        catalog.check_name(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["demote.to=fifo", "block.ioprio='1:4'", "performance.on=true", "floor.governor=x"]
+)
+def test_set_is_refused_too(text: str) -> None:
+    with pytest.raises(UserError, match=r"never offered \(no-"):
+        catalog.parse_set([text])
