@@ -22,8 +22,9 @@ BLOCK_S, SETTLE_S = 5.0, 1.5
 class Slowpath:
     """The slowpath counts of the one agent, kept up to date from the Samples."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: EngineClient, policy: str = "guard") -> None:
         self._client = client
+        self._policy = policy
         self._counts = np.zeros(BUCKETS, dtype=np.int64)
         self._state = ""
 
@@ -35,7 +36,7 @@ class Slowpath:
 
     def _take(self, sample: Sample) -> None:
         for policy in sample.policies:
-            if policy.name == "guard":
+            if policy.name == self._policy:
                 self._state = f"{policy.state} {policy.detail}"
         for agent in sample.agents:
             found = agent.histograms.get("slowpath")
@@ -44,11 +45,11 @@ class Slowpath:
                 self._counts[where] = np.frombuffer(found.counts, dtype="<u8")
 
     def block(self, on: bool) -> list[int]:
-        """p50 and p99 of the slowpath, ns, in a block with the guard on or off."""
-        self._client.send(Command(kind="policy", name="guard", on=on))
+        """p50 and p99 of the slowpath, ns, in a block with the policy on or off."""
+        self._client.send(Command(kind="policy", name=self._policy, on=on))
         self.follow(SETTLE_S)
         if self._state.startswith("on") != on:
-            raise RuntimeError(f"guard is '{self._state}', not {'on' if on else 'off'}")
+            raise RuntimeError(f"{self._policy} is '{self._state}', not {'on' if on else 'off'}")
         before = self._counts.copy()
         self.follow(BLOCK_S)
         counts = (self._counts - before).astype(np.uint64)

@@ -2,17 +2,19 @@
 
 A timer loop with gaps longer than the window: each of its steps opens one
 anew, so that there is an edge per step. A screen of another agenttop draws
-meanwhile.
+meanwhile. Then a loop whose windows never run out, with the policy off and on.
 """
 
 from __future__ import annotations
 
 import subprocess
 import time
+from typing import Final
 
 from agenttop.client import EngineClient
 from agenttop.model import Budget, Command, PolicyStatus
 from agenttop.options import EngineOptions
+from bench.guard import Slowpath
 from bench.processes import agenttop, cpu_s
 from bench.report import Report
 from bench.terminal import Terminal
@@ -21,7 +23,7 @@ from bench.terminal import Terminal
 GAP_US = 12_000
 MEASURE_S, WARM_S = 8.0, 5.0
 #: What closes HLT on a virtual machine, where 50 us closes nothing.
-LIMIT_US = 5
+SETTINGS: Final[dict[str, dict[str, object]]] = {"window": {"limit_us": 5}}
 
 
 def run(report: Report, rounds: int) -> None:
@@ -37,7 +39,7 @@ def run(report: Report, rounds: int) -> None:
         EngineOptions(
             agent_patterns=[f"pid:{loop.pid}"],
             delay_s=0.5,
-            settings={"window": {"limit_us": LIMIT_US}},
+            settings=SETTINGS,
         )
     )
     try:
@@ -61,6 +63,35 @@ def run(report: Report, rounds: int) -> None:
             values = [(getattr(b, field) or 0) / 1000 for b in budgets]
             report.add(f"wake-up to guard in force {field[5:8]}, {name}", "us", values, limit)
     report.add("guardian CPU, 80 openings a second", "% core", cost)
+    _helps(report, min(rounds, 5))
+
+
+def _helps(report: Report, rounds: int) -> None:
+    """The slowpath of a loop with gaps of 1 ms, off and on in turns."""
+    loop = subprocess.Popen(
+        agenttop("loop", "--source", "timer", "--for", 15 * rounds + 40),
+        stdout=subprocess.DEVNULL,
+    )
+    client = EngineClient(
+        EngineOptions(agent_patterns=[f"pid:{loop.pid}"], delay_s=0.5, settings=SETTINGS)
+    )
+    found: dict[bool, list[list[int]]] = {False: [], True: []}
+    try:
+        slowpath = Slowpath(client, "window")
+        slowpath.follow(WARM_S)
+        for _ in range(rounds):
+            for on, blocks in found.items():
+                blocks.append(slowpath.block(on))
+    finally:
+        client.close()
+        loop.kill()
+        loop.wait()
+    pairs = list(zip(found[False], found[True], strict=True))
+    for i, name in enumerate(("p50", "p99")):
+        for on, blocks in found.items():
+            word = "on" if on else "off"
+            report.add(f"slowpath {name}, window {word}", "us", [b[i] / 1000 for b in blocks])
+        report.add(f"slowpath {name}, off over on", "x", [off[i] / on[i] for off, on in pairs])
 
 
 def _round(client: EngineClient, terminal: Terminal | None, cost: list[float]) -> Budget:

@@ -321,7 +321,12 @@ class Guardian:
 
 def _stay_alive() -> None:
     """Not the one to be killed for memory, and on time beside CPU hogs, as far as allowed."""
-    for name, text in (("comm", "agenttop.guard"), ("oom_score_adj", "-1000")):
+    # Among sessions it is the autogroup's nice value that counts (sched(7)); this is our own.
+    for name, text in (
+        ("comm", "agenttop.guard"),
+        ("oom_score_adj", "-1000"),
+        ("autogroup", "-10"),
+    ):
         try:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)

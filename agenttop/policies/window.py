@@ -47,7 +47,7 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 #: An agent's throttling is told of at most this often, ns.
 TELL_NS: Final = 10_000_000_000
 #: Why there is no window before the kernel side is loaded.
-NO_CHAINS: Final = "needs step chains (BPF), which are not loaded here"
+NO_CHAINS: Final = "needs step chains (BPF), as a running view has them: switch it on there"
 
 
 class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
