@@ -184,6 +184,24 @@ class TestWhat:
         window, _ = made(limit_us=500, floor=False)
         assert window.wanted(targets(CODER), {}) == {}
 
+    def test_the_floor_is_the_threads_clamp_where_there_are_clamps(
+        self, sys: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        tree(sys, XEON)
+        clamp = tmp_path / "proc/sys/kernel/sched_util_clamp_min"
+        clamp.parent.mkdir(parents=True)
+        clamp.write_text("1024\n")
+        monkeypatch.setenv("AGENTTOP_PROC", str(tmp_path / "proc"))
+        me = os.getpid()
+        agent = Agent(1, "coder", (me,), (Thread(me, me, 0),), {0: 100}, slot=7)
+        window, kernel = made(limit_us=500, min_util_ratio=0.25)
+        ((kind, target), value) = next(iter(window.wanted(targets(agent), {}).items()))
+        assert (kind, target.split("/")[:2], value) == ("uclamp_min", [str(me)] * 2, "256")
+        # It follows the agent, on whatever CPU its window is open.
+        assert window.cells((kind, target)) == (kernel.cell_of(7),)
+        window.start()
+        assert kernel.open_slots[7][2] is True
+
 
 class TestBudgetOnScreen:
     def test_words_and_figures(self, sys: Path) -> None:
@@ -309,6 +327,25 @@ class TestWatch:
         assert cast("int", figures["armed"]) < 100
         assert cast("int", figures["looks"]) < 400 * 0.5 * MS / SLACK_NS + 60
         assert time.monotonic_ns() >= last
+
+    def test_a_domains_floor_holds_while_any_of_its_cpus_does(
+        self, watch: Watch, sys: Path
+    ) -> None:
+        domain = sys / "devices/system/cpu/cpufreq/policy0"
+        domain.mkdir(parents=True)
+        floor = domain / "scaling_min_freq"
+        floor.write_text("800000\n")
+        key = ("cpufreq", "policy0/scaling_min_freq")
+        watch.add(Change("window", *key, "800000", "1500000"), range(self.cpus))
+        with loop("--interval-us", 500, "--for", 30) as one:
+            self.tracer.assign({one.pid: 9}, {})
+            one.go()
+            assert self.served(watch, lambda: floor.read_text() == "1500000")
+            for cpu in range(self.cpus):  # moved from CPU to CPU: never without it for long
+                os.sched_setaffinity(one.pid, {cpu})
+                assert self.served(watch, lambda: floor.read_text() == "1500000")
+        assert self.served(watch, lambda: watch.due() is None)
+        assert floor.read_text() == "800000"
 
     def test_what_somebody_else_sets_is_left_alone(self, watch: Watch, sys: Path) -> None:
         self.follow(watch)
