@@ -203,6 +203,16 @@ def test_a_bounded_part_at_a_time_goes_all_the_way_round(scanner: subprocess.Pop
 
 @needs_root
 @needs_madvise
+def test_a_part_that_is_no_whole_number_of_pages(scanner: subprocess.Popen[str]) -> None:
+    """Several scanners share what is due in a second, so that it is seldom whole pages."""
+    cooler = Cooler(scanner.pid, start_of(scanner.pid))
+    for _ in range(200):
+        assert cooler.cool(MB // 3) <= MB // 3
+    assert referenced(scanner.pid) < SIZE // 2
+
+
+@needs_root
+@needs_madvise
 def test_a_process_that_only_has_the_same_id_is_left_alone(
     scanner: subprocess.Popen[str],
 ) -> None:

@@ -24,6 +24,8 @@ MAX_AREAS: Final = 20_000
 BATCH: Final = 64
 #: Longest piece of an area.
 PIECE: Final = 16 << 20
+#: madvise(2) refuses what does not begin with a page.
+PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 
 class _IoVec(ctypes.Structure):
@@ -44,7 +46,7 @@ class Cooler:
         self._call.restype = ctypes.c_long
 
     def cool(self, limit: int) -> int:
-        """Advise up to ``limit`` bytes of its address space, on from where it was last.
+        """Advise up to ``limit`` bytes (whole pages, at least one), on from where it was last.
 
         Returns how many it were; 0 once the process has ended. Raises OSError.
         """
@@ -62,7 +64,8 @@ class Cooler:
 
     def _round(self, process: int, limit: int) -> int:
         pieces = []
-        left = limit
+        # Whole pages, or all that follows in this area would begin within one.
+        left = max(limit // PAGE, 1) * PAGE
         for begin, end in self._areas():
             begin = max(begin, self._at)
             while begin < end and left > 0:
