@@ -162,10 +162,6 @@ class History:
         #: (policy, agent) -> ticks after the toggle that the effect was made from, and it.
         self._made: dict[tuple[str, int], tuple[Toggle, int, Effect]] = {}
 
-    def clear(self) -> None:
-        """Counters begin anew."""
-        self.__init__()  # type: ignore[misc]
-
     def add(
         self, tick: Tick, agents: Mapping[int, int], policies: Iterable[PolicyStatus] = ()
     ) -> Moment:
@@ -210,11 +206,6 @@ class History:
         ]
         self.toggles[policy] = Toggle(policy, on, t_ns, before[-BEFORE:])
         self._last_ns = t_ns
-
-    def forget(self, policies: Iterable[str]) -> None:
-        """Their last toggles are of no interest (they were a trial's)."""
-        for name in policies:
-            self.toggles.pop(name, None)
 
     def effect(self, policy: str, agent: int) -> Effect | None:
         """The last toggle's effect on an agent, or None when there was no toggle.

@@ -85,8 +85,6 @@ class Store:
         self.events: deque[Event] = deque(maxlen=200)
         self._markers: deque[Marker] = deque(maxlen=200)
         self._clock = clock
-        #: Before and after the toggles of policies.
-        self.history = History()
         self._view_ns = 0
         self._skew_ns: int | None = None
         self._start()
@@ -109,7 +107,8 @@ class Store:
         self._idle_slot = self._take_slot()
         self._policy_states: dict[str, tuple[bool, int | None]] = {}
         self._started_ns: int | None = None
-        self.history.clear()
+        #: Before and after the toggles of policies.
+        self.history = History()
 
     # ------------------------------------------------------------------ what views ask
 
