@@ -102,7 +102,7 @@ def kernel(suite: str) -> tuple[Path, Path]:
     if not (folder / "done").exists():
         fetch(suite, folder)
     image = next(iter(sorted(folder.rglob("vmlinuz*"))), None)
-    modules = next((path.parent for path in folder.rglob("modules.builtin")), None)
+    modules = next((path.parent for path in folder.rglob("modules/*/kernel")), None)
     if image is None or modules is None:
         shutil.rmtree(folder)
         raise SkipError(f"{suite}: its packages hold no kernel")
