@@ -28,9 +28,11 @@ from agenttop.collectors.selfcost import SelfCost
 from agenttop.errors import UserError
 from agenttop.model import Command, Event, Failure, Host, Level, Message, Mode
 from agenttop.options import EngineOptions
+from agenttop.policies import bundles
 from agenttop.policies.base import Targets
 from agenttop.policies.manager import PolicyManager
 from agenttop.privileges import why_no_bpf
+from agenttop.procinfo import printable
 from agenttop.registry import Registry
 from agenttop.sampler import Sampler
 from agenttop.stream import Decoder, StreamError, encode
@@ -280,6 +282,9 @@ class Engine:
         if command.kind == "policy":
             self._switch(command.name, command.on)
             self._next_sample = time.monotonic()
+        elif command.kind == "bundle":
+            self._switch_bundle(command.name, command.on)
+            self._next_sample = time.monotonic()
         elif command.kind == "plan":
             self._planned = command.name if command.on else ""
             self._next_sample = time.monotonic()
@@ -299,6 +304,29 @@ class Engine:
         except UserError as error:
             return [str(error)]
         return [change.line() for change in changes]
+
+    def _switch_bundle(self, name: str, on: bool) -> None:
+        """All policies of a bundle; those that cannot be had are named and left out."""
+        try:
+            found = bundles.load_all().get(name)
+            if found is None:
+                raise UserError(f"no bundle '{printable(name, 40)}'")
+            own = self._options.settings
+            left_out = []
+            for policy, given in found.policies.items():
+                if on and (reason := self._policies.reason(policy)):
+                    left_out.append(f"{policy} ({reason})")
+                    continue
+                if on and not self._policies.is_on(policy):
+                    self._policies.configure(policy, {**given, **own.get(policy, {})})
+                self._switch(policy, on)
+                if not on:
+                    self._policies.configure(policy, own.get(policy, {}))
+            if left_out:
+                text = f"{name}: left out {', '.join(left_out)}"
+                self._events.append(Event(time.monotonic_ns(), "warning", text))
+        except UserError as error:
+            self._events.append(Event(time.monotonic_ns(), "error", str(error)))
 
     def _switch(self, name: str, on: bool) -> None:
         try:

@@ -328,9 +328,9 @@ class Sample(Struct, tag="sample"):
 class Command(Struct, tag="command"):
     """From the view to the engine; answered by the next Samples' events and states."""
 
-    kind: Literal["policy", "plan", "bpf_stats", "delay", "full", "stop"]
-    #: policy, plan: its name; on: wanted state (policy, bpf_stats), or whether its plan is to be
-    #: in the Samples (plan); seconds: new delay.
+    kind: Literal["policy", "bundle", "plan", "bpf_stats", "delay", "full", "stop"]
+    #: policy, bundle, plan: its name; on: wanted state (policy, bundle, bpf_stats), or whether its
+    #: plan is to be in the Samples (plan); seconds: new delay.
     name: str = ""
     on: bool = False
     seconds: float = 0.0

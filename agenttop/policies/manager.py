@@ -103,13 +103,25 @@ class PolicyManager:
         self._looked_back = False
         self._checks = 0
         self._probed_ns = self._planned_ns = self._checked_ns = time.monotonic_ns()
+        self._attached: tuple[Windows | None, str] | None = None
 
     def attach(self, windows: Windows | None, reason: str = "") -> None:
         """The kernel side of the latency windows, or why there is none."""
+        self._attached = (windows, reason)
         for entry in self._entries.values():
             if entry.window:
                 entry.window.attach(windows, reason)
                 entry.reason = self._probe(entry.policy)
+
+    def configure(self, name: str, params: Mapping[str, object]) -> None:
+        """Other parameters for a policy that is off. Raises UserError, also for one that is on."""
+        entry = self._entry(name)
+        if entry.on:
+            raise UserError(f"{name}: is on, its parameters stay as they are")
+        entry.policy = catalog.POLICIES[name].make(catalog.params(name, params))
+        if entry.window and self._attached:
+            entry.window.attach(*self._attached)
+        entry.reason = self._probe(entry.policy)
 
     @property
     def names(self) -> list[str]:
@@ -140,6 +152,10 @@ class PolicyManager:
     def reason(self, name: str) -> str | None:
         """Why a policy cannot be had, None if it can. Raises UserError for a name that is none."""
         return self._probe(self._entry(name).policy)
+
+    def is_on(self, name: str) -> bool:
+        """Raises UserError for a name that is none."""
+        return self._entry(name).on
 
     def detail(self, name: str) -> str:
         """What a policy holds or, after plan(), would hold."""

@@ -14,9 +14,11 @@ from textual.message import Message
 from textual.screen import Screen
 
 from agenttop.columns import COLUMNS, ordered
+from agenttop.errors import UserError
 from agenttop.format import clean
 from agenttop.model import Command, PolicyStatus, Sample
-from agenttop.screens import sheets
+from agenttop.policies.bundles import load_all
+from agenttop.screens import bundles, sheets
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.layout import LEAST, PANELS, Plan, plan
 from agenttop.screens.popup import Popup
@@ -292,6 +294,34 @@ class Main(Screen[None]):
             why_not = refusal(policy, view.host, view.options.readonly)
             self.tell(*view.trials.press(policy, view.policies, why_not, self._send))
         self.update_panels()
+
+    def action_bundles(self) -> None:
+        """Choose a bundle: on, or off if all of it is on."""
+        view = self.view
+        try:
+            found = list(load_all().values())
+        except UserError as error:
+            self.tell(str(error), "error")
+            return
+
+        def chosen(index: int | None) -> None:
+            if index is None:
+                return
+            bundle, on = found[index], not bundles.is_on(view, found[index])
+            if why_not := bundles.refusal(view, bundle):
+                self.tell(why_not, "warning")
+                return
+            for name in bundle.policies:
+                view.trials.switched(name)
+            self._send(Command("bundle", name=bundle.name, on=on))
+            self.tell(f"{bundle.name}: switching {'on' if on else 'off'}", "policy")
+
+        def rows(width: int) -> list[Any]:
+            return bundles.bundle_rows(view, found, width)
+
+        self.app.push_screen(
+            Popup(view, "Bundles", rows, width=100, choices=len(found), also_closes="B"), chosen
+        )
 
     def action_move(self, rows: int) -> None:
         view = self.view

@@ -1,0 +1,48 @@
+"""Choosing a bundle: its policies are switched on or off together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agenttop.format import clean
+from agenttop.model import PolicyStatus
+from agenttop.policies.bundles import Bundle
+from agenttop.screens.state import View
+from agenttop.widgets.paint import Line, Row
+
+
+def available(view: View, bundle: Bundle) -> list[PolicyStatus]:
+    """Those of its policies that can be had on the machine that is shown."""
+    return [p for p in view.policies if p.name in bundle.policies and p.state != "n/a"]
+
+
+def is_on(view: View, bundle: Bundle) -> bool:
+    """All of them that can be had are on."""
+    there = available(view, bundle)
+    return bool(there) and all(p.state in ("on", "drift") for p in there)
+
+
+def refusal(view: View, bundle: Bundle) -> str | None:
+    """Why it cannot be switched now, or None."""
+    if view.options.readonly:
+        return f"{bundle.name}: not switched, agenttop runs with --readonly"
+    if view.trials.running is not None:
+        return f"{bundle.name}: not switched while a trial runs: e or Esc ends it"
+    if not available(view, bundle):
+        return f"{bundle.name}: N/A, none of its policies can be had here"
+    return None
+
+
+def bundle_rows(view: View, bundles: Sequence[Bundle], width: int) -> list[Row]:
+    """One row for each: on or off, its name, its policies (those in brackets are N/A)."""
+    rows = []
+    names = max((len(bundle.name) for bundle in bundles), default=0)
+    for bundle in bundles:
+        there = {policy.name for policy in available(view, bundle)}
+        on = is_on(view, bundle)
+        line = Line(width).add(" ● " if on else " ○ ", "good" if on else "dim")
+        line.fit(bundle.name, names + 2, "strong" if there else "faint")
+        words = " ".join(p if p in there else f"({p})" for p in bundle.policies)
+        line.fit(f"{words}: {clean(bundle.title, 200)}", max(width - names - 6, 1), "text")
+        rows.append(line.row())
+    return rows
