@@ -158,7 +158,7 @@ def test_not_a_nanosecond_is_lost(tracer: Tracer, edges: Edges) -> None:
     (the loop asks for more than comes back): so what is in it is what was, less
     the grants, plus the time.
     """
-    rates = Rates.of(Terms(capacity=100, refill_per_s=200, recovery=0.5))
+    rates = Rates.of(Terms(capacity=50, refill_per_s=20, recovery=0.2))
     slot = fresh(tracer, rates)
     with loop("--interval-us", 1000, "--for", 30) as one:
         tracer.assign({one.pid: slot}, {})
@@ -184,7 +184,8 @@ def test_not_a_nanosecond_is_lost(tracer: Tracer, edges: Edges) -> None:
 
 
 def test_priced_by_the_time_that_cpus_are_held(tracer: Tracer, edges: Edges) -> None:
-    rates = Rates.of(Terms(capacity=1e6, refill_per_s=500_000, price="time"))
+    # So little comes back that it is never full again.
+    rates = Rates.of(Terms(capacity=1e6, refill_per_s=10_000, price="time"))
     slot = fresh(tracer, rates)
     with loop("--interval-us", 1000, "--steps", 300) as one:
         tracer.assign({one.pid: slot}, {})
