@@ -28,6 +28,7 @@ from agenttop.policies.catalog import parse_set
 from agenttop.policies.guardian import REQUEST
 from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
 from agenttop.policies.knobs import KNOBS
+from agenttop.policies.lease import kept
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.targets import ProcTargets
 
@@ -50,8 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("name", nargs="+", metavar="NAME", help="'agenttop policy list' has them")
         add_policy_settings(sub)
         add_agents(sub)
-    apply.add_argument(
-        "--for", dest="seconds", type=number(0.1, 604_800), required=True, metavar="SECONDS"
+    how_long = apply.add_mutually_exclusive_group(required=True)
+    how_long.add_argument("--for", dest="seconds", type=number(0.1, 604_800), metavar="SECONDS")
+    how_long.add_argument(
+        "--keep",
+        action="store_true",
+        help="apply once, end, and leave it applied until 'agenttop restore' (or a reboot);"
+        " nobody follows the agents or looks for drift then",
     )
     trial.configure(
         actions.add_parser("trial", help="did it help? on and off in blocks of random order")
@@ -144,6 +150,8 @@ def _apply(args: argparse.Namespace) -> int:
             if error := next((e.text for e in events if e.kind == "error"), None):
                 raise UserError(error)
             _show(events)
+        if args.keep:
+            return 1 if _show(manager.keep()) else 0
         deadline = time.monotonic() + args.seconds
         looked = time.monotonic()
         while (left := deadline - time.monotonic()) > 0:
@@ -197,6 +205,8 @@ def _revert(name: str | None) -> int:
         owner = lock.owner(str(paths.state()))
         held = _held()
         if owner is None:
+            if held and kept(str(paths.state())):
+                raise UserError("it was left applied with --keep: 'agenttop restore' undoes it")
             if held:
                 raise UserError("its owner is dead: 'agenttop restore' puts back what it left")
             print("no policy is applied")
@@ -254,12 +264,15 @@ def _held() -> list[Hold]:
 def _status() -> int:
     try:
         owner, held = lock.owner(str(paths.state())), _held()
+        left_applied = kept(str(paths.state()))
     except JournalError as error:
         raise UserError(str(error)) from None
     if owner is None and not held:
         print("no policy is applied")
         return 0
-    if owner is None:
+    if owner is None and left_applied:
+        print("kept: left applied on purpose (--keep); 'agenttop restore' puts it back:")
+    elif owner is None:
         print("left by an agenttop that was killed; 'agenttop restore' puts it back:")
     else:
         guardian = f", guardian {owner.guardian}" if owner.guardian else ", no guardian"

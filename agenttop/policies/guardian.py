@@ -12,6 +12,7 @@ to the guardian
     ``{"op": "beat"}``; ``{"op": "apply", "id", "changes": [Change...]}``;
     ``{"op": "undo", "id", "keys": [[kind, target]...]}``;
     ``{"op": "heirs", "id", "pids"}``; ``{"op": "close", "id"}``;
+    ``{"op": "keep", "id"}``: end, and leave applied what can be;
     ``{"op": "watch", "pages", "size"}`` with two map descriptors (window_watch.py);
     ``{"op": "follow", "id", "changes", "cells": [[cell...]...]}``: knobs that are
     not written now but each time the kernel says that a window holds their cells
@@ -71,6 +72,7 @@ class Guardian:
         self._watch: Watch | None = None
         self._dir_fd = dir_fd
         self._journal = Journal(dir_fd)
+        self._kept = False
         self._signals: set[int] = set()
         self._deadline = time.monotonic() + LEASE_S
         self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -98,7 +100,7 @@ class Guardian:
             self._send({"op": "ready"})
             why = self._serve()
         finally:
-            outcomes = self._undo(None)
+            outcomes = [] if self._kept else self._undo(None)
             self._journal.close()
             self._report({"op": "lost", "why": why}, "outcomes", outcomes)
 
@@ -153,6 +155,9 @@ class Guardian:
             self._send(alive)
         elif op == "close":
             self._done(message, self._undo(None))
+            return "agenttop ended"
+        elif op == "keep":
+            self._done(message, self._keep())
             return "agenttop ended"
         elif op == "apply":
             self._done(message, self._apply([Change(*c) for c in message["changes"]]))
@@ -247,6 +252,17 @@ class Guardian:
             else:
                 self._watch.forget(keys)
         return undo_all(self._journal, keys)
+
+    def _keep(self) -> list[Outcome]:
+        """Leave everything applied; give back what lives only as long as we do."""
+        watch = self._watch
+        ours = [k for k in self._journal.holds if k[0] == "cpu_latency" or (watch and k in watch)]
+        outcomes = self._undo(ours)
+        if self._journal.holds:
+            # If this fails, everything is undone.
+            self._journal.keep()
+            self._kept = True
+        return outcomes
 
     def _check(self, change: Change) -> tuple[str, str]:
         """Whether the knob still has the value that the plan saw: ("", "") if so."""

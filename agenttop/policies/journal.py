@@ -67,6 +67,8 @@ class Loaded(NamedTuple):
     this_boot: bool
     #: Lines that could not be read; a torn last line is not among them.
     damaged: int
+    #: Left applied on purpose: only ``agenttop restore`` undoes it.
+    kept: bool = False
 
 
 def boot_id() -> str:
@@ -178,6 +180,7 @@ def fold(data: bytes) -> Loaded:
     holds: dict[Key, Hold] = {}
     this_boot = True
     damaged = 0
+    kept = False
     *lines, _torn = data.split(b"\n")
     for number, line in enumerate(lines):
         record = _parse(line)
@@ -204,9 +207,11 @@ def fold(data: bytes) -> Loaded:
             and isinstance(record.get("target"), str)
         ):
             holds.pop((record["kind"], record["target"]), None)
+        elif record is not None and record.get("op") == "kept":
+            kept = True
         else:
             damaged += 1
-    return Loaded(list(holds.values()), this_boot, damaged)
+    return Loaded(list(holds.values()), this_boot, damaged, kept and this_boot and bool(holds))
 
 
 def load(dir_fd: int) -> Loaded | None:
@@ -255,6 +260,10 @@ class Journal:
             self._remove()
         elif lines:
             self._append(b"".join(lines))
+
+    def keep(self) -> None:
+        """Note that what is held is to stay; the writer's last line."""
+        self._append(_line({"op": "kept"}))
 
     def close(self) -> None:
         """Close the file; what is held stays in it."""

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from agenttop.policies import lock
 from agenttop.policies.guardian import LEASE_S, MAX_MESSAGE
-from agenttop.policies.journal import JournalError, Key, open_state_dir
+from agenttop.policies.journal import JournalError, Key, load, open_state_dir
 from agenttop.policies.knobs import Change
 from agenttop.policies.undo import Outcome, recover
 
@@ -83,11 +83,29 @@ class Lease:
         #: What a dead predecessor had left, undone now; None: it had left no journal.
         self.recovered: list[Outcome] | None = None
         try:
+            if kept(state_dir):
+                raise JournalError(
+                    "policies were left applied with --keep: 'agenttop restore' undoes them first"
+                )
             self.recovered = self._recover()
             self._spawn()
         except BaseException:
             lock.release(self._lock)
             raise
+
+    def keep(self) -> list[Outcome]:
+        """End the guardian and leave applied what can be; what was given back nevertheless.
+
+        The journal stays, marked, for ``agenttop restore``. Raises LeaseLostError.
+        """
+        outcomes = _outcomes(self._request({"op": "keep"}))
+        try:
+            self._guardian.wait(ANSWER_S)
+        except subprocess.TimeoutExpired:
+            pass
+        self._end_guardian()
+        lock.release(self._lock)
+        return outcomes
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -299,6 +317,18 @@ class Lease:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def kept(state_dir: str) -> bool:
+    """Whether a journal is there whose changes were left applied on purpose. JournalError."""
+    dir_fd = open_state_dir(state_dir, create=False)
+    if dir_fd is None:
+        return False
+    try:
+        found = load(dir_fd)
+    finally:
+        os.close(dir_fd)
+    return found is not None and found.kept
 
 
 def _packed(message: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Target
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
-from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result
+from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
 from agenttop.policies.undo import THREAD_KINDS, Outcome
 from agenttop.policies.window import Window
@@ -300,6 +300,27 @@ class PolicyManager:
             *(_event("warning", f"{line}: left as it is") for line in left_alone),
         ]
 
+    def keep(self) -> list[Event]:
+        """End with everything left applied that can be; ``agenttop restore`` undoes it."""
+        if self._lease is None:
+            return []
+        for entry in self._entries.values():
+            if entry.on and entry.window:
+                entry.window.stop()
+        try:
+            outcomes = self._lease.keep()
+        except LeaseLostError as lost:
+            return self._noticed(lost.notice)
+        self._lease = None
+        names = [name for name, entry in self._entries.items() if entry.on]
+        for name in names:
+            self._now_off(self._entries[name], "")
+        return [
+            _event("policy", _summary(f"{', '.join(names)} left applied", outcomes)),
+            *self._lines(outcomes),
+            _event("policy", "'agenttop restore' undoes it"),
+        ]
+
     # ----------------------------------------------------------------- ticking
 
     def news(self) -> list[Event]:
@@ -342,6 +363,9 @@ class PolicyManager:
         if self._readonly or not os.path.isfile(os.path.join(self._state_dir, JOURNAL)):
             return []
         try:
+            if kept(self._state_dir):
+                text = "policies are left applied (--keep): 'agenttop restore' undoes them"
+                return [_event("warning", text)]
             lease = Lease(self._state_dir)
         except LockedError:
             return []  # Its owner lives.
