@@ -93,7 +93,7 @@ class Engine:
         self._cost = SelfCost()
         self._registry = Registry(Rules.load(options.agents_file, options.agent_patterns))
         self._sampler = Sampler(self._registry, self._cost)
-        self._policies = PolicyManager(settings=options.settings)
+        self._policies = PolicyManager(settings=options.settings, readonly=options.readonly)
         self._targets = EngineTargets(self._registry)
         self._loading = loading
         self._tracer: Tracer | None = None

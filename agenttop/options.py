@@ -31,6 +31,8 @@ class EngineOptions(msgspec.Struct, forbid_unknown_fields=False):
     bpf_stats: bool = False
     #: Policies that are switched on from the start.
     policies: list[str] = []
+    #: Nothing is written, not even to repair what a killed agenttop left.
+    readonly: bool = False
     #: Policy -> parameter -> value (policies/catalog.py).
     settings: dict[str, dict[str, object]] = {}
 
@@ -153,6 +155,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
         bpf_stats=args.bpf_stats,
         policies=list(getattr(args, "policy", None) or []),
         settings=parse_set(args.set),
+        readonly=getattr(args, "readonly", False),
     )
     if options.bpf == "off" and options.level == "full":
         raise UserError("--level full needs BPF: leave out --no-bpf")
