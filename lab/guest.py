@@ -225,7 +225,11 @@ def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
             return text(FREQ / "scaling_min_freq") != low
 
         client.send(Command("policy", name="window", on=True))
-        wait(lambda: bool(sample()) and text(QOS) == str(LIMIT_US), "the window's limit", 60)
+        try:
+            wait(lambda: bool(sample()) and text(QOS) == str(LIMIT_US), "the window's limit", 60)
+        except AssertionError as error:
+            now = next(one for one in seen[-1].policies if one.name == "window")
+            raise AssertionError(f"{error}: {now.state}, {now.detail}, {seen[-1].events}") from None
         assert floor_held(), "the window holds no floor"
         os.kill(loop.pid, signal.SIGSTOP)
         wait(lambda: text(QOS) == "0" and not floor_held(), "the end of the window")
