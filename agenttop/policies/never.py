@@ -37,7 +37,7 @@ RULES: Final = (
     ),
     Rule(
         "no-performance-governor",
-        _words("performance", "(scaling_)?governor", "cpufreq_governor", "max_freq", "turbo"),
+        _words("performance", "(scaling_)?governor", "cpufreq_governor", "max_freq"),
         _words("performance"),
         "the highest frequency on all CPUs costs power for as long as it is set, agents or none",
         "floor, or window, which holds it only while an agent is about to run",
