@@ -89,10 +89,11 @@ def _list() -> int:
         print(f"{status.name:<8} {status.key}  {note:<12}  {status.title}")
     missing = {status.name for status in states if status.state == "n/a"}
     print()
-    for bundle in bundles.load_all().values():
+    known = bundles.load_all().values()
+    for bundle in known:
         names = " ".join(f"({n})" if n in missing else n for n in bundle.policies)
         print(f"{bundle.name:<14} {names:<28}  {bundle.title}")
-    if any(missing & bundle.policies.keys() for bundle in bundles.load_all().values()):
+    if any(missing & bundle.policies.keys() for bundle in known):
         print("(in brackets: cannot be had here, left out)")
     return 0
 

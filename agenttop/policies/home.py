@@ -26,9 +26,8 @@ from agenttop.policies.knobs import (
     cpu_set,
     format_cpus,
     parse_cpus,
-    split_thread,
-    thread_stat,
 )
+from agenttop.policies.threads import named
 from agenttop.procinfo import printable
 
 #: A home is kept at least this long, unless its CPU goes offline.
@@ -118,27 +117,18 @@ class Home:
         threads: dict[str, tuple[Agent, Thread]] = {}
         allowed: dict[str, frozenset[int]] = {}
         self._alone = 0
-        # The manager sees to it that a held thread is still the same one.
-        known = {split_thread(t)[1]: t for kind, t in held if kind == "affinity"}
-        for agent in targets.agents:
-            for thread in agent.threads:
-                name = known.get(thread.tid)
-                if name is None:
-                    stat = thread_stat(thread.pid, thread.tid)
-                    if stat is None:
-                        continue
-                    name = f"{thread.pid}/{thread.tid}/{stat.start}"
-                if ("affinity", name) in held and name in self._allowed:
-                    allowed[name] = self._allowed[name]
-                else:
-                    try:
-                        allowed[name] = parse_cpus(AFFINITY.read(name) or "")
-                    except (KnobError, ValueError):
-                        continue
-                if len(allowed[name]) > 1 and allowed[name] & online:
-                    threads[name] = (agent, thread)
-                else:
-                    self._alone += 1
+        for name, agent, thread in named(targets, "affinity", held):
+            if ("affinity", name) in held and name in self._allowed:
+                allowed[name] = self._allowed[name]
+            else:
+                try:
+                    allowed[name] = parse_cpus(AFFINITY.read(name) or "")
+                except (KnobError, ValueError):
+                    continue
+            if len(allowed[name]) > 1 and allowed[name] & online:
+                threads[name] = (agent, thread)
+            else:
+                self._alone += 1
         self._allowed = allowed
         return threads
 

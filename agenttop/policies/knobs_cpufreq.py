@@ -7,10 +7,10 @@ this module, so it stays small.
 
 from __future__ import annotations
 
-import os
 import re
 
-from agenttop.policies.knobs import KNOBS, KnobError, reason, sys_root
+from agenttop.policies.knobs import KNOBS, sys_root
+from agenttop.policies.knobs_files import FileKnob
 
 _TARGET = re.compile(r"policy\d{1,5}/(scaling_min_freq|energy_performance_preference)", re.A)
 _KHZ = re.compile(r"\d{1,9}", re.A)
@@ -18,7 +18,7 @@ _KHZ = re.compile(r"\d{1,9}", re.A)
 PREFERENCES = ("performance", "balance_performance", "default", "balance_power", "power")
 
 
-class CpuFreq:
+class CpuFreq(FileKnob):
     """See the module."""
 
     def valid(self, target: str, value: str) -> bool:
@@ -31,39 +31,11 @@ class CpuFreq:
     def path(self, target: str) -> str:
         return f"{sys_root()}/devices/system/cpu/cpufreq/{target}"
 
-    label = path
-
-    def read(self, target: str) -> str | None:
-        try:
-            with open(self.path(target)) as file:
-                return file.read(64).strip()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise KnobError(reason(error)) from None
-
-    def write(self, target: str, value: str) -> None:
-        try:
-            fd = os.open(self.path(target), os.O_WRONLY | os.O_CLOEXEC | os.O_TRUNC)
-            try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise KnobError(reason(error)) from None
-
-    def same(self, a: str, b: str) -> bool:
-        return a == b
-
     def ours(self, current: str, written: str) -> bool:
         # A driver with a table of frequencies takes the nearest one that it has.
         if current.isdecimal() and written.isdecimal():
             return abs(int(current) - int(written)) * 20 <= int(written)
         return current == written
-
-    def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
-        current = self.read(target)
-        return "" if current is None else None if self.ours(current, written) else current
 
 
 CPUFREQ = CpuFreq()
