@@ -233,6 +233,18 @@ static __always_inline void woken(struct thread *t, u64 now)
 	}
 }
 
+/*
+ * The thread runs, but no switch to it was seen: on some machines the kernel
+ * traces none away from certain tasks (seen with the first process of a
+ * virtual machine's guest). Step and slowpath, or step and the stages before
+ * the queue, stay exact with what is known: it was switched in by @now.
+ */
+static __always_inline void switch_in_lost(struct thread *t, u64 now)
+{
+	lose(LOSS_SWITCH_IN);
+	woken(t, now);
+}
+
 /* Loop gates end a step, maybe gates only in threads that use no loop gate. */
 static __always_inline int ends_step(struct thread *t, u32 gate, u64 now)
 {
@@ -365,6 +377,10 @@ static __always_inline void gate_returned(struct thread *t, u32 nr, s64 ret)
 	if (!t->enter || t->exit || gate != t->gate)
 		return;
 	now = bpf_ktime_get_ns();
+	if (t->asleep) {
+		t->asleep = 0;
+		switch_in_lost(t, now);
+	}
 	if (t->in && interrupted(ret))
 		t->cut = now;
 	else
@@ -399,6 +415,10 @@ static __always_inline void switched_out(struct thread *t, void *task, u64 now,
 	int gate;
 
 	t->left |= left_gate(task);
+	/* At this level it can only have been in by its wake-up, at the earliest. */
+	if (t->enter && !t->in && t->wake.seq != t->seen &&
+	    t->wake.wakeup >= t->enter)
+		switch_in_lost(t, t->wake.wakeup);
 	if (blocked) {
 		regs = (void *)bpf_task_pt_regs(task);
 		gate = gate_of((u32)KERNEL_U64(regs, OFF_REGS_NR));

@@ -44,6 +44,8 @@ LOSSES: Final = (
     "negative",
     "overflow",
     "irq_range",
+    # The kernel told of no switch to a thread that ran again (chain.bpf.c).
+    "switch_in",
 )
 
 #: Sources in the kernel: 0 is unknown, then words.SOURCES.
@@ -206,6 +208,7 @@ def prelude() -> str:
         "NR_SOFTIRQ": len(SOFTIRQS),
         "NR_IDLE": IDLE_STATES,
         "NR_IRQ": IRQS,
+        "NR_LOSSES": len(LOSSES),
         "NR_LOOP_GATES": len(LOOP_GATES),
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,

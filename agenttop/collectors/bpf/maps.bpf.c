@@ -171,7 +171,7 @@ static __always_inline void lose(u32 what)
 {
 	struct cpu *cpu = this_cpu();
 
-	if (cpu && what < LOSS_IRQ_RANGE + 1)
+	if (cpu && what < NR_LOSSES)
 		cpu->losses[what]++;
 }
 
