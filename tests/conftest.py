@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from agenttop.policies import lock
+from agenttop.policies.journal import NAME, JournalError, open_state_dir
+from agenttop.policies.undo import recover
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,3 +25,21 @@ def _own_cache() -> Iterator[None]:
         del os.environ["AGENTTOP_CACHE"]
     else:
         os.environ["AGENTTOP_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_by_a_killed_run() -> None:
+    """A run of the tests that was killed with all its guardians leaves journals and settings."""
+    for journal in Path(tempfile.gettempdir()).glob(f"pytest-of-*/pytest-*/*/state/{NAME}"):
+        state = str(journal.parent)
+        try:
+            held = lock.acquire(state)
+            try:
+                dir_fd = open_state_dir(state, create=False)
+                if dir_fd is not None:
+                    recover(dir_fd)
+                    os.close(dir_fd)
+            finally:
+                lock.release(held)
+        except (JournalError, lock.LockedError, OSError):
+            pass  # somebody's who lives, or a test's that was no journal
