@@ -234,10 +234,11 @@ static __always_inline void woken(struct thread *t, u64 now)
 }
 
 /*
- * The thread runs, but no switch to it was seen: on some machines the kernel
- * traces none away from certain tasks (seen with the first process of a
- * virtual machine's guest). Step and slowpath, or step and the stages before
- * the queue, stay exact with what is known: it was switched in by @now.
+ * The thread runs, but no switch to it was seen: some machines trace nothing
+ * while certain tasks are current, neither a switch from them nor a wake-up by
+ * an interrupt of theirs (seen with the first process of a virtual machine's
+ * guest). The step stays exact; by @now the thread was in. At lite that is the
+ * wake-up, which leaves the queue to compute; without one all is wait.
  */
 static __always_inline void switch_in_lost(struct thread *t, u64 now)
 {
@@ -415,10 +416,10 @@ static __always_inline void switched_out(struct thread *t, void *task, u64 now,
 	int gate;
 
 	t->left |= left_gate(task);
-	/* At this level it can only have been in by its wake-up, at the earliest. */
-	if (t->enter && !t->in && t->wake.seq != t->seen &&
-	    t->wake.wakeup >= t->enter)
-		switch_in_lost(t, t->wake.wakeup);
+	if (t->enter && !t->in)
+		switch_in_lost(t, t->wake.seq != t->seen &&
+				  t->wake.wakeup >= t->enter ?
+				  t->wake.wakeup : now);
 	if (blocked) {
 		regs = (void *)bpf_task_pt_regs(task);
 		gate = gate_of((u32)KERNEL_U64(regs, OFF_REGS_NR));
