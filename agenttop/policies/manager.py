@@ -11,20 +11,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
 from agenttop.policies import catalog
 from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Targets
+from agenttop.policies.entry import Entry, event, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
-from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
+from agenttop.policies.knobs import KNOBS, KnobError
 from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
 from agenttop.policies.undo import THREAD_KINDS, Outcome
-from agenttop.policies.window import Window
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.windows import Windows
@@ -42,46 +42,6 @@ INHERITED: Final = frozenset(THREAD_KINDS) - {"sched_policy"}
 
 _HELD_BY: Final = "held by policy"
 
-EventKind = Literal["policy", "agent", "info", "warning", "error"]
-
-
-class _Entry:
-    """A policy and what it holds."""
-
-    def __init__(self, policy: Policy, reason: str | None) -> None:
-        self.policy = policy
-        self.reason = reason
-        self.on = False
-        self.since_ns: int | None = None
-        self.error = ""
-        #: Why it is off although somebody had switched it on.
-        self.note = ""
-        #: Knob -> its first value and ours.
-        self.held: dict[Key, Change] = {}
-        self.lines: dict[Key, str] = {}
-        #: Knobs that somebody else has set since, or that cannot be written: left alone.
-        self.drifted: dict[Key, str] = {}
-        self.refused: dict[Key, str] = {}
-
-    @property
-    def window(self) -> Window | None:
-        """The policy, if its knobs follow the kernel's windows."""
-        return self.policy if isinstance(self.policy, Window) else None
-
-    def hold(self, change: Change) -> None:
-        first = self.held.get(change.key)
-        self.held[change.key] = change._replace(before=first.before) if first else change
-        during = " while a window is open" if self.window else ""
-        self.lines[change.key] = self.held[change.key].line() + during
-
-    def drop(self, key: Key) -> None:
-        self.held.pop(key, None)
-        self.lines.pop(key, None)
-
-    def clear(self) -> None:
-        for things in (self.held, self.lines, self.drifted, self.refused):
-            things.clear()
-
 
 class PolicyManager:
     """See the module. ``verbose``: one event for each knob, not only one for all."""
@@ -96,9 +56,9 @@ class PolicyManager:
         self._state_dir = str(state_dir or paths.state())
         self._readonly = readonly
         self._verbose = verbose
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         for policy in catalog.make_all(settings):
-            self._entries[policy.name] = _Entry(policy, self._probe(policy))
+            self._entries[policy.name] = Entry(policy, self._probe(policy))
         self._lease: Lease | None = None
         self._looked_back = False
         self._checks = 0
@@ -147,7 +107,7 @@ class PolicyManager:
             for entry in self._entries.values():
                 if not entry.on:
                     entry.reason = self._probe(entry.policy)
-        return [self._status(entry) for entry in self._entries.values()]
+        return [entry.status() for entry in self._entries.values()]
 
     def reason(self, name: str) -> str | None:
         """Why a policy cannot be had, None if it can. Raises UserError for a name that is none."""
@@ -175,37 +135,12 @@ class PolicyManager:
     def _probe(self, policy: Policy) -> str | None:
         return "read-only mode" if self._readonly else policy.probe()
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         try:
             return self._entries[name]
         except KeyError:
             known = ", ".join(self._entries)
             raise UserError(f"no policy '{name[:40]}': there are {known}") from None
-
-    def _status(self, entry: _Entry) -> PolicyStatus:
-        policy = entry.policy
-        status = PolicyStatus(policy.name, policy.key, policy.title, "off", entry.note)
-        status.since_ns = entry.since_ns
-        if entry.error:
-            status.state, status.detail = "error", entry.error
-        elif not entry.on and entry.reason:
-            status.state, status.detail = "n/a", entry.reason
-        elif entry.on:
-            status.state = "drift" if entry.drifted else "on"
-            parts = [*list(entry.drifted.values())[:3], policy.detail()]
-            if len(entry.drifted) > 3:
-                parts.insert(3, f"{len(entry.drifted) - 3} more changed by others")
-            if entry.refused:
-                parts.append(f"{len(entry.refused)} cannot be set: {_refusals(entry.refused)}")
-            status.detail = "; ".join(parts)
-            status.changes = list(entry.lines.values())
-            status.tids = sorted({split_thread(t)[1] for k, t in entry.held if k in THREAD_KINDS})
-            status.cpus = sorted(_cpus(entry.held))
-            status.agents = {str(agent): word for agent, word in policy.agents().items()}
-            if entry.window:
-                status.budgets = entry.window.budgets(time.monotonic_ns())
-                status.armed = entry.window.armed(time.monotonic_ns())
-        return status
 
     # ----------------------------------------------------------------- switching
 
@@ -220,22 +155,22 @@ class PolicyManager:
         except LeaseLostError as lost:
             return self._noticed(lost.notice)
 
-    def _switch_on(self, entry: _Entry, targets: Targets) -> list[Event]:
+    def _switch_on(self, entry: Entry, targets: Targets) -> list[Event]:
         policy = entry.policy
         entry.reason = self._probe(policy)
         if entry.reason:
-            return [_event("warning", f"{policy.name}: {entry.reason}")]
+            return [event("warning", f"{policy.name}: {entry.reason}")]
         policy.reset()
         if conflict := self._conflict(entry, policy.wanted(targets, {})):
             entry.error = conflict
-            return [_event("error", f"{policy.name}: {conflict}")]
+            return [event("error", f"{policy.name}: {conflict}")]
         events: list[Event] = []
         if self._lease is None:
             try:
                 self._lease = Lease(self._state_dir)
             except (LockedError, JournalError, OSError) as error:
                 entry.error = str(error)
-                return [_event("error", f"{policy.name}: {error}")]
+                return [event("error", f"{policy.name}: {error}")]
             events += self._repaired(self._lease.recovered)
             now = time.monotonic_ns()
             self._looked_back, self._planned_ns, self._checked_ns = True, now, now
@@ -243,21 +178,21 @@ class PolicyManager:
         entry.clear()
         lines = self._reconcile(entry, targets)
         if entry.refused and not entry.held:
-            entry.error = f"cannot be set: {_refusals(entry.refused)}"
+            entry.error = f"cannot be set: {refusals(entry.refused)}"
             if entry.window:
                 entry.window.stop()
             self._end_if_idle()
-            return [*events, _event("error", f"{policy.name}: {entry.error}")]
+            return [*events, event("error", f"{policy.name}: {entry.error}")]
         entry.on, entry.since_ns = True, time.monotonic_ns()
-        events.append(_event("policy", f"{policy.name} on: {policy.detail()}"))
+        events.append(event("policy", f"{policy.name} on: {policy.detail()}"))
         return events + lines
 
-    def _owner(self, key: Key, entry: _Entry) -> str | None:
+    def _owner(self, key: Key, entry: Entry) -> str | None:
         """The other policy that holds this knob."""
         others = (other for other in self._entries.values() if other is not entry and other.on)
         return next((other.policy.name for other in others if key in other.held), None)
 
-    def _conflict(self, entry: _Entry, wanted: Settings) -> str | None:
+    def _conflict(self, entry: Entry, wanted: Settings) -> str | None:
         """Why a policy cannot be on beside those that are: they share a knob."""
         for kind, target in wanted:
             if owner := self._owner((kind, target), entry):
@@ -265,7 +200,7 @@ class PolicyManager:
                 return f"{owner} and {entry.policy.name} both set {label}: switch {owner} off first"
         return None
 
-    def _switch_off(self, entry: _Entry) -> list[Event]:
+    def _switch_off(self, entry: Entry) -> list[Event]:
         outcomes = self._give_back(entry, list(reversed(entry.held)))
         if entry.window:
             entry.window.stop()
@@ -279,9 +214,9 @@ class PolicyManager:
         self._end_if_idle()
         text = _summary(f"{entry.policy.name} off", outcomes)
         return [
-            _event("policy", text),
+            event("policy", text),
             *self._lines(outcomes),
-            *(_event("warning", f"{line}: left as it is") for line in left_alone),
+            *(event("warning", f"{line}: left as it is") for line in left_alone),
         ]
 
     def close(self) -> list[Event]:
@@ -295,9 +230,9 @@ class PolicyManager:
         for name in names:
             self._now_off(self._entries[name], "")
         return [
-            _event("policy", _summary(f"{', '.join(names) or 'policies'} off", outcomes)),
+            event("policy", _summary(f"{', '.join(names) or 'policies'} off", outcomes)),
             *self._lines(outcomes),
-            *(_event("warning", f"{line}: left as it is") for line in left_alone),
+            *(event("warning", f"{line}: left as it is") for line in left_alone),
         ]
 
     def keep(self) -> list[Event]:
@@ -316,9 +251,9 @@ class PolicyManager:
         for name in names:
             self._now_off(self._entries[name], "")
         return [
-            _event("policy", _summary(f"{', '.join(names)} left applied", outcomes)),
+            event("policy", _summary(f"{', '.join(names)} left applied", outcomes)),
             *self._lines(outcomes),
-            _event("policy", "'agenttop restore' undoes it"),
+            event("policy", "'agenttop restore' undoes it"),
         ]
 
     # ----------------------------------------------------------------- ticking
@@ -365,12 +300,12 @@ class PolicyManager:
         try:
             if kept(self._state_dir):
                 text = "policies are left applied (--keep): 'agenttop restore' undoes them"
-                return [_event("warning", text)]
+                return [event("warning", text)]
             lease = Lease(self._state_dir)
         except LockedError:
             return []  # Its owner lives.
         except (JournalError, OSError) as error:
-            return [_event("error", str(error))]
+            return [event("error", str(error))]
         lease.close()
         return self._repaired(lease.recovered)
 
@@ -389,7 +324,7 @@ class PolicyManager:
                 entry.policy.act(targets)
         return events
 
-    def _reconcile(self, entry: _Entry, targets: Targets) -> list[Event]:
+    def _reconcile(self, entry: Entry, targets: Targets) -> list[Event]:
         """Write what differs from what the policy wants. Raises LeaseLostError."""
         assert self._lease is not None
         held = {key: change.after for key, change in entry.held.items()}
@@ -402,22 +337,22 @@ class PolicyManager:
             if result.status == "ok":
                 entry.hold(change)
                 if self._verbose:
-                    events.append(_event("info", change.line()))
+                    events.append(event("info", change.line()))
             elif result.status == "refused":
                 entry.refused[change.key] = result.text
             elif result.status == "gone":
                 dropped += [change.key] if change.key in entry.held else []
             elif change.key in entry.held:
-                events.append(self._drift(entry, change.key, result.text))
+                events.append(entry.drift(change.key, result.text))
                 dropped.append(change.key)
         if entry.window:
             entry.window.start()
         if new := {key: why for key, why in entry.refused.items() if key not in refused}:
-            text = f"{entry.policy.name}: {len(new)} cannot be set: {_refusals(new)}"
-            events.append(_event("warning", text))
+            text = f"{entry.policy.name}: {len(new)} cannot be set: {refusals(new)}"
+            events.append(event("warning", text))
         return events + self._lines(self._give_back(entry, dropped))
 
-    def _write(self, entry: _Entry, changes: list[Change]) -> list[Result]:
+    def _write(self, entry: Entry, changes: list[Change]) -> list[Result]:
         assert self._lease is not None
         window = entry.window
         if window is None or window.kernel is None:
@@ -426,7 +361,7 @@ class PolicyManager:
             self._lease.watch(*window.kernel.wiring)
         return self._lease.follow(changes, [window.cells(c.key) for c in changes])
 
-    def _difference(self, entry: _Entry, wanted: Settings) -> tuple[list[Change], list[Key]]:
+    def _difference(self, entry: Entry, wanted: Settings) -> tuple[list[Change], list[Key]]:
         """Changes to make, and held knobs that are no longer wanted."""
         changes = []
         for key, value in wanted.items():
@@ -446,7 +381,7 @@ class PolicyManager:
                 entry.refused[key] = str(error)
         return changes, [key for key in entry.held if key not in wanted]
 
-    def _give_back(self, entry: _Entry, keys: Sequence[Key]) -> list[Outcome]:
+    def _give_back(self, entry: Entry, keys: Sequence[Key]) -> list[Outcome]:
         if not keys or self._lease is None:
             return []
         outcomes = self._lease.undo(keys)
@@ -468,7 +403,7 @@ class PolicyManager:
                     continue
                 lost.append((kind, target))
                 if now:
-                    events.append(self._drift(entry, (kind, target), now))
+                    events.append(entry.drift((kind, target), now))
             # Takes them out of the journal; what somebody else has set stays.
             self._give_back(entry, lost)
             for left_alone in (entry.drifted, entry.refused):
@@ -476,12 +411,6 @@ class PolicyManager:
                     if KNOBS[kind].drift(target, "") == "":  # The thread has ended.
                         del left_alone[kind, target]
         return events
-
-    def _drift(self, entry: _Entry, key: Key, now: str) -> Event:
-        label = KNOBS[key[0]].label(key[1])
-        ours = entry.held[key].after
-        entry.drifted[key] = f"{label}: now {now}, set by somebody else ({ours} was ours)"
-        return _event("warning", f"{entry.policy.name} drifted: {entry.drifted[key]}")
 
     # ----------------------------------------------------------------- the end of a lease
 
@@ -496,9 +425,9 @@ class PolicyManager:
             self._now_off(self._entries[name], f"off: {notice.why}")
         self._end_if_idle()
         text = _summary(f"{', '.join(names) or 'policies'} off, {notice.why}", notice.outcomes)
-        return [_event("warning", text), *self._lines(notice.outcomes)]
+        return [event("warning", text), *self._lines(notice.outcomes)]
 
-    def _now_off(self, entry: _Entry, note: str) -> None:
+    def _now_off(self, entry: Entry, note: str) -> None:
         entry.on, entry.since_ns, entry.note = False, time.monotonic_ns(), note
         if entry.window:
             entry.window.stop()
@@ -513,23 +442,19 @@ class PolicyManager:
         if outcomes is None:
             return []
         text = _summary("an agenttop that was killed had left changes", outcomes)
-        return [_event("warning", text), *self._lines(outcomes)]
+        return [event("warning", text), *self._lines(outcomes)]
 
     def _lines(self, outcomes: Iterable[Outcome]) -> list[Event]:
         """Events for what a reader has to know; for everything when verbose."""
         events = []
         for outcome in outcomes:
             if not outcome.settled:
-                events.append(_event("error", outcome.text))
+                events.append(event("error", outcome.text))
             elif outcome.foreign:
-                events.append(_event("warning", outcome.text))
+                events.append(event("warning", outcome.text))
             elif self._verbose:
-                events.append(_event("info", outcome.text))
+                events.append(event("info", outcome.text))
         return events
-
-
-def _event(kind: EventKind, text: str) -> Event:
-    return Event(time.monotonic_ns(), kind, text)
 
 
 def _summary(text: str, outcomes: Sequence[Outcome]) -> str:
@@ -539,25 +464,3 @@ def _summary(text: str, outcomes: Sequence[Outcome]) -> str:
     text += f": {back} restored" if back else ""
     text += f", {foreign} left as somebody else set them" if foreign else ""
     return text + (f", {failed} could not be restored" if failed else "")
-
-
-def _refusals(refused: Mapping[Key, str]) -> str:
-    """Knobs that cannot be set, named, the reason once for those that share it."""
-    by_reason: dict[str, list[str]] = {}
-    for (kind, target), why in refused.items():
-        by_reason.setdefault(why, []).append(KNOBS[kind].label(target))
-    texts = []
-    for why, labels in by_reason.items():
-        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-        texts.append(f"{', '.join(labels[:3])}{more} ({why})")
-    return "; ".join(texts[:3])
-
-
-def _cpus(held: Iterable[Key]) -> set[int]:
-    cpus: set[int] = set()
-    for kind, target in held:
-        if kind == "pm_qos":
-            cpus.add(int(target[3:]))
-        elif kind == "cpu_latency":
-            cpus |= cpu_set("online")
-    return cpus

@@ -1,0 +1,128 @@
+"""A policy beside what it holds, and how both are told to the reader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from agenttop.model import Event, PolicyStatus
+from agenttop.policies.base import Change, Key, Policy
+from agenttop.policies.knobs import KNOBS, cpu_set, split_thread
+from agenttop.policies.undo import THREAD_KINDS
+from agenttop.policies.window import Window
+
+EventKind = Literal["policy", "agent", "info", "warning", "error"]
+
+
+class Entry:
+    """One policy of the manager's; only the manager changes it."""
+
+    def __init__(self, policy: Policy, reason: str | None) -> None:
+        self.policy = policy
+        #: Why it cannot be had, None if it can.
+        self.reason = reason
+        self.on = False
+        self.since_ns: int | None = None
+        self.error = ""
+        #: Why it is off although somebody had switched it on.
+        self.note = ""
+        #: Knob -> its first value and ours.
+        self.held: dict[Key, Change] = {}
+        self.lines: dict[Key, str] = {}
+        #: Knobs that somebody else has set since, or that cannot be written: left alone.
+        self.drifted: dict[Key, str] = {}
+        self.refused: dict[Key, str] = {}
+
+    @property
+    def window(self) -> Window | None:
+        """The policy, if its knobs follow the kernel's windows."""
+        return self.policy if isinstance(self.policy, Window) else None
+
+    # ----------------------------------------------------------------- what it holds
+
+    def hold(self, change: Change) -> None:
+        """A knob was written."""
+        first = self.held.get(change.key)
+        self.held[change.key] = change._replace(before=first.before) if first else change
+        during = " while a window is open" if self.window else ""
+        self.lines[change.key] = self.held[change.key].line() + during
+
+    def drop(self, key: Key) -> None:
+        """A knob is no longer held."""
+        self.held.pop(key, None)
+        self.lines.pop(key, None)
+
+    def drift(self, key: Key, now: str) -> Event:
+        """Somebody else has set a knob that is held: left alone from now on."""
+        self.drifted[key] = drifted(key, self.held[key].after, now)
+        return event("warning", f"{self.policy.name} drifted: {self.drifted[key]}")
+
+    def clear(self) -> None:
+        """Nothing is held any more, nor left alone."""
+        for things in (self.held, self.lines, self.drifted, self.refused):
+            things.clear()
+
+    # ----------------------------------------------------------------- as it is told
+
+    def status(self) -> PolicyStatus:
+        """As the Samples have it."""
+        policy = self.policy
+        status = PolicyStatus(policy.name, policy.key, policy.title, "off", self.note)
+        status.since_ns = self.since_ns
+        if self.error:
+            status.state, status.detail = "error", self.error
+        elif not self.on and self.reason:
+            status.state, status.detail = "n/a", self.reason
+        elif self.on:
+            self._holds(status)
+        return status
+
+    def _holds(self, status: PolicyStatus) -> None:
+        status.state = "drift" if self.drifted else "on"
+        parts = [*list(self.drifted.values())[:3], self.policy.detail()]
+        if len(self.drifted) > 3:
+            parts.insert(3, f"{len(self.drifted) - 3} more changed by others")
+        if self.refused:
+            parts.append(f"{len(self.refused)} cannot be set: {refusals(self.refused)}")
+        status.detail = "; ".join(parts)
+        status.changes = list(self.lines.values())
+        status.tids = sorted({split_thread(t)[1] for k, t in self.held if k in THREAD_KINDS})
+        status.cpus = sorted(_cpus(self.held))
+        status.agents = {str(agent): word for agent, word in self.policy.agents().items()}
+        if self.window:
+            status.budgets = self.window.budgets(time.monotonic_ns())
+            status.armed = self.window.armed(time.monotonic_ns())
+
+
+def event(kind: EventKind, text: str) -> Event:
+    """Something to tell, of now."""
+    return Event(time.monotonic_ns(), kind, text)
+
+
+def drifted(key: Key, ours: str, now: str) -> str:
+    """A knob that somebody else has set since, in words."""
+    label = KNOBS[key[0]].label(key[1])
+    return f"{label}: now {now}, set by somebody else ({ours} was ours)"
+
+
+def refusals(refused: Mapping[Key, str]) -> str:
+    """Knobs that cannot be set, named, the reason once for those that share it."""
+    by_reason: dict[str, list[str]] = {}
+    for (kind, target), why in refused.items():
+        by_reason.setdefault(why, []).append(KNOBS[kind].label(target))
+    texts = []
+    for why, labels in by_reason.items():
+        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        texts.append(f"{', '.join(labels[:3])}{more} ({why})")
+    return "; ".join(texts[:3])
+
+
+def _cpus(held: Iterable[Key]) -> set[int]:
+    cpus: set[int] = set()
+    for kind, target in held:
+        if kind == "pm_qos":
+            cpus.add(int(target[3:]))
+        elif kind == "cpu_latency":
+            cpus |= cpu_set("online")
+    return cpus
