@@ -13,7 +13,7 @@ from agenttop.policies import catalog
 from agenttop.policies.base import Settings
 from agenttop.policies.knobs_files import NETDEV, SYSCTL
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.softirq import BUDGET, BUDGET_USECS, Params, Softirq
+from agenttop.policies.softirq import BUDGET, BUDGET_USECS, Params, Softirq, least_usecs
 from tests.policying import machine_lock, needs_root
 from tests.policying_files import Trees, agent, targets, use
 
@@ -26,6 +26,7 @@ def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trees:
     trees = use(tmp_path, monkeypatch)
     trees.sysctl(BUDGET, "300")
     trees.sysctl(BUDGET_USECS, "8000")
+    monkeypatch.setattr("agenttop.policies.softirq.least_usecs", lambda: 2000)
     return trees
 
 
@@ -48,6 +49,17 @@ def test_what_somebody_has_set_lower_stays(trees: Trees) -> None:
     # Ours is not taken for somebody else's.
     trees.sysctl(BUDGET, "128")
     assert softirq.wanted(targets(), BUDGETS) == BUDGETS
+
+
+def test_never_less_than_the_kernel_takes(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agenttop.policies.softirq.least_usecs", lambda: 8000)
+    softirq = Softirq()
+    # As low as it gets already: left out, with the reason.
+    assert softirq.wanted(targets(), {}) == {("sysctl", BUDGET): "128"}
+    assert "no batch below 8000us, two clock ticks" in softirq.detail()
+    assert f"{BUDGET_USECS} is 8000 already" in softirq.detail()
+    trees.sysctl(BUDGET_USECS, "20000")
+    assert softirq.wanted(targets(), {})["sysctl", BUDGET_USECS] == "8000"
 
 
 def test_what_the_kernel_refused_is_not_said_to_hold(trees: Trees) -> None:
@@ -168,6 +180,25 @@ def test_the_real_kernel_takes_it_and_gets_it_back(tmp_path: Path) -> None:
         finally:
             manager.close()
         assert [NETDEV.read(key) for key in keys] + [SYSCTL.read(BUDGET)] == before
+
+
+@needs_root
+@pytest.mark.skipif(
+    not os.path.exists("/proc/sys/net/core/netdev_budget_usecs"), reason="no such setting here"
+)
+def test_the_default_can_be_applied_whole_here(tmp_path: Path) -> None:
+    with machine_lock():
+        manager = PolicyManager(str(tmp_path / "state"))
+        before = SYSCTL.read(BUDGET), SYSCTL.read(BUDGET_USECS)
+        try:
+            events = manager.set("softirq", True, targets())
+            status = next(s for s in manager.status() if s.name == "softirq")
+            assert not [e for e in events if e.kind in ("warning", "error")], events
+            assert (status.state, "cannot be set" in status.detail) == ("on", False)
+            assert int(SYSCTL.read(BUDGET_USECS) or 0) <= max(2000, least_usecs())
+        finally:
+            manager.close()
+        assert (SYSCTL.read(BUDGET), SYSCTL.read(BUDGET_USECS)) == before
 
 
 def test_defaults_are_within_what_can_be_set() -> None:

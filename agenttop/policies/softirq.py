@@ -14,8 +14,8 @@ is a parameter that is off:
   while packets keep coming; each may wait for as long as gro_flush_us.
 
 Knobs: the sysctls net.core.netdev_budget_usecs (the kernel counts it in
-ticks, and newer ones refuse less than two of them, which is their default:
-then this part cannot be set) and net.core.netdev_budget; /sys/class/net/DEV/threaded,
+ticks, and newer ones refuse less than two of them: nothing below is asked
+for) and net.core.netdev_budget; /sys/class/net/DEV/threaded,
 gro_flush_timeout, napi_defer_hard_irqs, queues/rx-*/rps_cpus, tx-*/xps_cpus
 (Documentation/networking/napi.rst, scaling.rst); sched_setaffinity(2) of the
 napi threads. Numbers are only ever lowered. A setting of a device overrides
@@ -25,6 +25,7 @@ what was set for single queues by netlink, and is not given back to them.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -43,6 +44,8 @@ BUDGET: Final = "net.core.netdev_budget"
 BUDGET_USECS: Final = "net.core.netdev_budget_usecs"
 #: The napi threads are looked for this often.
 FIND_S: Final = 10.0
+#: CLOCK_MONOTONIC_COARSE of clock_gettime(2), which Python does not name.
+COARSE: Final = 6
 #: Process id of kthreadd, the parent of all kernel threads.
 KTHREADD: Final = 2
 
@@ -50,7 +53,7 @@ KTHREADD: Final = 2
 class Params(msgspec.Struct, frozen=True, kw_only=True):
     """What can be set."""
 
-    #: Longest batch, us; 0 leaves it.
+    #: Longest batch, us; 0 leaves it. Not below two clock ticks (8000 where a tick is 4 ms).
     budget_usecs: Annotated[int, msgspec.Meta(ge=0, le=20_000)] = 2000
     #: Longest batch, packets; 0 leaves it. One poll of a device takes up to 64.
     budget: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 128
@@ -129,7 +132,10 @@ class Softirq:
         online = frozenset(cpu.cpu for cpu in targets.cpus if cpu.online)
         quiet = online - used if used else frozenset()
         if params.budget_usecs:
-            wishes.lower("sysctl", BUDGET_USECS, params.budget_usecs)
+            least = least_usecs()
+            if params.budget_usecs < least:
+                wishes.left.append(f"no batch below {least}us, two clock ticks of this kernel")
+            wishes.lower("sysctl", BUDGET_USECS, max(params.budget_usecs, least))
         if params.budget:
             wishes.lower("sysctl", BUDGET, params.budget)
         # What was asked for and is not held, the kernel or somebody else refuses: not our news.
@@ -233,6 +239,17 @@ class Softirq:
 
     def agents(self) -> dict[int, str]:
         return {}
+
+
+def least_usecs() -> int:
+    """The smallest net.core.netdev_budget_usecs that the kernel takes, us: two clock ticks.
+
+    netdev_budget_usecs_min in net/core/sysctl_net_core.c, since 6.14 and its
+    stable relatives; what older ones take below is rounded up to ticks
+    all the same. A tick is what a coarse clock resolves: hrtimer_resolution
+    has no part in it (kernel/time/posix-timers.c, KTIME_LOW_RES).
+    """
+    return 2_000_000 // round(1 / time.clock_getres(COARSE))
 
 
 def mask(cpus: frozenset[int]) -> str:
