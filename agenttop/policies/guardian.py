@@ -49,6 +49,7 @@ from agenttop.policies import journal as journals
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change, KnobError
 from agenttop.policies.undo import Outcome, release_attributes, release_heirs, undo_all
+from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
 
 #: No renewal for this long and the lease is over.
@@ -70,6 +71,7 @@ class Guardian:
         # The socket module itself takes too long to load; os.read would drop descriptors.
         self._socket = _socket.socket(fileno=channel)
         self._watch: Watch | None = None
+        self._urgency = Urgency()
         self._dir_fd = dir_fd
         self._journal = Journal(dir_fd)
         self._kept = False
@@ -119,6 +121,7 @@ class Guardian:
                     self._watch.edges()
                 if (due := self._watch.due()) is not None and now >= due:
                     self._watch.look()
+                self._urgency.update(len(self._watch) > 0, now)
             if now - before > timeout + STALL_S:
                 # Not run for long (machine paused, or we were stopped): the engine neither.
                 self._deadline = now + LEASE_S / 3
@@ -249,6 +252,7 @@ class Guardian:
                 self._poll.unregister(self._watch.fileno())
                 self._watch.close()
                 self._watch = None
+                self._urgency.update(False, 0)
             else:
                 self._watch.forget(keys)
         return undo_all(self._journal, keys)

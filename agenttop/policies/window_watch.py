@@ -152,6 +152,9 @@ class Watch:
 
     # ----------------------------------------------------------------- which knobs
 
+    def __len__(self) -> int:
+        return len(self._knobs)
+
     def __contains__(self, key: Key) -> bool:
         return key in self._knobs
 
