@@ -280,7 +280,7 @@ class Engine:
 
     def _obey(self, command: Command) -> None:
         if command.kind == "policy":
-            self._switch(command.name, command.on)
+            self._switch(command.name, command.on, command.trial)
             self._next_sample = time.monotonic()
         elif command.kind == "bundle":
             self._switch_bundle(command.name, command.on)
@@ -328,9 +328,9 @@ class Engine:
         except UserError as error:
             self._events.append(Event(time.monotonic_ns(), "error", str(error)))
 
-    def _switch(self, name: str, on: bool) -> None:
+    def _switch(self, name: str, on: bool, trial: bool = False) -> None:
         try:
-            self._events += self._policies.set(name, on, self._targets.current())
+            self._events += self._policies.set(name, on, self._targets.current(), trial)
         except UserError as error:
             self._events.append(Event(time.monotonic_ns(), "error", str(error)))
         self._tick_policies()

@@ -3,7 +3,8 @@
 The ticks of the last minutes are kept sparse. When a policy is switched, those
 before it (back to the toggle before, at most BEFORE of them) become one side,
 those that follow (up to the next toggle of any policy, at most AFTER) the
-other; the time in which the change settles belongs to neither.
+other; the time in which the change settles belongs to neither. What a trial
+switches is the trial's to tell: here it only ends what came before.
 """
 
 from __future__ import annotations
@@ -157,6 +158,8 @@ class History:
         self.host: Host | None = None
         self.toggles: dict[str, Toggle] = {}
         self._last_ns: int | None = None
+        #: The last toggle of a trial.
+        self._tried_ns = 0
         #: Agent id -> tokens that its windows have cost, as of the last tick.
         self._spent: dict[int, float] = {}
         #: (policy, agent) -> ticks after the toggle that the effect was made from, and it.
@@ -190,15 +193,20 @@ class History:
             if agent in before
         }
 
-    def switched(self, policy: str, on: bool, t_ns: int) -> None:
+    def switched(self, policy: str, on: bool, t_ns: int, trial: bool = False) -> None:
         """A policy was switched at that moment (CLOCK_MONOTONIC), within the newest tick."""
+        if trial:
+            for toggle in self.toggles.values():
+                toggle.open = False
+            self._tried_ns = t_ns
+            return
         last = self._last_ns
         together = last is not None and abs(t_ns - last) <= TOGETHER_NS
         for toggle in self.toggles.values():
             if not (together and abs(toggle.t_ns - t_ns) <= TOGETHER_NS):
                 toggle.open = False
         others = [toggle.t_ns for toggle in self.toggles.values() if not toggle.open]
-        since = max(others, default=0)
+        since = max([*others, self._tried_ns])
         before = [
             each
             for each in self.moments

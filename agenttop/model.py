@@ -283,11 +283,14 @@ class PolicyStatus(Struct):
     agents: dict[str, str] = {}
     #: CLOCK_MONOTONIC of the last toggle.
     since_ns: int | None = None
+    #: It was a trial that made the last toggle, not somebody who wanted it so.
+    by_trial: bool = False
     #: Agent id (as text) -> its budget (policy window).
     budgets: dict[str, Budget] = {}
     #: CPUs that a window holds at this moment (policy window).
     armed: list[int] = []
-    #: What the last toggle changed, per agent. The engine leaves it empty: the view knows.
+    #: What the last toggle changed that was no trial's, per agent. The engine leaves it empty:
+    #: the view knows.
     effects: list[Effect] = []
 
 
@@ -330,10 +333,11 @@ class Command(Struct, tag="command"):
 
     kind: Literal["policy", "bundle", "plan", "bpf_stats", "delay", "full", "stop"]
     #: policy, bundle, plan: its name; on: wanted state (policy, bundle, bpf_stats), or whether its
-    #: plan is to be in the Samples (plan); seconds: new delay.
+    #: plan is to be in the Samples (plan); seconds: new delay; trial: a trial switches (policy).
     name: str = ""
     on: bool = False
     seconds: float = 0.0
+    trial: bool = False
 
 
 class Failure(Struct, tag="failure"):

@@ -386,7 +386,7 @@ class Store:
             if not first:
                 # The toggle lies within this tick: what follows is wholly after it.
                 self.start_since()
-                self.history.switched(policy.name, state[0], marker.t_ns)
+                self.history.switched(policy.name, state[0], marker.t_ns, policy.by_trial)
 
     # ------------------------------------------------------------------ slots and windows
 

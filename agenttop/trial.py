@@ -162,7 +162,7 @@ class Trial:
         wanted = self._wanted
         # Off in reverse order, as everything is undone.
         for name in self.plan.policies if wanted else reversed(self.plan.policies):
-            self._send(Command("policy", name=name, on=wanted))
+            self._send(Command("policy", name=name, on=wanted, trial=True))
 
     def _switched(self, statuses: Mapping[str, PolicyStatus], now_ns: int) -> None:
         """Is everything as asked? Then the settling time runs from the switch."""
@@ -178,7 +178,7 @@ class Trial:
     def _end(self, reason: str | None) -> None:
         self.finished, self.ended = True, reason
         for name, on in self._before.items():
-            self._send(Command("policy", name=name, on=on))
+            self._send(Command("policy", name=name, on=on, trial=True))
 
     # ------------------------------------------------------------------ the result
 

@@ -180,12 +180,12 @@ class Synth:
         """An agent ends."""
         self.agents = [a for a in self.agents if a.counters.id != agent]
 
-    def toggle(self, name: str) -> None:
+    def toggle(self, name: str, trial: bool = False) -> None:
         """Switch a policy; the next Sample shows it, and the distributions respond."""
         policy = next(p for p in self.policies if p.name == name)
         on = policy.state == "off"
         policy.state = "on" if on else "off"
-        policy.since_ns = self.t_ns + SECOND_NS // 4
+        policy.since_ns, policy.by_trial = self.t_ns + SECOND_NS // 4, trial
         policy.cpus = list(range(len(self.cpus))) if on and name == "guard" else []
         policy.changes = (
             [f"cpu{c} pm_qos_resume_latency_us: 0 -> n/a" for c in policy.cpus] if on else []

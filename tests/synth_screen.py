@@ -60,7 +60,7 @@ class SynthSource:
                 states = {policy.name: policy.state for policy in self.synth.policies}
                 # As the engine: nothing happens when it is so already.
                 if (states[command.name] == "on") != command.on:
-                    self.synth.toggle(command.name)
+                    self.synth.toggle(command.name, command.trial)
 
     def close(self) -> None:
         if not self.closed:

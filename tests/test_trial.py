@@ -14,7 +14,7 @@ import pytest
 
 from agenttop.collectors.energy import Energy
 from agenttop.history import SETTLE_NS, History, attach, blocks, counts, deeper
-from agenttop.model import Budget, Command, Host, IdleState
+from agenttop.model import Budget, Command, Effect, Host, IdleState
 from agenttop.power import power
 from agenttop.schedule import LABELS, MIN_ROUNDS, Plan
 from agenttop.store import Store
@@ -44,7 +44,7 @@ class Bench:
     def send(self, command: Command) -> None:
         self.commands.append(command)
         if self.obeys and (self.state(command.name) == "on") != command.on:
-            self.synth.toggle(command.name)
+            self.synth.toggle(command.name, command.trial)
 
     def state(self, name: str) -> str:
         return next(p.state for p in self.synth.policies if p.name == name)
@@ -63,6 +63,46 @@ class Bench:
         assert self.trial.finished
         names = {a.counters.id: a.profile.name for a in self.synth.agents}
         return self.trial.result(names, self.store.host)
+
+
+def effects(bench: Bench) -> dict[str, list[Effect]]:
+    """As the JSON has them."""
+    snapshot = bench.store.snapshot()
+    assert snapshot is not None
+    shown = attach(snapshot, bench.store.history.effect)
+    return {policy.name: policy.effects for policy in shown.policies}
+
+
+def test_what_a_trial_switched_is_no_toggle_of_the_operators() -> None:
+    bench = Bench(Plan(("guard",), rounds=1, block_s=2, settle_s=1))
+    bench.finish()
+    bench.tick(10)
+    last = bench.store.markers[-1].t_ns
+    assert any(c.on for c in bench.commands)
+    assert all(found == [] for found in effects(bench).values())
+    # The operator's own toggle after it is told, from what lies behind the trial alone.
+    bench.synth.toggle("guard")
+    bench.tick(12)
+    effect, *_ = effects(bench)["guard"]
+    assert effect.on
+    assert effect.steps_before > 0
+    first = bench.store.history.toggles["guard"].before[0]
+    assert first.start_ns >= last + SETTLE_NS
+
+
+def test_the_operators_toggle_before_a_trial_stays_and_ends_with_it() -> None:
+    bench = Bench(Plan(("guard",), rounds=1, block_s=2, settle_s=1))
+    bench.synth.toggle("home")
+    bench.synth.toggle("guard")
+    bench.tick(6)
+    before = effects(bench)["guard"][0].since_ns
+    bench.trial = Trial(bench.trial.plan, bench.synth.policies, bench.send)
+    bench.finish()
+    bench.tick(3)
+    assert effects(bench)["guard"][0].since_ns == before
+    steps = effects(bench)["home"][0].steps_after
+    bench.tick(20)
+    assert effects(bench)["home"][0].steps_after == steps
 
 
 # --------------------------------------------------------------------------- the order

@@ -24,6 +24,8 @@ class Entry:
         self.reason = reason
         self.on = False
         self.since_ns: int | None = None
+        #: Its last toggle was a trial's.
+        self.by_trial = False
         self.error = ""
         #: Why it is off although somebody had switched it on.
         self.note = ""
@@ -58,6 +60,10 @@ class Entry:
         self.drifted[key] = drifted(key, self.held[key].after, now)
         return event("warning", f"{self.policy.name} drifted: {self.drifted[key]}")
 
+    def switched(self, on: bool) -> None:
+        """It is on or off from now on."""
+        self.on, self.since_ns, self.by_trial = on, time.monotonic_ns(), False
+
     def clear(self) -> None:
         """Nothing is held any more, nor left alone."""
         for things in (self.held, self.lines, self.drifted, self.refused):
@@ -69,7 +75,7 @@ class Entry:
         """As the Samples have it."""
         policy = self.policy
         status = PolicyStatus(policy.name, policy.key, policy.title, "off", self.note)
-        status.since_ns = self.since_ns
+        status.since_ns, status.by_trial = self.since_ns, self.by_trial
         if self.error:
             status.state, status.detail = "error", self.error
         elif not self.on and self.reason:

@@ -144,16 +144,22 @@ class PolicyManager:
 
     # ----------------------------------------------------------------- switching
 
-    def set(self, name: str, on: bool, targets: Targets) -> list[Event]:
-        """Switch a policy; what happened. Raises UserError for a name that is none."""
+    def set(self, name: str, on: bool, targets: Targets, trial: bool = False) -> list[Event]:
+        """Switch a policy (``trial``: for a trial); what happened.
+
+        Raises UserError for a name that is none.
+        """
         entry = self._entry(name)
         entry.error = entry.note = ""
         if on == entry.on:
             return []
         try:
-            return self._switch_on(entry, targets) if on else self._switch_off(entry)
+            events = self._switch_on(entry, targets) if on else self._switch_off(entry)
         except LeaseLostError as lost:
             return self._noticed(lost.notice)
+        if entry.on == on:
+            entry.by_trial = trial
+        return events
 
     def _switch_on(self, entry: Entry, targets: Targets) -> list[Event]:
         policy = entry.policy
@@ -183,7 +189,7 @@ class PolicyManager:
                 entry.window.stop()
             self._end_if_idle()
             return [*events, event("error", f"{policy.name}: {entry.error}")]
-        entry.on, entry.since_ns = True, time.monotonic_ns()
+        entry.switched(True)
         events.append(event("policy", f"{policy.name} on: {policy.detail()}"))
         return events + lines
 
@@ -204,7 +210,7 @@ class PolicyManager:
         outcomes = self._give_back(entry, list(reversed(entry.held)))
         if entry.window:
             entry.window.stop()
-        entry.on, entry.since_ns = False, time.monotonic_ns()
+        entry.switched(False)
         left_alone = list(entry.drifted.values())
         entry.clear()
         for other in self._entries.values():
@@ -428,7 +434,8 @@ class PolicyManager:
         return [event("warning", text), *self._lines(notice.outcomes)]
 
     def _now_off(self, entry: Entry, note: str) -> None:
-        entry.on, entry.since_ns, entry.note = False, time.monotonic_ns(), note
+        entry.switched(False)
+        entry.note = note
         if entry.window:
             entry.window.stop()
         entry.clear()
