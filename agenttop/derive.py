@@ -102,6 +102,36 @@ def scalars_of(agents: Sequence[AgentCounters]) -> Ints:
         return np.array(rows, dtype=np.int64).reshape(len(rows), SCALARS)
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An agent's scalars by name: what it gained over some time."""
+
+    steps: int
+    unattributed: int
+    step_ns: int
+    tail_steps: int
+    #: In the order of words.py; a stage that is not measured has 0.
+    stages_ns: list[int]
+    tail_ns: list[int]
+    sources: list[int]
+    compute_ns: list[int]
+
+    @classmethod
+    def of(cls, row: Ints) -> Named:
+        """From a row of a Tick's or a Sums' scalars."""
+        values: list[int] = row.tolist()
+        return cls(
+            steps=values[_STEPS],
+            unattributed=values[_UNATTRIBUTED],
+            step_ns=values[_STEP_SUM],
+            tail_steps=values[_TAIL_STEPS],
+            stages_ns=values[_STAGE_SUMS],
+            tail_ns=values[_TAIL_SUMS],
+            sources=values[_SOURCES],
+            compute_ns=values[_PARTS],
+        )
+
+
 def _fit(values: Sequence[int | None], length: int) -> list[int]:
     """Exactly ``length`` numbers: another minor version may send more or fewer."""
     out = [value or 0 for value in values[:length]]
