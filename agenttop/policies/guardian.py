@@ -46,6 +46,7 @@ from types import FrameType
 from typing import Any
 
 from agenttop.policies import journal as journals
+from agenttop.policies.aside import Aside
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change, KnobError
 from agenttop.policies.undo import Outcome, release_attributes, release_heirs, undo_all
@@ -72,6 +73,7 @@ class Guardian:
         self._socket = _socket.socket(fileno=channel)
         self._watch: Watch | None = None
         self._urgency = Urgency()
+        self._aside = Aside()
         self._dir_fd = dir_fd
         self._journal = Journal(dir_fd)
         self._kept = False
@@ -121,7 +123,11 @@ class Guardian:
                     self._watch.edges()
                 if (due := self._watch.due()) is not None and now >= due:
                     self._watch.look()
-                self._urgency.update(len(self._watch) > 0, now)
+                wanted = len(self._watch) > 0
+                self._urgency.update(wanted, now)
+                for cpu in self._watch.take_opened():
+                    self._aside.opened(cpu)
+                self._aside.update(wanted, now)
             if now - before > timeout + STALL_S:
                 # Not run for long (machine paused, or we were stopped): the engine neither.
                 self._deadline = now + LEASE_S / 3
@@ -253,6 +259,7 @@ class Guardian:
                 self._watch.close()
                 self._watch = None
                 self._urgency.update(False, 0)
+                self._aside.update(False, 0)
             else:
                 self._watch.forget(keys)
         return undo_all(self._journal, keys)

@@ -61,13 +61,26 @@ class _OpenResumeLatency:
 class _Watched:
     """A knob that follows its cells."""
 
-    __slots__ = ("armed", "cells", "file", "foreign", "idle", "in_force", "key", "knob", "target")
+    __slots__ = (
+        "armed",
+        "cells",
+        "cpu",
+        "file",
+        "foreign",
+        "idle",
+        "in_force",
+        "key",
+        "knob",
+        "target",
+    )
 
     def __init__(self, key: Key, idle: str, armed: str, cells: list[int]) -> None:
         self.key = key
         self.knob = KNOBS[key[0]]
         self.target = key[1]
         self.file = _OpenResumeLatency(key[1]) if key[0] == "pm_qos" else None
+        #: The CPU that it is a knob of, or None.
+        self.cpu = int(key[1].removeprefix("cpu")) if self.file else None
         self.idle = idle
         self.armed = armed
         self.cells = cells
@@ -137,6 +150,8 @@ class Watch:
         self._by_cell: dict[int, list[_Watched]] = {}
         #: Cells whose knobs are in force.
         self._held: set[int] = set()
+        #: CPUs whose knobs came into force since it was asked.
+        self._opened: list[int] = []
         self._refused: list[list[str]] = []
         self._armed = self._let_go = self._looks = 0
         self._delays: dict[int, Delays] = {}
@@ -198,8 +213,15 @@ class Watch:
             for watched in knobs:
                 if not watched.in_force and self._arm(watched):
                     delay = time.monotonic_ns() - t
+                    if watched.cpu is not None:
+                        self._opened.append(watched.cpu)
                     self._all.add(delay)
                     self._delays.setdefault(slot, Delays()).add(delay)
+
+    def take_opened(self) -> list[int]:
+        """The CPUs whose knobs came into force since the last call, once for each time."""
+        opened, self._opened = self._opened, []
+        return opened
 
     def due(self) -> float | None:
         """When ``look`` is to be called next, CLOCK_MONOTONIC in s; None: not before an edge."""
