@@ -155,6 +155,7 @@ def build(view: View) -> shot.Snapshot:
         cpus=_cpus(view, found, agents, interval),
         agents=agents,
         policies=view.sample.policies,
+        policies_held_by=view.sample.policies_held_by,
         exemplars=view.exemplars,
     )
 

@@ -234,6 +234,7 @@ class Engine:
                 self._switch(name, True)
             self._wanted = []
         sample.policies = self._policies.status()
+        sample.policies_held_by = self._policies.held_by
         for policy in sample.policies:
             if policy.name == self._planned and policy.state == "off":
                 policy.plan = self._plan(policy.name)

@@ -322,6 +322,9 @@ class Sample(Struct, tag="sample"):
     energy_uj: dict[str, int] = {}
     trust: Trust = msgspec.field(default_factory=Trust)
     policies: list[PolicyStatus] = []
+    #: Process of another agenttop that holds policies, so that none can be switched here
+    #: (0: not known which); None: nobody else does.
+    policies_held_by: int | None = None
     events: list[Event] = []
 
 

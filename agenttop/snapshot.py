@@ -153,5 +153,8 @@ class Snapshot(Base):
     cpus: list[Cpu]
     agents: list[Agent]
     policies: list[PolicyStatus]
+    #: Process of another agenttop that holds policies, so that none can be switched here
+    #: (0: not known which); null: nobody else does.
+    policies_held_by: int | None = None
     #: Slowest recent steps, slowest first, at most 16 per agent.
     exemplars: list[Exemplar] = []

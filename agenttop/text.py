@@ -23,7 +23,7 @@ from agenttop.format import (
     percent,
     rate,
 )
-from agenttop.model import Exemplar, PolicyStatus
+from agenttop.model import Exemplar
 from agenttop.snapshot import Agent, Cpu, Load, Snapshot, Stat
 from agenttop.words import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 
@@ -53,7 +53,7 @@ def report(snapshot: Snapshot, layout: Layout | None = None) -> str:
     blocks = [_head(snapshot, width), _agents(snapshot, agents, layout, width)]
     if not without_chains(snapshot):
         blocks += [_chain(snapshot, agent, width) for agent in agents[: layout.chains]]
-    blocks += [_cpus(snapshot, width), _policies(snapshot.policies, width)]
+    blocks += [_cpus(snapshot, width), _policies(snapshot, width)]
     lines = [line for block in blocks if block for line in (*block, "")]
     lines = [cut(line, width).rstrip() for line in lines[:-1]]
     if layout.ascii:
@@ -263,11 +263,13 @@ def _weight(load: Load) -> tuple[float, float]:
     return (load.ratio or 0.0, load.per_s)
 
 
-def _policies(policies: Sequence[PolicyStatus], width: int) -> list[str]:
-    if not policies:
+def _policies(snapshot: Snapshot, width: int) -> list[str]:
+    if not snapshot.policies:
         return []
-    lines = ["POLICIES"]
-    for policy in policies:
+    holder = snapshot.policies_held_by
+    who = "another agenttop" if not holder else f"agenttop with pid {holder}"
+    lines = ["POLICIES" if holder is None else f"POLICIES (held by {who})"]
+    for policy in snapshot.policies:
         lines.append(
             cut(f"  {clean(policy.name, 16):<8} {policy.state:<5} {clean(policy.detail)}", width)
         )

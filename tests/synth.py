@@ -142,6 +142,7 @@ class Synth:
         self._latency = histogram.empty(cpus, 2)
         self._idle_exit = histogram.empty(2)
         self.trust = Trust(recursion_misses=0)
+        self.held_by: int | None = None
         self.policies = [
             PolicyStatus("guard", "g", "idle guard", "off", "no idle state above 50 µs"),
             PolicyStatus("home", "h", "home CPU", "off", "a quiet CPU for control-loop threads"),
@@ -255,7 +256,7 @@ class Synth:
             cpus=_copies(self.cpus), agents=_copies([a.counters for a in self.agents]),
             irq_names={"24": "virtio0-input.0", "25": "virtio1-req.0", "9": "acpi"} if full else {},
             idle_exit=idle_exit, exemplars=exemplars, trust=_copy(self.trust),
-            policies=_copies(self.policies), events=self._events,
+            policies=_copies(self.policies), policies_held_by=self.held_by, events=self._events,
         )  # fmt: skip
         self._events = []
         self.seq += 1

@@ -11,6 +11,7 @@ import pytest
 
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
+from agenttop.policies import lock
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
 from agenttop.policies.manager import PolicyManager
@@ -91,13 +92,40 @@ class TestAtRest:
         assert manager.close() == []
         assert not (tmp_path / "state").exists()
 
-    def test_read_only_offers_nothing(self, tmp_path: Path, victim: Victim) -> None:
+    def test_read_only_switches_nothing(self, tmp_path: Path, victim: Victim) -> None:
         manager = PolicyManager(tmp_path / "state", readonly=True)
-        assert {s.state for s in manager.status()} == {"n/a"}
-        assert "read-only" in texts(manager.set("guard", True, targets(victim)))
-        with pytest.raises(UserError, match="read-only"):
-            manager.plan("guard", targets(victim))
+        before = machine(victim)
+        for name in manager.names:
+            assert "read-only" in texts(manager.set(name, True, targets(victim)))
+        assert {s.state for s in manager.status()} <= {"off", "n/a"}
+        assert machine(victim) == before
         assert not (tmp_path / "state").exists()
+
+    @needs_root
+    @needs_two_cpus
+    def test_read_only_tells_what_it_would_do(self, tmp_path: Path, victim: Victim) -> None:
+        manager = PolicyManager(tmp_path / "state", readonly=True)
+        before = machine(victim)
+        (status,) = (s for s in manager.status() if s.name == "home")
+        assert status.state == "off"
+        planned = {change.target.split("/")[1] for change in manager.plan("home", targets(victim))}
+        assert planned & {str(tid) for tid in victim.tids()}
+        assert machine(victim) == before
+        assert not (tmp_path / "state").exists()
+
+    @needs_root
+    def test_another_owner_is_named(self, tmp_path: Path, victim: Victim) -> None:
+        state = str(tmp_path / "state")
+        manager = PolicyManager(state)
+        assert manager.held_by is None
+        fd = lock.acquire(state)
+        try:
+            assert manager.held_by == os.getpid()
+            lock.sign(fd, 0, 0)
+            assert manager.held_by == 0
+        finally:
+            lock.release(fd)
+        assert manager.held_by is None
 
     def test_without_root_it_says_so(
         self, tmp_path: Path, victim: Victim, monkeypatch: pytest.MonkeyPatch

@@ -350,6 +350,23 @@ async def test_readonly_switches_nothing_and_says_so() -> None:
         assert "--readonly" in made.text()
 
 
+async def test_policies_that_another_agenttop_holds() -> None:
+    synth = Synth()
+    async with rig(synth=synth) as made:
+        assert "held by" not in made.text()
+        synth.held_by = 4711
+        await made.tick()
+        (line,) = (line for line in made.lines() if "Policies " in line)
+        assert "held by pid 4711" in line
+        synth.held_by = None
+        await made.tick()
+        assert "held by" not in made.text()
+    async with rig(readonly=True, synth=(synth := Synth())) as made:
+        synth.held_by = 0
+        await made.tick()
+        assert "readonly, held by another" in made.text()
+
+
 async def test_a_policy_that_cannot_be_had_says_why() -> None:
     async with rig() as made:
         await made.press("f")

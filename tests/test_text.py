@@ -154,3 +154,15 @@ def test_sort_keys_are_checked() -> None:
     assert sort_key("-pid") == ("pid", True)
     with pytest.raises(UserError, match=r"--sort \ufffd\[31mpid: no such key"):
         sort_key("\x1b[31mpid")
+
+
+def test_who_else_holds_the_policies_is_named() -> None:
+    synth = Synth()
+    store = Store(clock=lambda: synth.t_ns)
+    for holder, title in ((None, "POLICIES\n"), (77, "POLICIES (held by agenttop with pid 77)\n")):
+        synth.held_by = holder
+        store.feed(synth.sample())
+        store.feed(synth.sample())
+        shot = store.snapshot()
+        assert shot is not None
+        assert title in report(shot)

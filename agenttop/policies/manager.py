@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
-from agenttop.policies import catalog
-from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Targets
+from agenttop.policies import catalog, lock
+from agenttop.policies.base import Acting, Change, Key, Settings, Targets
 from agenttop.policies.entry import Entry, event, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
@@ -44,7 +44,11 @@ _HELD_BY: Final = "held by policy"
 
 
 class PolicyManager:
-    """See the module. ``verbose``: one event for each knob, not only one for all."""
+    """See the module.
+
+    ``readonly``: policies can be planned but not switched, and nothing is repaired.
+    ``verbose``: one event for each knob, not only one for all.
+    """
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class PolicyManager:
         self._verbose = verbose
         self._entries: dict[str, Entry] = {}
         for policy in catalog.make_all(settings):
-            self._entries[policy.name] = Entry(policy, self._probe(policy))
+            self._entries[policy.name] = Entry(policy, policy.probe())
         self._lease: Lease | None = None
         self._looked_back = False
         self._checks = 0
@@ -71,7 +75,7 @@ class PolicyManager:
         for entry in self._entries.values():
             if entry.window:
                 entry.window.attach(windows, reason)
-                entry.reason = self._probe(entry.policy)
+                entry.reason = entry.policy.probe()
 
     def configure(self, name: str, params: Mapping[str, object]) -> None:
         """Other parameters for a policy that is off. Raises UserError, also for one that is on."""
@@ -81,7 +85,7 @@ class PolicyManager:
         entry.policy = catalog.POLICIES[name].make(catalog.params(name, params))
         if entry.window and self._attached:
             entry.window.attach(*self._attached)
-        entry.reason = self._probe(entry.policy)
+        entry.reason = entry.policy.probe()
 
     @property
     def names(self) -> list[str]:
@@ -92,6 +96,17 @@ class PolicyManager:
     def guardian(self) -> int | None:
         """Process id of the guardian; None while no policy is on."""
         return self._lease.guardian if self._lease else None
+
+    @property
+    def held_by(self) -> int | None:
+        """Process of another agenttop that holds policies (0: not known which); None: nobody."""
+        if self._lease is not None:
+            return None
+        try:
+            owner = lock.owner(self._state_dir)
+        except (JournalError, OSError):
+            return None  # Not ours to look into: then nobody here can hold any.
+        return None if owner is None else owner.pid or owner.guardian
 
     def fds(self) -> list[int]:
         """Descriptors that become readable when news() should be called at once."""
@@ -106,12 +121,12 @@ class PolicyManager:
             self._probed_ns = now
             for entry in self._entries.values():
                 if not entry.on:
-                    entry.reason = self._probe(entry.policy)
+                    entry.reason = entry.policy.probe()
         return [entry.status() for entry in self._entries.values()]
 
     def reason(self, name: str) -> str | None:
         """Why a policy cannot be had, None if it can. Raises UserError for a name that is none."""
-        return self._probe(self._entry(name).policy)
+        return self._entry(name).policy.probe()
 
     def is_on(self, name: str) -> bool:
         """Raises UserError for a name that is none."""
@@ -126,14 +141,11 @@ class PolicyManager:
         entry = self._entry(name)
         if entry.on:
             return list(entry.held.values())
-        if reason := self._probe(entry.policy):
+        if reason := entry.policy.probe():
             raise UserError(f"{name}: {reason}")
         entry.policy.reset()
         changes, _ = self._difference(entry, entry.policy.wanted(targets, {}))
         return changes
-
-    def _probe(self, policy: Policy) -> str | None:
-        return "read-only mode" if self._readonly else policy.probe()
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -163,7 +175,9 @@ class PolicyManager:
 
     def _switch_on(self, entry: Entry, targets: Targets) -> list[Event]:
         policy = entry.policy
-        entry.reason = self._probe(policy)
+        if self._readonly:
+            return [event("warning", f"{policy.name}: read-only mode")]
+        entry.reason = policy.probe()
         if entry.reason:
             return [event("warning", f"{policy.name}: {entry.reason}")]
         policy.reset()

@@ -116,6 +116,11 @@ class View:
         return self.snapshot.policies if self.snapshot else []
 
     @property
+    def held_by(self) -> int | None:
+        """Process of another agenttop that holds policies (0: not known which)."""
+        return self.snapshot.policies_held_by if self.snapshot else None
+
+    @property
     def exemplars(self) -> list[Exemplar]:
         """Slowest recent steps of the selected agent, slowest first."""
         if self.snapshot is None:

@@ -39,9 +39,12 @@ class Policies(Panel):
         on = sum(policy.state in ("on", "drift") for policy in policies)
         left: list[Span] = [("Policies ", "title")]
         left.append((f"{on} on", "good" if on else "dim"))
-        right: list[Span] = [("readonly", "warn")] if self.view.options.readonly else []
-        right = right or [("l", "key"), (" plan and changes", "dim")]
-        return left, right
+        why_not = ["readonly"] if self.view.options.readonly else []
+        if (holder := self.view.held_by) is not None:
+            why_not.append(f"held by pid {holder}" if holder else "held by another")
+        if why_not:
+            return left, [(", ".join(why_not), "warn")]
+        return left, [("l", "key"), (" plan and changes", "dim")]
 
     def rows(self, width: int, height: int) -> list[Row]:
         view = self.view
