@@ -11,7 +11,8 @@ kind             target              value
 ``affinity``     ``PID/TID/START``   CPU list, ``0-3,8``
 ================ =================== ==================================================
 
-Those that are files of /proc, /sys and cgroup v2 are in knobs_files.py.
+Those that are files of /proc, /sys and cgroup v2 are in knobs_files.py, a cgroup's CPUs
+and its share of them in knobs_cgroup.py.
 """
 
 from __future__ import annotations
@@ -352,4 +353,9 @@ KNOBS: dict[str, Knob] = {
 }
 
 # At the end, because they need what is above: they add their kinds to KNOBS.
-from agenttop.policies import knobs_cpufreq, knobs_files, knobs_sched  # noqa: E402, F401
+from agenttop.policies import (  # noqa: E402
+    knobs_cgroup,  # noqa: F401
+    knobs_cpufreq,  # noqa: F401
+    knobs_files,  # noqa: F401
+    knobs_sched,  # noqa: F401
+)

@@ -331,15 +331,13 @@ class Cgroup(FileKnob):
 
     ``memory.low`` and ``memory.min`` in bytes or ``max``; ``io.weight``,
     ``io.bfq.weight``: the default weight; ``io.latency@MAJOR:MINOR``: target in
-    us, ``max`` is none; ``cpu.weight``; ``cpu.idle``.
+    us, ``max`` is none. For its CPUs see knobs_cgroup.py.
     """
 
     _VALUES = (
         (r"memory\.(low|min)", r"max|\d{1,19}"),
         (r"io\.(bfq\.)?weight", r"[1-9]\d{0,4}"),
         (r"io\.latency@\d{1,4}:\d{1,7}", r"max|[1-9]\d{0,9}"),
-        (r"cpu\.weight", r"[1-9]\d{0,4}"),
-        (r"cpu\.idle", "[01]"),
     )
 
     def valid(self, target: str, value: str) -> bool:

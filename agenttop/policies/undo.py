@@ -127,6 +127,8 @@ def release_heirs(
     narrowed = set(masks.values())
     known = {split_thread(target)[1] for kind, target in held if kind == "affinity"}
     known.update(split_thread(hold.target)[1] for hold in affinities)
+    # An agent's tool may have lost its parent. What was demoted is no agent's: no such guess.
+    homes = [hold for hold in affinities if hold.policy != "demote"]
     outcomes = []
     for pid in pids:
         for tid in _threads(pid):
@@ -138,7 +140,7 @@ def release_heirs(
             stat = thread_stat(pid, tid)
             if stat is None:
                 continue
-            for hold in holders.get(_holder(pid, holders), affinities):
+            for hold in holders.get(_holder(pid, holders), homes):
                 if stat.start >= hold.at and mask in (masks[v] for v in hold.ours):
                     outcomes.append(_release(f"{pid}/{tid}/{stat.start}", hold))
                     break

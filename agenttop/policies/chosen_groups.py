@@ -1,0 +1,151 @@
+"""Cgroups that somebody has chosen by their paths: background work.
+
+Never the root, nor one that holds (or has below it) an agent's process, a
+kernel thread, process 1 or agenttop's own, whatever was chosen.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from agenttop import paths, procinfo
+from agenttop.agents import is_own
+from agenttop.errors import UserError
+from agenttop.policies import cgroups
+from agenttop.policies.base import Targets
+from agenttop.policies.knobs_cgroup import CPUSET, mount, valid_path
+from agenttop.procinfo import printable
+from agenttop.programs import programs
+
+#: Every so many looks processes that were found to be harmless are read again.
+REREAD: Final = 10
+
+
+class Group(NamedTuple):
+    """A cgroup in the hierarchy that has the controller which is asked for."""
+
+    #: Below the mount.
+    path: str
+    #: cgroup's version.
+    version: int
+    folder: str
+    #: All processes in it and below it.
+    pids: frozenset[int]
+
+
+class ChosenGroups:
+    """The cgroups of these paths, below the mount. Raises UserError for what is no such path."""
+
+    def __init__(self, chosen: Iterable[str]) -> None:
+        self._paths = list(dict.fromkeys(text.strip("/") for text in chosen))
+        for path in self._paths:
+            if not path:
+                raise UserError("demote.groups: '/' is the root cgroup, which everybody is in")
+            if not valid_path(path):
+                raise UserError(
+                    f"demote.groups: '{printable(path, 80)}' is no path of a cgroup below its mount"
+                )
+        self._harmless: set[int] = set()
+        self._looks = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def find(self, controller: str, targets: Targets, left: list[str]) -> list[Group]:
+        """Those that there are and that may be touched; the others go to ``left``, with why."""
+        self._looks += 1
+        if self._looks % REREAD == 0:
+            self._harmless.clear()
+        found = where(controller)
+        if isinstance(found, str):
+            left.append(found)
+            return []
+        version, root = found
+        agents = {pid: agent.name for agent in targets.agents for pid in agent.pids}
+        agents.update((t.pid, agent.name) for agent in targets.agents for t in agent.threads)
+        groups = []
+        for path in self._paths:
+            folder = f"{root}/{path}"
+            if not os.path.isdir(folder):
+                left.append(f"no cgroup {printable(path, 64)} in {root}")
+                continue
+            pids = cgroups.members(folder)
+            if reason := self._refuses(pids, agents):
+                left.append(f"cgroup {printable(path, 64)} refused: {reason}")
+            else:
+                groups.append(Group(path, version, folder, frozenset(pids)))
+        return groups
+
+    def _refuses(self, pids: set[int], agents: dict[int, str]) -> str | None:
+        """Why a group of these processes is not touched."""
+        for pid in sorted(pids):
+            if pid in agents:
+                return f"the agent {printable(agents[pid], 32)} is in it"
+            if pid == os.getpid():
+                return "agenttop itself is in it"
+            if pid in (1, 2):
+                return f"process {pid} is in it"
+        for pid in pids - self._harmless:
+            info = procinfo.read(pid)
+            if info is None:
+                continue
+            if info.ppid == 2:
+                return f"the kernel thread {printable(info.comm, 32)} is in it"
+            if is_own(programs(info.cmdline, info.comm)):
+                return "agenttop itself is in it"
+            self._harmless.add(pid)
+        return None
+
+
+def where(controller: str) -> tuple[int, str] | str:
+    """(version, mount) of a controller of cgroups, or why there is none."""
+    reason = cgroups.why_not(controller)
+    version = 2 if reason is None else 1
+    root = mount(version, controller)
+    return (version, root) if root else f"{reason}, and cgroup v1 has none mounted"
+
+
+# --------------------------------------------------------------------------- pinned threads
+
+
+@functools.cache
+def keeps_pins(btf: str) -> bool:
+    """Whether the kernel keeps what a thread asked for by sched_setaffinity(2) when its cpuset
+    changes: since 6.2 (``Always preserve the user requested cpumask``), which came with the type
+    ``struct affinity_context`` (kernel/sched/sched.h), told by the kernel's BTF."""
+    try:
+        with open(btf, "rb") as file:
+            return b"\0affinity_context\0" in file.read()
+    except OSError:
+        return False
+
+
+def pinned(group: Group) -> str | None:
+    """A thread whose own choice of CPUs a write to the group's cpuset would lose; None if none."""
+    if keeps_pins(f"{paths.sys()}/kernel/btf/vmlinux"):
+        return None
+    for folder, _, files in os.walk(group.folder):
+        if "cgroup.procs" not in files:
+            continue
+        allowed = CPUSET[group.version].effective(folder)
+        raw = procinfo.read_file(f"{folder}/cgroup.procs", 1 << 20) or b""
+        for pid in map(int, raw.split()):
+            for tid in threads_of(pid):
+                try:
+                    own = os.sched_getaffinity(tid)
+                except OSError:
+                    continue
+                if own != allowed:
+                    return f"thread {tid}"
+    return None
+
+
+def threads_of(pid: int) -> list[int]:
+    """The ids of a process's threads; none if it has ended."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
