@@ -23,6 +23,8 @@ from agenttop.format import clean
 COMMANDS: Final = {
     "live": "the screen (default)",
     "snapshot": "measure for a while, print once: text, json or svg",
+    "record": "the engine's samples into a file",
+    "replay": "the screen on a recording",
     "policy": "list, plan, apply, revert policies; their status",
     "restore": "put back what a killed agenttop left changed",
     "doctor": "what this machine offers, and what is lost where it is missing",

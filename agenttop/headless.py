@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Final, Protocol
 
 from agenttop.errors import UserError
-from agenttop.model import Command, Failure, Message, Sample
+from agenttop.model import Command, Failure, Host, Message, Sample
 from agenttop.options import EngineOptions
 from agenttop.store import Store
 
@@ -129,11 +129,14 @@ class Session:
     def ready(self, samples: Iterator[Sample]) -> Sample:
         """Wait until the step chains are measured, or it is known that they cannot be."""
         for sample in samples:
-            host = self.store.host
-            if host is None or host.missing.get("chains", "").startswith(LOADING):
-                continue
-            return sample
+            if measures(self.store.host):
+                return sample
         raise UserError("the engine ended before it measured anything")
+
+
+def measures(host: Host | None) -> bool:
+    """Is the kernel side loaded, or is it known that it cannot be?"""
+    return host is not None and not host.missing.get("chains", "").startswith(LOADING)
 
 
 def own_cpu_ns() -> int:

@@ -29,9 +29,10 @@ def encode(message: Message) -> bytes:
 
 
 class Decoder:
-    """Takes bytes as they come and gives whole messages."""
+    """Takes bytes as they come and gives whole messages; larger frames are foreign bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_frame: int = MAX_FRAME) -> None:
+        self._max_frame = max_frame
         self._buffer = bytearray()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
@@ -40,7 +41,7 @@ class Decoder:
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer)
-            if length > MAX_FRAME:
+            if length > self._max_frame:
                 raise StreamError(f"a frame of {length} bytes: not an agenttop stream")
             end = _HEADER.size + length
             if len(self._buffer) < end:

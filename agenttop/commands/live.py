@@ -8,14 +8,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
-from typing import Final
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from agenttop import options, themes
 from agenttop.columns import sort_help, sort_key
 from agenttop.errors import UserError
 from agenttop.options import EngineOptions
 from agenttop.view import ViewOptions
+
+if TYPE_CHECKING:
+    from agenttop.app import Source
 
 #: Terminals without colours of their own choice: the linux console and its like.
 _FEW_COLORS: Final = ("linux", "vt", "ansi", "cons", "sun", "wy")
@@ -101,32 +106,38 @@ def show(engine: EngineOptions, *, view: ViewOptions) -> int:
     policies have changed. Raises UserError (a wrong theme or sort key before
     anything starts, or what made the engine end).
     """
-    theme = view.theme or fitting_theme(os.environ)
-    themes.load(theme)
-    sort_key(view.sort)
-    encoding = (getattr(sys.__stderr__, "encoding", None) or "").lower().replace("-", "")
-
+    check(view)
     from agenttop.client import EngineClient
-    from agenttop.store import Store
 
     client = EngineClient(engine)
+    return draw(client, view=replace(view, delay_s=engine.delay_s))
+
+
+def check(view: ViewOptions) -> None:
+    """Raises UserError for a wrong theme or sort key, before anything starts."""
+    themes.load(view.theme or fitting_theme(os.environ))
+    sort_key(view.sort)
+
+
+def draw(source: Source, *, view: ViewOptions, clock: Callable[[], int] = time.monotonic_ns) -> int:
+    """The screen on this source until the user leaves; the source is closed. Raises UserError."""
+    from agenttop.store import Store
+
+    encoding = (getattr(sys.__stderr__, "encoding", None) or "").lower().replace("-", "")
     try:
         # Textual loads while the engine does.
-        from dataclasses import replace
-
         from agenttop.app import AgentTop
 
         chosen = replace(
             view,
-            theme=theme,
+            theme=view.theme or fitting_theme(os.environ),
             ascii_only=view.ascii_only or encoding != "utf8",
-            delay_s=engine.delay_s,
         )
-        store = Store(window_ns=int(view.window_s * 1e9))
-        app = AgentTop(store, client, chosen)
+        store = Store(window_ns=int(view.window_s * 1e9), clock=clock)
+        app = AgentTop(store, source, chosen, clock=clock)
         app.run(mouse=view.mouse)
     finally:
-        client.close()
+        source.close()
     if app.failure is not None:
         raise UserError(app.failure)
     return app.exit_code or app.return_code or 0

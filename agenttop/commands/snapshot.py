@@ -33,9 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--for",
         dest="for_s",
         type=options.number(0.1, 86_400),
-        default=SECONDS,
         metavar="SECONDS",
-        help="how long to measure (%(default)g)",
+        help=f"how long to measure ({SECONDS:g}; of a recording: all of it)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="recording",
+        metavar="FILE",
+        help="of a recording (agenttop record) instead of measuring now",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="(%(default)s)")
     parser.add_argument(
@@ -61,21 +66,26 @@ def run(args: argparse.Namespace) -> int:
         print(sort_help())
         return 0
     wanted = Wanted.of(args)
+    recording = getattr(args, "recording", None)
+    if recording is not None:
+        seconds = getattr(args, "for_s", None)
+        return headless.quietly(lambda: deliver(of_recording(recording, wanted, seconds), wanted))
     engine = options.engine_options(args)
     # A sample at the end of the time, however short it is.
     engine.delay_s = min(engine.delay_s, wanted.seconds)
     if wanted.output is not None:
         check_writable(wanted.output)
 
-    def work() -> int:
-        body = measure(engine, wanted)
-        if wanted.output is not None:
-            write_whole(wanted.output, body)
-        else:
-            headless.write_out(body)
-        return 0
+    return headless.quietly(lambda: deliver(measure(engine, wanted), wanted))
 
-    return headless.quietly(work)
+
+def deliver(body: bytes, wanted: Wanted) -> int:
+    """To the file or to stdout; the exit code. Raises UserError."""
+    if wanted.output is not None:
+        write_whole(wanted.output, body)
+    else:
+        headless.write_out(body)
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +118,7 @@ class Wanted:
         # A file has no width of its own: the table's comfortable one.
         width = 120 if output else terminal_width()
         return cls(
-            seconds=getattr(args, "for_s", SECONDS),
+            seconds=getattr(args, "for_s", None) or SECONDS,
             format=form,
             output=None if output is None else Path(output),
             hdr=hdr,
@@ -137,6 +147,24 @@ def measure(engine: EngineOptions, wanted: Wanted) -> bytes:
         snapshot = store.snapshot(since_ns=since, hdr=wanted.hdr)
     if snapshot is None:
         raise UserError("the engine ended before it measured anything")
+    return render(store, snapshot, wanted)
+
+
+def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
+    """The same of a recording, over its first seconds or all of it. Raises UserError."""
+    from agenttop.recording import Recording
+    from agenttop.replaying import measured, still
+
+    store = Store(clock=still)
+    with Recording(path) as recording:
+        samples = measured(recording, store)
+        next(samples)
+        since = store.start_since()
+        for sample in samples:
+            if seconds is not None and sample.t_ns >= since + int(seconds * 1e9):
+                break
+        snapshot = store.snapshot(since_ns=since, hdr=wanted.hdr)
+    assert snapshot is not None
     return render(store, snapshot, wanted)
 
 

@@ -1,0 +1,109 @@
+"""Record the engine's samples into a file, for replay, report and snapshot --from.
+
+The file is complete at every moment: what is recorded until a power failure
+or a kill can be read. It holds figures and the names of agents, devices and
+policies, no command lines and no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from agenttop import headless, options
+from agenttop.errors import UserError
+from agenttop.format import clean, count, duration
+from agenttop.recording import Writer, create, default_name
+from agenttop.report import switching
+from agenttop.report.switching import Switching
+from agenttop.store import Store
+
+EPILOG = "Ctrl-C ends a recording well. An existing file is never overwritten."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write there; - is stdout (agenttop-DATE-TIME.rec in the current directory)",
+    )
+    parser.add_argument(
+        "--for",
+        dest="for_s",
+        type=options.number(0.1, 10_000_000),
+        metavar="SECONDS",
+        help="how long (until Ctrl-C)",
+    )
+    switching.add(parser)
+    options.add_engine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record until the time is over, Ctrl-C or a signal. Raises UserError."""
+    engine = options.engine_options(args)
+    if args.for_s is not None:
+        engine.delay_s = min(engine.delay_s, args.for_s)
+    switched = Switching.of(args.switch, args.for_s, engine)
+    path = None if args.output == "-" else Path(args.output or default_name(time.time()))
+    if args.output == "":
+        raise UserError("-o '': the name of a file is wanted")
+    if path is None and os.isatty(1):
+        raise UserError("-o -: stdout is a terminal; a file or a pipe is wanted")
+
+    def work() -> int:
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO
+            if path is None:
+                sys.stdout.flush()
+                file = stack.enter_context(os.fdopen(os.dup(1), "wb", buffering=0))
+            else:
+                file = stack.enter_context(create(path))
+            told = record(file, engine, switched, args.for_s)
+        name = "stdout" if path is None else clean(str(path))
+        print(f"agenttop: {told}: {name}", file=sys.stderr, flush=True)
+        return 0
+
+    return headless.quietly(work)
+
+
+def record(
+    file: BinaryIO,
+    engine: options.EngineOptions,
+    switched: Switching | None,
+    seconds: float | None,
+) -> str:
+    """Record into an open file; what was recorded, in a few words. Raises UserError."""
+    store = Store()
+    started: int | None = None
+    last_ns = 0
+    try:
+        writer = Writer(file, engine.delay_s)
+        with headless.Session(engine, store) as session, contextlib.closing(writer):
+            for sample in session.samples():
+                writer.add(sample)
+                last_ns = sample.t_ns
+                if started is None and headless.measures(store.host):
+                    started = last_ns
+                if started is None:
+                    continue
+                if switched is not None:
+                    switched.take(sample, store, session.send)
+                # A sample a little early will do.
+                if seconds is not None and last_ns >= started + (
+                    seconds * 1e9 - engine.delay_s * 0.1e9
+                ):
+                    break
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        raise  # whoever read it has enough
+    except OSError as error:
+        raise UserError(f"the recording ends early: {error.strerror}") from None
+    length = duration(last_ns - started) if started is not None else "nothing"
+    return f"{length}, {count(writer.samples)} samples, {writer.written / 1000:,.0f} kB"

@@ -1,0 +1,110 @@
+"""Is this a Sample that an engine could have made? For those that come from files.
+
+A Store takes memory for each agent, CPU, policy and second that it is told of,
+and calculates with 64-bit numbers: a file could make it do so without bound.
+The limits here are several times what any engine sends.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+
+from agenttop.model import Sample
+
+#: In one Sample. Each agent takes 240 kB in a Store; the engine measures 256 at a time.
+MOST_AGENTS: Final = 512
+#: CPU numbers lie below this.
+MOST_CPUS: Final = 1024
+MOST_POLICIES: Final = 64
+#: Anything else that there are several of, and the length of a text and of packed counts.
+MOST_ITEMS: Final = 1 << 16
+MOST_TEXT: Final = 1 << 13
+MOST_BYTES: Final = 1 << 14
+#: Samples come ten times a second at most, and more often for a moment at switches.
+PER_SECOND: Final = 20
+IN_ADVANCE: Final = 256
+_LARGEST: Final = (1 << 63) - 1
+#: Names that are numbers (CPUs, lines, idle states, agents) have no more digits.
+_DIGITS: Final = 12
+
+
+class ImplausibleError(Exception):
+    """One line: what cannot be."""
+
+
+class Checker:
+    """Looks at the Samples of one recording, in order."""
+
+    def __init__(self) -> None:
+        self._policies: set[str] = set()
+        self._lines: set[str] = set()
+        self._last: Sample | None = None
+        self._allowance = float(IN_ADVANCE)
+
+    def sample(self, sample: Sample) -> None:
+        """Raises ImplausibleError."""
+        if self._last is None and sample.host is None:
+            raise ImplausibleError("the first sample does not tell of the host")
+        _walk(sample, "sample")
+        self._pace(sample)
+        _at_most(len(sample.agents), MOST_AGENTS, "agents")
+        _at_most(len(sample.cpus), MOST_CPUS, "CPUs")
+        for cpu in sample.cpus:
+            if not 0 <= cpu.cpu < MOST_CPUS:
+                raise ImplausibleError(f"a CPU with the number {cpu.cpu}")
+        if len({cpu.cpu for cpu in sample.cpus}) < len(sample.cpus):
+            raise ImplausibleError("a CPU that is there twice")
+        if len({agent.id for agent in sample.agents}) < len(sample.agents):
+            raise ImplausibleError("an agent that is there twice")
+        self._policies.update(policy.name for policy in sample.policies)
+        _at_most(len(self._policies), MOST_POLICIES, "policies")
+        self._lines.update(sample.irq_names)
+        _at_most(len(self._lines), MOST_ITEMS, "interrupt lines")
+
+    def _pace(self, sample: Sample) -> None:
+        last, self._last = self._last, sample
+        if not (0 <= sample.t_ns <= _LARGEST and 0 <= sample.wall_s < 1 << 36):
+            raise ImplausibleError("a time that cannot be")
+        if last is None or sample.t_ns <= last.t_ns or sample.seq <= last.seq:
+            return  # the engine began anew, and so does whoever keeps Samples
+        seconds = (sample.t_ns - last.t_ns) / 1e9
+        self._allowance = min(self._allowance + seconds * PER_SECOND, IN_ADVANCE) - 1
+        if self._allowance < 0:
+            raise ImplausibleError("more samples a second than an engine makes")
+
+
+def _at_most(number: int, most: int, what: str) -> None:
+    if number > most:
+        raise ImplausibleError(f"more than {most} {what}")
+
+
+def _walk(value: Any, name: str) -> None:
+    """Every number can be reckoned with, everything has a sane length."""
+    kind = type(value)
+    if kind is int:
+        if not -_LARGEST <= value <= _LARGEST:
+            raise ImplausibleError(f"{name}: a number of more than 63 bits")
+    elif kind is float:
+        if not (math.isfinite(value) and abs(value) < 1e18):
+            raise ImplausibleError(f"{name}: a number that cannot be")
+    elif kind is str:
+        _at_most(len(value), MOST_TEXT, f"characters in {name}")
+    elif kind is bytes:
+        _at_most(len(value), MOST_BYTES, f"bytes in {name}")
+    elif kind is list:
+        _at_most(len(value), MOST_ITEMS, name)
+        for item in value:
+            _walk(item, name)
+    elif kind is dict:
+        _at_most(len(value), MOST_ITEMS, name)
+        for key, item in value.items():
+            if isinstance(key, str):
+                # Python itself refuses to make numbers of very many digits.
+                _at_most(len(key), _DIGITS if key.isdecimal() else MOST_TEXT, f"signs in {name}")
+            _walk(item, name)
+    elif isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            _walk(getattr(value, field), field)

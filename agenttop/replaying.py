@@ -1,0 +1,148 @@
+"""Recordings as a source of Samples: at their own pace for the screen, at once for the rest."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agenttop import headless
+from agenttop.errors import UserError
+from agenttop.model import Command, Event, Message, Sample
+from agenttop.recording import Recording
+from agenttop.store import Store
+
+#: Samples that may wait for the screen: a slow one delays the replay, it never fills the memory.
+_WAITING: Final = 16
+
+
+def measured(recording: Recording, store: Store) -> Iterator[Sample]:
+    """Its Samples, each already in the Store, from the first that measures what there is.
+
+    ``store`` must have a clock that does not go on by itself (``Still``).
+    Raises UserError where the file is damaged.
+    """
+    begun = False
+    for sample in recording:
+        store.feed(sample)
+        begun = begun or headless.measures(store.host)
+        if begun:
+            yield sample
+    if not begun:
+        raise UserError(f"{recording.name}: ends before anything is measured")
+
+
+def still() -> int:
+    """A Store's clock that does not move: nothing in a recording grows older."""
+    return 0
+
+
+class Replay:
+    """A recording as the screen's Source: Samples come when they came, ``speed`` times as fast."""
+
+    def __init__(self, path: Path | str, speed: float = 1.0) -> None:
+        """Raises UserError for what is no recording."""
+        self._recording = Recording(path)
+        self._speed = speed
+        self._ready: deque[Sample | UserError] = deque()
+        self._room = threading.Semaphore(_WAITING)
+        self._stop = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._shown_ns = 0
+        self._thread = threading.Thread(target=self._play, daemon=True)
+        self._thread.start()
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds between its Samples as they are shown."""
+        return self._recording.header.delay_s / self._speed
+
+    def clock(self) -> int:
+        """The recording's CLOCK_MONOTONIC: that of the Sample shown last."""
+        return self._shown_ns
+
+    def fileno(self) -> int:
+        return self._wake
+
+    def read(self) -> list[Message]:
+        """What is due. Raises UserError where the file is damaged, after all that was good."""
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+        messages: list[Message] = []
+        while self._ready:
+            if isinstance(self._ready[0], UserError):
+                if messages:
+                    os.eventfd_write(self._wake, 1)  # it is told at the next call
+                    break
+                raise self._ready[0]
+            sample = self._ready.popleft()
+            assert isinstance(sample, Sample)
+            self._room.release()
+            self._shown_ns = sample.t_ns
+            messages.append(sample)
+        return messages
+
+    def send(self, command: Command) -> None:
+        """What was recorded cannot be changed."""
+
+    def close(self) -> None:
+        self._stop.set()
+        self._room.release()
+        self._thread.join()
+        with self._recording:
+            os.close(self._wake)
+
+    # ------------------------------------------------------------------ the thread
+
+    def _play(self) -> None:
+        try:
+            self._paced()
+        except UserError as error:
+            self._put(error)
+
+    def _paced(self) -> None:
+        """Each Sample at its time; the last one says that it is the last."""
+        samples = iter(self._recording)
+        sample, start, first, before = next(samples), time.monotonic(), 0, 0
+        while True:
+            if sample.t_ns <= before or not before:
+                # The first one, or the engine was started anew: its time begins here.
+                start, first = time.monotonic(), sample.t_ns
+            before = sample.t_ns
+            due = start + (sample.t_ns - first) / 1e9 / self._speed
+            if self._stop.wait(max(due - time.monotonic(), 0)):
+                return
+            try:
+                following = next(samples, None)
+            except UserError:
+                self._give(sample)
+                raise
+            if following is None:
+                text = "the recording ends here"
+                if self._recording.cut:
+                    text += " (cut: whoever wrote it was killed)"
+                events = [*sample.events, Event(sample.t_ns, "info", text)]
+                self._give(msgspec.structs.replace(sample, events=events))
+                return
+            if not self._give(sample):
+                return
+            sample = following
+
+    def _give(self, sample: Sample) -> bool:
+        self._room.acquire()
+        if self._stop.is_set():
+            return False
+        self._put(sample)
+        return True
+
+    def _put(self, item: Sample | UserError) -> None:
+        self._ready.append(item)
+        os.eventfd_write(self._wake, 1)
