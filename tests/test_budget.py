@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.policies.budget import Bucket, Rates, Terms
+from agenttop.policies.budget import Bucket, Price, Rates, Terms
 
 S = 1_000_000_000
 
@@ -149,6 +149,58 @@ def test_priced_by_time() -> None:
     assert bucket.tokens(now + 1_000_000) == 500
     # What another window holds already costs nothing.
     assert rates.price_of(0) == 0
+
+
+def test_priced_by_joules() -> None:
+    """2,000 uJ, half a watt comes back; a held CPU loses 2.5 W."""
+    terms = Terms(capacity=2_000, refill_per_s=500_000, price="joules")
+    rates = Rates.of(terms, watts=2.5)
+    bucket = Bucket(rates)
+    now = 100 * S
+    assert bucket.pay(rates.price_of(400_000), now)
+    assert bucket.tokens(now) == 1_000
+    assert not bucket.pay(rates.price_of(401_000), now)
+    assert rates.price_of(0) == 0
+    with pytest.raises(ValueError, match="needs the power that is lost"):
+        Rates.of(terms)
+
+
+held = st.integers(0, 100_000_000)
+watts = st.floats(0, 1000)
+
+
+@given(
+    st.floats(1, 1e9), st.floats(0.1, 1e9), st.sampled_from(["time", "joules"]), watts,
+    st.lists(st.tuples(held, forward), max_size=60),
+)  # fmt: skip
+def test_any_price_by_time_keeps_the_bucket_within_its_bounds(
+    capacity: float,
+    refill: float,
+    price: Price,
+    lost: float,
+    armings: list[tuple[int, int]],
+) -> None:
+    rates = Rates.of(Terms(capacity=capacity, refill_per_s=refill, price=price), lost)
+    bucket = Bucket(rates)
+    now = 1 << 62
+    for longer, step in armings:
+        # The kernel multiplies in 64 bits before it shifts.
+        assert longer * rates.price < 1 << 64
+        now += step
+        before = bucket.level_ns(now)
+        granted = bucket.pay(rates.price_of(longer), now)
+        assert bucket.level_ns(now) == (before - rates.price_of(longer) if granted else before)
+        assert 0 <= bucket.level_ns(now) <= rates.cap_ns
+
+
+@given(st.floats(10, 1e6), st.floats(0.01, 50), st.integers(1_000, 100_000_000))
+def test_a_joule_costs_the_same_whatever_the_watts(refill: float, lost: float, longer: int) -> None:
+    """Half the time at twice the power: the same energy, the same price."""
+    terms = Terms(refill_per_s=refill, price="joules")
+    one, two = Rates.of(terms, lost), Rates.of(terms, 2 * lost)
+    exact = longer / 1000 * lost * one.token_ns
+    assert one.price_of(longer) == pytest.approx(exact, rel=0.06, abs=2)
+    assert two.price_of(longer) == pytest.approx(2 * exact, rel=0.06, abs=2)
 
 
 def test_terms_that_never_grant_are_named() -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
@@ -17,9 +17,11 @@ from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.budget import Bucket, Rates, Terms
+from agenttop.policies.idle_limits import Closed, State
 from agenttop.policies.journal import Hold, open_state_dir
 from agenttop.policies.journal import load as journals_load
 from agenttop.policies.knobs import Change
+from agenttop.policies.lost_power import LostPower
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.window import Params, Window
 from agenttop.policies.window_watch import SLACK_NS, Delays, Watch
@@ -235,6 +237,112 @@ class TestBudgetOnScreen:
         window.start()
         kernel.buckets[7].throttled = kernel.buckets[7].zero = time.monotonic_ns()
         assert "\x1b" not in window.news(time.monotonic_ns())[0].text
+
+
+def rapl(sys: Path, microjoules: int) -> None:
+    zone = sys / "class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True, exist_ok=True)
+    for file, text in {
+        "name": "package-0",
+        "max_energy_range_uj": 10**9,
+        "energy_uj": microjoules,
+    }.items():
+        (zone / file).write_text(f"{text}\n")
+
+
+def powers(base: Path, milliwatts: dict[int, int], cpus: int = 4) -> None:
+    for cpu in range(cpus):
+        for state, power in milliwatts.items():
+            (base / f"cpu{cpu}/cpuidle/state{state}/power").write_text(f"{power}\n")
+
+
+class TestPriceInJoules:
+    TERMS: ClassVar = {"capacity": 10_000, "refill_per_s": 10_000, "price": "joules"}
+
+    def opened(self, **params: Any) -> tuple[Window, Kernel]:
+        window, kernel = made(budget=self.TERMS, **params)
+        window.wanted(targets(CODER), {})
+        window.start()
+        return window, kernel
+
+    def test_what_the_idle_states_tell(self, sys: Path) -> None:
+        base = tree(sys, XEON)
+        powers(base, {0: 4294967295, 1: 1500, 2: 1000, 3: 200})
+        window, kernel = self.opened()  # closes C6, C1E stays
+        assert kernel.open_slots[7][1] == Rates.of(Terms(**self.TERMS), watts=0.8)
+        assert "0.8 tokens (uJ) per us: 0.8W lost, told by the idle states" in window.detail()
+        # 5 ms were held (Kernel.read).
+        assert window.budgets(0)["1"].spent == pytest.approx(5000 * 0.8)
+
+    def test_beside_poll_it_is_at_least_as_much(self, sys: Path) -> None:
+        base = tree(sys, XEON)
+        powers(base, {0: 0, 1: 1500, 2: 1000, 3: 200})
+        window, kernel = self.opened(limit_us=1)
+        assert kernel.open_slots[7][1].per_us == 1.3
+        assert "1.3W lost, at least, told by the idle states" in window.detail()
+
+    def test_a_budget_that_holds_no_whole_window_says_so(self, sys: Path) -> None:
+        base = tree(sys, XEON)
+        powers(base, {1: 9000, 2: 9000, 3: 200})
+        window, _ = self.opened()
+        assert "costs 17600 tokens, its budget holds only 10000" in window.detail()
+
+    def test_rapl_over_the_time_out_of_the_deepest_state(self, sys: Path) -> None:
+        base = tree(sys, XEON)
+        rapl(sys, 10**9 - 1_000_000)  # about to wrap
+        for cpu in range(4):
+            (base / f"cpu{cpu}/cpuidle/state3/time").write_text("500\n")
+        lost = LostPower()
+        lost.look(0)
+        closed = {0: [Closed(State(3, "C6", 190), 190_000, "promised")]}
+        assert lost.lost(closed) == (None, "RAPL is still being looked at")
+        # In 4 s four CPUs were asleep for 15 of 16 s, and the package took 6 J.
+        rapl(sys, 5_000_000 - 1)
+        for cpu in range(4):
+            (base / f"cpu{cpu}/cpuidle/state3/time").write_text("3750500\n")
+        lost.look(4_000_000_000)
+        watts, how = lost.lost(closed)
+        assert watts == pytest.approx(6.0)
+        assert how == "at most, measured by RAPL"
+        # The price does not move any more.
+        rapl(sys, 900_000_000)
+        lost.look(9_000_000_000)
+        assert lost.lost(closed).watts == watts
+
+    def test_until_it_is_known_there_is_no_window_and_then_there_is(
+        self, sys: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = tree(sys, XEON)
+        rapl(sys, 0)
+        window, kernel = self.opened(agents=["*"], per_agent=[{"match": "scan*", "budget": {}}])
+        window.wanted(targets(CODER, SCAN), {})
+        window.start()
+        assert kernel.open_slots.keys() == {8}  # the other one's budget is not in joules
+        assert "no window for coder: the power that is lost is N/A (RAPL is" in window.detail()
+        rapl(sys, 8_000_000)
+        for cpu in range(4):
+            (base / f"cpu{cpu}/cpuidle/state3/time").write_text("0\n")
+        later = time.monotonic_ns() + 2_000_000_000
+        monkeypatch.setattr("agenttop.policies.window.time.monotonic_ns", lambda: later)
+        window.wanted(targets(CODER, SCAN), {})
+        window.start()
+        assert kernel.open_slots.keys() == {7, 8}
+
+    @needs_root
+    def test_without_a_source_it_cannot_be_had_and_says_why(self, sys: Path) -> None:
+        tree(sys, XEON)
+        window, _ = made(budget=self.TERMS)
+        assert window.probe() == (
+            "a budget in joules needs the power that is lost: no RAPL package in"
+            " /sys/class/powercap, and no idle state tells its power (cpuidle/state*/power)"
+        )
+
+    def test_where_nothing_is_closed_nothing_can_be_priced(self, sys: Path) -> None:
+        base = tree(sys, XEON)
+        powers(base, {1: 1500, 2: 1000, 3: 200})
+        window, kernel = self.opened(limit_us=500)
+        assert kernel.open_slots == {}
+        assert "N/A (no idle state is closed)" in window.detail()
 
 
 class TestParams:

@@ -27,10 +27,13 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-#: What an arming is priced by: each one, or the time by which it holds a CPU for longer.
-Price = Literal["arming", "time"]
+#: What an arming is priced by: each one, or the time by which it holds a CPU for longer, or the
+#: energy that is lost in that time.
+Price = Literal["arming", "time", "joules"]
 #: Fixed point of the kernel's price per ns.
 PRICE_SHIFT: Final = 10
+#: The highest price: with the longest window (100 ms) it still fits into the kernel's 64 bits.
+PRICE_MAX: Final = 1 << 36
 
 _Tokens = Annotated[float, msgspec.Meta(gt=0, le=1_000_000_000)]
 
@@ -39,7 +42,8 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a budget is made of, as people write it.
 
     The default is for ever enough for 2,000 armings a second. With ``price:
-    time`` a token is a microsecond by which a CPU is held out of deeper idle.
+    time`` a token is a microsecond by which a CPU is held out of deeper idle,
+    with ``price: joules`` a microjoule that is lost by that (lost_power.py).
     """
 
     #: Tokens of a full bucket.
@@ -50,7 +54,8 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cost: _Tokens = 1
     #: Share of the capacity from which an emptied bucket grants again, 0..1.
     recovery: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
-    #: arming: each one costs ``cost``; time: each us of holding a CPU for longer costs a token.
+    #: arming: each one costs ``cost``; time: each us of holding a CPU for longer costs a token;
+    #: joules: as many tokens as watts are lost meanwhile.
     price: Price = "arming"
 
     def __post_init__(self) -> None:
@@ -73,16 +78,23 @@ class Rates:
     cost_ns: int
     #: ... and of each ns of holding, in 1 / 2**PRICE_SHIFT.
     price: int
+    #: Tokens for each us of holding, or 0.
+    per_us: float = 0.0
 
     @classmethod
-    def of(cls, terms: Terms) -> Rates:
+    def of(cls, terms: Terms, watts: float | None = None) -> Rates:
+        """``watts``: what a held CPU loses; needed for a price in joules. Raises ValueError."""
+        if terms.price == "joules" and watts is None:
+            raise ValueError("a price in joules needs the power that is lost")
+        per_us = {"arming": 0.0, "time": 1.0, "joules": watts or 0.0}[terms.price]
         token_ns = 1e9 / terms.refill_per_s
         cap_ns = max(1, round(terms.capacity * token_ns))
-        by_time = terms.price == "time"
+        by_time = terms.price != "arming"
         cost_ns = 0 if by_time else min(cap_ns, max(1, round(terms.cost * token_ns)))
         mark_ns = min(cap_ns, max(cost_ns, round(terms.recovery * cap_ns)))
-        price = max(1, round(token_ns / 1000 * (1 << PRICE_SHIFT))) if by_time else 0
-        return cls(token_ns, cap_ns, mark_ns, cost_ns, price)
+        exact = token_ns * per_us / 1000 * (1 << PRICE_SHIFT)
+        price = min(PRICE_MAX, max(1, round(exact))) if by_time else 0
+        return cls(token_ns, cap_ns, mark_ns, cost_ns, price, per_us)
 
     def price_of(self, longer_ns: int) -> int:
         """What an arming costs that holds a CPU for this much longer."""

@@ -33,6 +33,7 @@ from agenttop.policies.base import Agent, Key, Settings, Targets
 from agenttop.policies.budget import Rates, Terms
 from agenttop.policies.idle_limits import Closed, IdleLimits, closes, why_not
 from agenttop.policies.knobs import format_cpus
+from agenttop.policies.lost_power import Lost, LostPower
 from agenttop.policies.window_floor import Floor
 from agenttop.procinfo import printable
 
@@ -109,7 +110,14 @@ class AgentTerms(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    """An agent that gets windows."""
+    """An agent that is to get windows."""
+
+    agent: Agent
+    terms: AgentTerms
+
+
+class _Opened(NamedTuple):
+    """An agent that gets windows, and at what price."""
 
     agent: Agent
     terms: AgentTerms
@@ -130,8 +138,11 @@ class Window:
         limits = [self.params.limit_us, *(o.limit_us or 10**6 for o in self.params.per_agent)]
         self._limits = IdleLimits(min(limits))
         self._floor = Floor()
+        budgets = [self.params.budget, *(o.budget for o in self.params.per_agent if o.budget)]
+        #: Only where a budget is priced in joules.
+        self._power = LostPower() if any(b.price == "joules" for b in budgets) else None
         #: Slots whose wake-ups open windows now, and with what.
-        self._open: dict[int, _Chosen] = {}
+        self._open: dict[int, _Opened] = {}
         self._told: dict[int, int] = {}
         #: What the guardian says (window_watch.Watch.figures).
         self.figures: Mapping[str, Any] = {}
@@ -153,11 +164,16 @@ class Window:
         self._kept: dict[int, str] = {}
         self._online: frozenset[int] = frozenset()
         self._cells: dict[Key, tuple[int, ...]] = {}
+        self._lost = Lost(None, "not asked for")
 
     def probe(self) -> str | None:
         no_guard = why_not()
         if no_guard == "needs root" or (no_guard and self._floor.why_not()):
             return no_guard
+        if self._power is not None:
+            self._power.look(time.monotonic_ns())
+            if self.params.budget.price == "joules" and (why := self._power.why_not()):
+                return f"a budget in joules needs the power that is lost: {why}"
         return None if self._kernel is not None else self._why
 
     # ----------------------------------------------------------------- what should hold
@@ -169,9 +185,12 @@ class Window:
         for agent in targets.agents:
             if agent.slot and self.params.selects(agent):
                 terms = self.params.of(agent.name)
-                self._chosen[agent.slot] = _Chosen(agent, terms, Rates.of(terms.budget))
+                self._chosen[agent.slot] = _Chosen(agent, terms)
         self._cells = {}
         settings = self._guard(targets, held) if self._chosen else {}
+        if self._power is not None:
+            self._power.look(time.monotonic_ns())
+            self._lost = self._power.lost(self._closed)
         return settings | self._floors(held)
 
     def _guard(self, targets: Targets, held: Mapping[Key, str]) -> Settings:
@@ -225,15 +244,25 @@ class Window:
             return
         for slot, opened in list(self._open.items()):
             chosen = self._chosen.get(slot)
-            if chosen is None or chosen.agent.id != opened.agent.id:
+            if chosen is None or chosen.agent.id != opened.agent.id or not self._rates(chosen):
                 kernel.shut(slot)
                 del self._open[slot]
         for slot, chosen in self._chosen.items():
+            rates = self._rates(chosen)
+            if rates is None:
+                continue
             before = self._open.get(slot)
-            if before is None or before.terms != chosen.terms:
+            if before is None or (before.terms, before.rates) != (chosen.terms, rates):
                 clamped = chosen.terms.floor and self._floor.by_thread
-                kernel.open(slot, chosen.terms.window_us * 1000, chosen.rates, clamped)
-            self._open[slot] = chosen
+                kernel.open(slot, chosen.terms.window_us * 1000, rates, clamped)
+            self._open[slot] = _Opened(*chosen, rates)
+
+    def _rates(self, chosen: _Chosen) -> Rates | None:
+        """An agent's budget as the kernel counts; None while its price is not known."""
+        terms = chosen.terms.budget
+        if terms.price == "joules" and self._lost.watts is None:
+            return None
+        return Rates.of(terms, self._lost.watts)
 
     def stop(self) -> None:
         """No more windows; the open ones run out."""
@@ -270,7 +299,6 @@ class Window:
             assert self._kernel is not None
             bucket, held_ns = self._kernel.read(slot, chosen.rates)
             terms = chosen.terms.budget
-            by_time = terms.price == "time"
             delays = self.figures.get("slots", {}).get(str(slot), (0, None, None, None))
             budgets[str(chosen.agent.id)] = Budget(
                 tokens=bucket.tokens(now_ns),
@@ -281,7 +309,9 @@ class Window:
                 throttles=bucket.throttles,
                 degraded_ns=bucket.degraded(now_ns),
                 held_ns=held_ns,
-                spent=held_ns / 1000 if by_time else bucket.grants * terms.cost,
+                spent=held_ns / 1000 * chosen.rates.per_us
+                if chosen.rates.price
+                else bucket.grants * terms.cost,
                 edges=delays[0],
                 edge_p50_ns=delays[1],
                 edge_p99_ns=delays[2],
@@ -292,6 +322,27 @@ class Window:
     def armed(self, now_ns: int) -> list[int]:
         """CPUs that a window holds now."""
         return self._kernel.held_cpus(now_ns) if self._kernel is not None and self._open else []
+
+    def _prices(self) -> list[str]:
+        """What a price in joules comes to, or why there is none; budgets that are too small."""
+        parts = []
+        watts, how = self._lost
+        in_joules = [c for c in self._chosen.values() if c.terms.budget.price == "joules"]
+        if in_joules and watts is None:
+            names = ", ".join(printable(c.agent.name, 32) for c in in_joules[:4])
+            parts.append(f"no window for {names}: the power that is lost is N/A ({how})")
+        elif in_joules:
+            parts.append(f"{watts:.3g} tokens (uJ) per us: {watts:.3g}W lost, {how}")
+        for chosen in self._chosen.values():
+            rates, terms = self._rates(chosen), chosen.terms
+            price_ns = rates.price_of(terms.window_us * 1000) if rates else 0
+            if rates and price_ns > rates.cap_ns:
+                parts.append(
+                    f"a whole window of {printable(chosen.agent.name, 32)} costs"
+                    f" {price_ns / rates.token_ns:.0f} tokens, its budget holds only"
+                    f" {terms.budget.capacity:g}"
+                )
+        return parts
 
     def _spent(self, now_ns: int) -> list[str]:
         """What is left of the agents' tokens, and who has none."""
@@ -330,6 +381,7 @@ class Window:
             parts.append(f"already as strict: {kept}")
         if self._chosen and self.params.floor:
             parts.append(self._floor.detail())
+        parts += self._prices()
         count, _, p99_ns, longest_ns = self.figures.get("delays", (0, 0, 0, 0))
         if count:
             parts.append(
