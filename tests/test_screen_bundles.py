@@ -67,6 +67,31 @@ async def test_readonly_can_look_but_not_switch() -> None:
         assert "not switched, agenttop runs with --readonly" in made.text()
 
 
+async def test_no_bundle_is_switched_while_a_trial_runs() -> None:
+    async with rig((120, 35), samples=4) as made:
+        await made.press("e")
+        await made.tick(2)
+        trial = made.view.trials.running
+        assert trial is not None
+        await made.press("B", "end", "enter")
+        assert asked(made) == []
+        assert "zz-both: not switched while a trial runs" in made.text()
+        assert made.view.trials.running is trial
+
+
+async def test_after_a_bundle_the_rows_tell_of_it_and_not_of_a_trial() -> None:
+    async with rig((120, 35), samples=4) as made:
+        await made.press("e")
+        for _ in range(200):
+            if made.view.trials.running is None:
+                break
+            await made.tick()
+        assert made.view.trials.newest == {"guard"}
+        await made.press("B", "end", "enter")
+        assert asked(made) == [("zz-both", True)]
+        assert made.view.trials.newest == set()
+
+
 async def test_a_file_that_is_wrong_is_one_line(own: Path) -> None:
     (own / "bad.yaml").write_text("title: t\npolicies:\n  realtime: {}\n")
     async with rig((240, 35)) as made:

@@ -83,7 +83,7 @@ async def test_the_popup_has_all_figures_and_what_it_cost() -> None:
 async def test_an_agent_with_few_steps_says_how_many_are_missing() -> None:
     async with rig((120, 60), samples=12) as made:
         voice = next(i for i, a in enumerate(made.view.agents) if a.name == "voice")
-        made.main._select(voice)
+        made.view.select(voice)
         await made.press("g")
         await made.tick(9)
         await made.press("l")

@@ -1,4 +1,4 @@
-"""Choosing a bundle: its policies are switched on or off together."""
+"""Bundles as rows to choose from."""
 
 from __future__ import annotations
 
@@ -20,17 +20,6 @@ def is_on(view: View, bundle: Bundle) -> bool:
     """All of them that can be had are on."""
     there = available(view, bundle)
     return bool(there) and all(p.state in ("on", "drift") for p in there)
-
-
-def refusal(view: View, bundle: Bundle) -> str | None:
-    """Why it cannot be switched now, or None."""
-    if view.options.readonly:
-        return f"{bundle.name}: not switched, agenttop runs with --readonly"
-    if view.trials.running is not None:
-        return f"{bundle.name}: not switched while a trial runs: e or Esc ends it"
-    if not available(view, bundle):
-        return f"{bundle.name}: N/A, none of its policies can be had here"
-    return None
 
 
 def bundle_rows(view: View, bundles: Sequence[Bundle], width: int) -> list[Row]:

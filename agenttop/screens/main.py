@@ -13,18 +13,18 @@ from textual.events import Key, Resize
 from textual.message import Message
 from textual.screen import Screen
 
-from agenttop.columns import COLUMNS, ordered
+from agenttop.columns import COLUMNS
 from agenttop.errors import UserError
 from agenttop.format import clean
-from agenttop.model import Command, PolicyStatus, Sample
+from agenttop.model import Command, Sample
 from agenttop.policies.bundles import load_all
-from agenttop.screens import bundles, sheets
+from agenttop.screens import bundles, sheets, switching
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.layout import LEAST, PANELS, Plan, plan
 from agenttop.screens.popup import Popup
 from agenttop.screens.state import View, matches
 from agenttop.screens.trials import refusal
-from agenttop.snapshot import Agent, Snapshot
+from agenttop.snapshot import Snapshot
 from agenttop.widgets.agents import Agents
 from agenttop.widgets.chain import Chain
 from agenttop.widgets.cpus import Cpus
@@ -128,35 +128,10 @@ class Main(Screen[None]):
     def show(self, snapshot: Snapshot) -> None:
         """Show another Snapshot."""
         self.view.snapshot = snapshot
-        self.pick_agents()
+        self.view.pick()
         self._tell_events()
         self._arrange()
         self.update_panels()
-
-    def pick_agents(self) -> None:
-        """Filter and sort anew; the selection stays with its agent, or else with its row."""
-        view = self.view
-        if view.snapshot is None:
-            return
-        agents = [agent for agent in view.snapshot.agents if self._wanted(agent)]
-        view.agents = ordered(agents, view.sort, view.inverted)
-        ids = [agent.id for agent in view.agents]
-        if view.selected in ids:
-            view.cursor = ids.index(view.selected)
-        else:
-            view.cursor = min(view.cursor, max(len(ids) - 1, 0))
-            self._select(view.cursor)
-
-    def _wanted(self, agent: Agent) -> bool:
-        return matches(agent, self.view.filter)
-
-    def _select(self, index: int) -> None:
-        view = self.view
-        before = view.selected
-        view.cursor = index
-        view.selected = view.agents[index].id if 0 <= index < len(view.agents) else None
-        if view.selected != before:
-            view.exemplar = 0
 
     def update_panels(self) -> None:
         """Have each panel draw what has changed."""
@@ -263,23 +238,9 @@ class Main(Screen[None]):
                 event.stop()
                 event.prevent_default()
                 self.view.policy = index
-                self._toggle(policy)
+                self.tell(*switching.toggle(self.view, policy, self._send))
+                self.update_panels()
                 return
-
-    def _toggle(self, policy: PolicyStatus) -> None:
-        name = clean(policy.name, 24)
-        if self.view.options.readonly:
-            self.tell(f"{name}: not switched, agenttop runs with --readonly", "warning")
-        elif policy.state == "n/a":
-            self.tell(f"{name}: N/A, {policy.detail}", "warning")
-        elif self.view.trials.running is not None:
-            self.tell(f"{name}: not switched while a trial runs: e or Esc ends it", "warning")
-        else:
-            self.view.trials.switched(policy.name)
-            on = policy.state in ("off", "error")
-            self._send(Command("policy", name=policy.name, on=on))
-            self.tell(f"{name}: switching {'on' if on else 'off'}", "policy")
-        self.update_panels()
 
     def sampled(self, sample: Sample) -> None:
         """The store has had another Sample: a trial goes on."""
@@ -307,14 +268,8 @@ class Main(Screen[None]):
         def chosen(index: int | None) -> None:
             if index is None:
                 return
-            bundle, on = found[index], not bundles.is_on(view, found[index])
-            if why_not := bundles.refusal(view, bundle):
-                self.tell(why_not, "warning")
-                return
-            for name in bundle.policies:
-                view.trials.switched(name)
-            self._send(Command("bundle", name=bundle.name, on=on))
-            self.tell(f"{bundle.name}: switching {'on' if on else 'off'}", "policy")
+            self.tell(*switching.toggle_bundle(view, found[index], self._send))
+            self.update_panels()
 
         def rows(width: int) -> list[Any]:
             return bundles.bundle_rows(view, found, width)
@@ -334,7 +289,7 @@ class Main(Screen[None]):
         elif self._active == "slowest":
             self.action_exemplar(rows)
         elif view.agents:
-            self._select(min(max(view.cursor + rows, 0), len(view.agents) - 1))
+            view.select(min(max(view.cursor + rows, 0), len(view.agents) - 1))
         self.update_panels()
 
     def action_page(self, pages: int) -> None:
@@ -378,23 +333,14 @@ class Main(Screen[None]):
         view = self.view
         if typed.kind == "filter":
             view.filter = typed.text if typed.accepted else ""
-            self.pick_agents()
+            self.view.pick()
         elif typed.accepted and typed.text:
             view.search = typed.text
-            self._search(view.cursor)
+            view.find(view.cursor)
         elif typed.accepted and typed.done and view.search:
             # Enter alone: the next one of what was searched before.
-            self._search(view.cursor + 1)
+            view.find(view.cursor + 1)
         self.update_panels()
-
-    def _search(self, start: int) -> None:
-        """Go to the first agent that matches, from that row on."""
-        agents = self.view.agents
-        for offset in range(len(agents)):
-            index = (start + offset) % len(agents)
-            if matches(agents[index], self.view.search):
-                self._select(index)
-                return
 
     def action_clear(self) -> None:
         view = self.view
@@ -404,7 +350,7 @@ class Main(Screen[None]):
             return
         view.filter = view.search = ""
         self._activate("agents")
-        self.pick_agents()
+        self.view.pick()
         self.update_panels()
 
     def action_sort(self, step: int) -> None:
@@ -414,7 +360,7 @@ class Main(Screen[None]):
 
     def action_invert(self) -> None:
         self.view.inverted = not self.view.inverted
-        self.pick_agents()
+        self.view.pick()
         self.update_panels()
 
     def action_sort_menu(self) -> None:
@@ -441,7 +387,7 @@ class Main(Screen[None]):
         view = self.view
         view.inverted = not view.inverted if view.sort == key else False
         view.sort = view.column = key
-        self.pick_agents()
+        self.view.pick()
         self.update_panels()
 
     def action_pause(self) -> None:
@@ -519,7 +465,7 @@ class Main(Screen[None]):
 
     def on_agents_picked(self, message: Agents.Picked) -> None:
         self._activate("agents")
-        self._select(message.index)
+        self.view.select(message.index)
         self.update_panels()
 
     def on_agents_sort_by(self, message: Agents.SortBy) -> None:

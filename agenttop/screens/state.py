@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from agenttop.columns import ordered
 from agenttop.history import History
 from agenttop.model import Effect, Event, Exemplar, Host, PolicyStatus, Sample
 from agenttop.screens.trials import Trials
@@ -137,6 +138,38 @@ class View:
         if self.selected is None:
             return None
         return self.data.history.effect(policy, self.selected)
+
+    # ------------------------------------------------------------------ which agent
+
+    def pick(self) -> None:
+        """Filter and sort anew; the selection stays with its agent, or else with its row."""
+        if self.snapshot is None:
+            return
+        agents = [agent for agent in self.snapshot.agents if matches(agent, self.filter)]
+        self.agents = ordered(agents, self.sort, self.inverted)
+        ids = [agent.id for agent in self.agents]
+        if self.selected in ids:
+            self.cursor = ids.index(self.selected)
+        else:
+            self.select(min(self.cursor, max(len(ids) - 1, 0)))
+
+    def select(self, row: int) -> None:
+        """The agent in this row."""
+        before = self.selected
+        self.cursor = row
+        self.selected = self.agents[row].id if 0 <= row < len(self.agents) else None
+        if self.selected != before:
+            self.exemplar = 0
+
+    def find(self, start: int) -> None:
+        """Select the first agent that matches the search, from that row on."""
+        for offset in range(len(self.agents)):
+            row = (start + offset) % len(self.agents)
+            if matches(self.agents[row], self.search):
+                self.select(row)
+                return
+
+    # ------------------------------------------------------------------ what is told
 
     def reason(self, group: str) -> str:
         """Why something is N/A here."""
