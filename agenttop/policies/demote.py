@@ -114,7 +114,7 @@ class Demote:
             off = f"kept on cpu{format_cpus(self._quiet)}, where no agent runs"
             self._parts.append(off if keep else f"on the CPUs as they were: {why_not}")
         if wishes.left:
-            self._parts.append("left alone: " + "".join(wishes.left_text()))
+            self._parts.append("left out: " + "".join(wishes.left_text()))
         return wishes.settings
 
     def _keep(self, targets: Targets, held: Mapping[Key, str]) -> tuple[bool, str]:

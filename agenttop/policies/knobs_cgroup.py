@@ -77,6 +77,10 @@ class Cpu(FileKnob):
         attribute, _, path = target.partition("/")
         return root and f"{root}/{path}/{attribute}"
 
+    def label(self, target: str) -> str:
+        with_weight = f" (with {self._weight})" if target.startswith("cpu.idle/") else ""
+        return super().label(target) + with_weight
+
     def read(self, target: str) -> str | None:
         value = super().read(target)
         attribute, _, path = target.partition("/")

@@ -59,7 +59,8 @@ class LostPower:
     def _find(self) -> None:
         cpu = 0
         while os.path.isdir(f"{self._base}/cpu{cpu}"):
-            base, latency = f"{self._base}/cpu{cpu}/cpuidle", {}
+            base = f"{self._base}/cpu{cpu}/cpuidle"
+            latency: dict[int, int] = {}
             while os.path.isdir(folder := f"{base}/state{len(latency)}"):
                 power = read_number(f"{folder}/power") or 0
                 if 0 < power < MOST_MW:
