@@ -18,6 +18,9 @@ SLOWPATH_STAGES: Final = ("irq", "softirq", "ipi", "idle_exit", "queue", "return
 #: What has a histogram per agent: the stages and the two sums.
 MEASURES: Final = (*STAGES, "step", "slowpath")
 
+#: What has a histogram per name of a step.
+STEP_MEASURES: Final = ("step", "slowpath")
+
 #: What completed and so ended the wait.
 SOURCES: Final = ("net", "block", "io_uring", "timer", "ipc", "child", "kworker", "signal")
 

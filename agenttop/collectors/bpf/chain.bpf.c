@@ -153,6 +153,7 @@ static __always_inline void step_end(struct thread *t, u64 end)
 		count(h, MEASURE_STEP, step);
 		count(h, MEASURE_SLOWPATH, slow);
 	}
+	step_named(t, step, slow);
 	if (c && slow > c->slow_ns)
 		keep(t, c, end, slow, ret, compute);
 }
@@ -160,6 +161,7 @@ static __always_inline void step_end(struct thread *t, u64 end)
 static __always_inline void step_begin(struct thread *t, u32 gate, u64 now)
 {
 	t->gate = gate;
+	t->lane = t->step_lane;
 	t->enter = now;
 	t->in = 0;
 	t->exit = 0;
@@ -463,6 +465,7 @@ int p_sched_switch(args_t ctx)
 	t = thread_of(prev);
 	if (t) {
 		now = bpf_ktime_get_ns();
+		context_off(t, now);
 #if SWITCH_HAS_STATE
 		switched_out(t, prev, now, !ctx[0] && (u32)ctx[3]);
 #else
@@ -474,6 +477,7 @@ int p_sched_switch(args_t ctx)
 	if (t) {
 		if (!now)
 			now = bpf_ktime_get_ns();
+		context_on(t, now);
 		switched_in(t, now);
 	}
 	return 0;

@@ -170,6 +170,12 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
     _bpf(_MAP_UPDATE, struct.pack("<IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0))
 
 
+def queue_push(fd: int, value: bytes) -> None:
+    """Put a value into a queue, which has no keys. Raises OSError when it is full."""
+    v = ctypes.create_string_buffer(value, len(value))
+    _bpf(_MAP_UPDATE, struct.pack("<IIQQQ", fd, 0, 0, ctypes.addressof(v), 0))
+
+
 def map_delete(fd: int, key: bytes) -> None:
     """Missing keys are fine."""
     k = ctypes.create_string_buffer(key, len(key))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS
+from agenttop.step import CLASS_MASK, CLASSES, CONTEXT_BYTES, NAME_BYTES, PAUSE, RESUME
 from agenttop.words import (
     COMPUTE_PARTS,
     GATES,
@@ -17,6 +18,7 @@ from agenttop.words import (
     SOFTIRQS,
     SOURCES,
     STAGES,
+    STEP_MEASURES,
     VECTORS,
 )
 
@@ -26,7 +28,15 @@ if TYPE_CHECKING:
 #: Agents at the same time, and one: slot 0 is nobody's, as fresh storage is all zeros.
 SLOTS: Final = 257
 #: Bytes of a value, of maps that BCC sees only as a stub of.
-VALUE_SIZES: Final = {"hist": 4 * len(MEASURES) * BUCKETS}
+VALUE_SIZES: Final = {
+    "hist": 4 * len(MEASURES) * BUCKETS,
+    "lane_hist": 4 * len(STEP_MEASURES) * BUCKETS,
+}
+#: Names of steps that an agent may have; one more lane holds the steps of all others.
+NAMES_EACH: Final = 16
+#: Lanes for names: 0 is none, then those for agents by rule, then for threads that opted in.
+LANES_BY_RULE: Final = 256
+LANES: Final = 1 + 2 * LANES_BY_RULE
 #: Idle states per CPU (cpuidle's own limit is 10).
 IDLE_STATES: Final = 10
 #: Interrupt lines that are counted; larger numbers are counted as irq_range.
@@ -100,6 +110,26 @@ CONTROL_FIELDS: Final = (
     ("tail_ns", 1),  # slowpath above which a step counts as tail; 0: not set
     ("threads", 1),
     ("window_ns", 1),  # length of the agent's latency window; 0: it has none
+)
+
+#: What the step markers of an agent's threads told (steps.bpf.c).
+MARKS_FIELDS: Final = (
+    ("contexts", 1),  # begun
+    ("met", len(CLASSES)),  # ended before their deadline, by class
+    ("missed", len(CLASSES)),
+    ("overrun", len(CLASSES)),  # took more time on a CPU than their budget
+    ("names", 1),  # that have a lane
+    ("crowded", 1),  # markers whose name is beyond NAMES_EACH
+    ("unread", 1),  # markers whose context was not in memory
+    ("invalid", 1),  # markers with an unknown class or flag, or a context of another size
+)
+#: Steps of one name.
+LANE_FIELDS: Final = (
+    ("slot", 1),  # of the agent; 0: nobody's
+    ("steps", 1),
+    ("step_ns", 1),
+    ("slow_ns", 1),
+    ("name", NAME_BYTES // 8),  # all 0: names beyond NAMES_EACH
 )
 
 #: An agent's window: its budget as budget.py explains it, and what became of its armings.
@@ -212,10 +242,21 @@ def prelude() -> str:
         "NR_LOOP_GATES": len(LOOP_GATES),
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,
+        "NAMES_EACH": NAMES_EACH,
+        "NAME_WORDS": NAME_BYTES // 8,
+        "LANES": LANES,
+        "NR_LANE_MEASURES": len(STEP_MEASURES),
+        "NR_CLASSES": len(CLASSES),
+        "CONTEXT_SIZE": CONTEXT_BYTES,
+        "STEP_CLASS_MASK": CLASS_MASK,
+        "STEP_PAUSE": PAUSE,
+        "STEP_RESUME": RESUME,
+        "STEP_KNOWN": CLASS_MASK | PAUSE | RESUME,
     }
     text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
     text += _enum("STAGE", STAGES)
     text += _enum("MEASURE", MEASURES)
+    text += _enum("LANE", STEP_MEASURES)
     text += _enum("SOURCE", SOURCE_NAMES)
     text += _enum("SOFTIRQ", SOFTIRQS)
     text += _enum("VECTOR", VECTORS)
@@ -227,6 +268,8 @@ def prelude() -> str:
         ("cpu", CPU_FIELDS),
         ("row", ROW_FIELDS),
         ("control", CONTROL_FIELDS),
+        ("marks", MARKS_FIELDS),
+        ("lane", LANE_FIELDS),
         ("learned", LEARNED_FIELDS),
         ("slow", SLOW_FIELDS),
         ("listed", THREAD_FIELDS),

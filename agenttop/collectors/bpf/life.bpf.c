@@ -41,6 +41,8 @@ static __always_inline void join(struct thread *t, u32 slot, u32 alone)
 	leave(t->slot);
 	t->slot = slot;
 	t->alone = alone;
+	t->lane = 0;
+	t->step_lane = 0;
 	if (slot == NO_SLOT || slot >= SLOTS)
 		return;
 	c = controls.lookup(&slot);
@@ -86,6 +88,7 @@ int p_sched_process_exit(args_t ctx)
 
 	if (!t)
 		return 0;
+	context_end(t, bpf_ktime_get_ns());
 	slot = t->slot;
 	t->slot = NO_SLOT;
 	if (!leave(slot))
@@ -141,11 +144,25 @@ static __always_inline void opt_in(u64 kind)
 	tell(kind, bpf_get_current_pid_tgid(), 0);
 }
 
+static __always_inline void marker(u64 step_id, u64 how, u64 deadline, u64 user)
+{
+	struct thread *t;
+
+	opt_in(EDGE_MARKER);
+	t = this_thread();
+	if (!t)
+		return;
+	/* A switch amidst would read half a context. */
+	preempt_off();
+	step_marked(t, step_id, how, deadline, user);
+	preempt_on();
+}
+
 /* task_prctl_unknown(option, arg2, arg3, arg4, arg5): the step marker. */
 int p_task_prctl_unknown(args_t ctx)
 {
 	if ((u32)ctx[0] == STEP_MARKER)
-		opt_in(EDGE_MARKER);
+		marker(ctx[1], ctx[2], ctx[3], ctx[4]);
 	return 0;
 }
 
@@ -160,8 +177,13 @@ static __always_inline void may_opt_in(void *regs, u32 nr)
 	u32 pid;
 
 	if (nr == NR_PRCTL) {
+#if !HAS_PRCTL_UNKNOWN
 		if ((u32)KERNEL_U64(regs, OFF_REGS_ARG1) == STEP_MARKER)
-			opt_in(EDGE_MARKER);
+			marker(KERNEL_U64(regs, OFF_REGS_ARG2),
+			       KERNEL_U64(regs, OFF_REGS_ARG3),
+			       KERNEL_U64(regs, OFF_REGS_ARG4),
+			       KERNEL_U64(regs, OFF_REGS_ARG5));
+#endif
 		return;
 	}
 	pid = KERNEL_U64(regs, OFF_REGS_ARG1);

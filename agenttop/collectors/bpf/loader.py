@@ -47,6 +47,12 @@ MAPS: Final = (
     "windows",
     "cells",
     "armed",
+    "marks",
+    "lanes",
+    "lane_hist",
+    "names",
+    "free_lanes",
+    "free_alone",
 )
 #: Most descriptors in one message, SCM_MAX_FD.
 _SCM_MAX_FD: Final = 253

@@ -69,6 +69,17 @@ struct thread {
 	u32 kind;
 	u32 id;
 	u32 left;		/* left the gate it slept in (lite) */
+	u32 lane;		/* of the step's name (steps.bpf.c); 0: it has none */
+	u32 step_lane;		/* of the context; the rest is the context too */
+	u16 step_class;
+	u16 paused;		/* a context was set aside */
+	u64 step_id;		/* 0: there is no context */
+	u64 deadline;
+	u64 budget;
+	u64 ran;		/* time on a CPU until ran_since */
+	u64 ran_since;		/* 0: off the CPU */
+	u64 owed_step;		/* the last step, if nobody's and a context was set aside */
+	u64 owed_slow;
 	struct wake wake;
 };
 

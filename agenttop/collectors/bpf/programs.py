@@ -10,9 +10,17 @@ from typing import Final, Literal
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.btf import Btf
+from agenttop.step import MARKER
 from agenttop.words import GATES
 
-SOURCES: Final = ("maps.bpf.c", "percpu.bpf.c", "window.bpf.c", "chain.bpf.c", "life.bpf.c")
+SOURCES: Final = (
+    "maps.bpf.c",
+    "percpu.bpf.c",
+    "window.bpf.c",
+    "steps.bpf.c",
+    "chain.bpf.c",
+    "life.bpf.c",
+)
 
 #: System calls by gate, arch/x86/entry/syscalls/syscall_64.tbl.
 SYSCALLS_X86_64: Final = {
@@ -43,8 +51,8 @@ SYSCALLS_X86_64: Final = {
 _PRCTL: Final = 157
 _SCHED_SETATTR: Final = 314
 
-#: prctl(STEP_MARKER, step_id, class, deadline_ns) from any process: "AGST".
-STEP_MARKER: Final = 0x41475354
+#: prctl(STEP_MARKER, step_id, class and flags, deadline_ns, context) from any process: "AGST".
+STEP_MARKER: Final = MARKER
 #: The flag of the kernel proposal; SCHED_FLAG_SUGOV inside a stock kernel.
 SCHED_FLAG_AGENT_LATENCY: Final = 0x10000000
 
@@ -203,6 +211,7 @@ def _offsets(btf: Btf) -> dict[str, int | None]:
         "OFF_REGS_ARG2": btf.field_offset("pt_regs", "si"),
         "OFF_REGS_ARG3": btf.field_offset("pt_regs", "dx"),
         "OFF_REGS_ARG4": btf.field_offset("pt_regs", "r10"),
+        "OFF_REGS_ARG5": btf.field_offset("pt_regs", "r8"),
     }
 
 
@@ -227,6 +236,7 @@ def _prelude(btf: Btf, level: str, storage: bool) -> str:
         "NR_PRCTL": _PRCTL,
         "NR_SCHED_SETATTR": _SCHED_SETATTR,
         "STEP_MARKER": STEP_MARKER,
+        "HAS_PRCTL_UNKNOWN": int(btf.has_tracepoint("task_prctl_unknown")),
         "SCHED_FLAG_AGENT_LATENCY": SCHED_FLAG_AGENT_LATENCY,
         "PAGE_SIZE": os.sysconf("SC_PAGE_SIZE"),
         "EDGE_PAGES": EDGE_PAGES,

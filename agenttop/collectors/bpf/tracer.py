@@ -21,6 +21,7 @@ from agenttop.collectors.bpf.loader import Loaded
 from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.programs import possible_cpus
 from agenttop.collectors.bpf.ring import Ring
+from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
 from agenttop.model import Histogram
 from agenttop.words import MEASURES, SOFTIRQS
@@ -123,6 +124,7 @@ class Tracer:
         )
         self._controls = mapped(maps["controls"], _CONTROL, layout.SLOTS)
         self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
+        self.steps = Steps(maps, lambda live: _Changes(live).take)
         self.windows = Windows(maps, loaded.armed_pages, self._cpus, self._controls)
         soft = mapped(maps["soft_hist"], _U32, self._cpus * len(SOFTIRQS) * BUCKETS)
         self._soft = [
@@ -197,12 +199,14 @@ class Tracer:
         self._rows[:, slot] = 0
         self._controls[slot] = 0
         self.windows.clear(slot)
+        self.steps.clear(slot)
         self._hists[slot] = changes = self._map_histograms(slot)
         changes.live[:] = 0
 
     def release(self, slot: int) -> None:
         """Let go of the memory of a slot that nobody uses."""
         self._hists.pop(slot, None)
+        self.steps.clear(slot)
 
     def _map_histograms(self, slot: int) -> _Changes:
         fd = self._loaded.maps["hist"]

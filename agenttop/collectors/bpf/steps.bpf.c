@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * Step contexts: what a thread says of its step by the marker
+ * (agenttop_step.h): an id, a class, a deadline, a budget and a name.
+ *
+ * A context lasts from its marker to the thread's next one, or to its end.
+ * Steps are counted by the name that held at their gate's entry, in a lane
+ * that the agent has for this name: a row of sums and two histograms. Lanes
+ * are few and made beforehand. A thread that opted in by itself draws from a
+ * pool of their own, so that nobody can use up those of agents by rule.
+ *
+ * Everything here is paid by whoever calls the marker. Of a thread without
+ * context the chain asks two numbers, both 0.
+ */
+
+struct name_key {
+	u64 slot;
+	u64 name[NAME_WORDS];	/* all 0: the agent's names beyond the limit */
+};
+
+struct lane_hist {
+	u32 bucket[NR_LANE_MEASURES][BUCKETS];
+};
+
+/* As hist: compiled.py says why. */
+struct lane_hist_stub {
+	u32 first;
+};
+
+BPF_F_TABLE("array", u32, struct marks, marks, SLOTS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct lane, lanes, LANES, MMAPABLE);
+BPF_F_TABLE("array", u32, struct lane_hist_stub, lane_hist, LANES, MMAPABLE);
+BPF_HASH(names, struct name_key, u32, LANES);
+/* Lanes that nobody has; user space fills them. */
+BPF_QUEUE(free_lanes, u32, LANES);
+BPF_QUEUE(free_alone, u32, LANES);
+
+static __always_inline struct marks *marks_of(struct thread *t)
+{
+	u32 slot = t->slot;
+
+	if (slot == NO_SLOT || slot >= SLOTS)
+		return 0;
+	return marks.lookup(&slot);
+}
+
+static __always_inline u32 free_lane(struct thread *t)
+{
+	u32 lane = 0;
+
+	if (t->alone)
+		free_alone.pop(&lane);
+	else
+		free_lanes.pop(&lane);
+	return lane;
+}
+
+static __always_inline void keep_lane(struct thread *t, u32 lane)
+{
+	if (t->alone)
+		free_alone.push(&lane, 0);
+	else
+		free_lanes.push(&lane, 0);
+}
+
+/* A lane for a key that has none; 0: they are all taken, or it has one now. */
+static __always_inline u32 new_lane(struct thread *t, struct name_key *key)
+{
+	u32 lane = free_lane(t);
+	struct lane *l = lanes.lookup(&lane);
+
+	if (!lane || !l)
+		return 0;
+	l->name[0] = key->name[0];
+	l->name[1] = key->name[1];
+	l->name[2] = key->name[2];
+	l->name[3] = key->name[3];
+	if (names.insert(key, &lane)) {
+		/* Another thread of the agent was faster with the same name. */
+		keep_lane(t, lane);
+		return 0;
+	}
+	barrier();
+	l->slot = key->slot;
+	return lane;
+}
+
+static __always_inline u32 lane_of(struct thread *t, struct marks *m,
+				   struct name_key *key)
+{
+	u32 *known = names.lookup(key), lane = 0;
+
+	if (known)
+		return *known;
+	if (__sync_fetch_and_add(&m->names, 1) < NAMES_EACH)
+		lane = new_lane(t, key);
+	if (lane)
+		return lane;
+	__sync_fetch_and_add(&m->names, -1);
+	known = names.lookup(key);
+	if (known)
+		return *known;
+	__sync_fetch_and_add(&m->crowded, 1);
+	key->name[0] = 0;
+	key->name[1] = 0;
+	key->name[2] = 0;
+	key->name[3] = 0;
+	known = names.lookup(key);
+	return known ? *known : new_lane(t, key);
+}
+
+static __always_inline void lane_count(u32 lane, u32 slot, u64 step, u64 slow)
+{
+	struct lane *l = lanes.lookup(&lane);
+	struct lane_hist *h = (void *)lane_hist.lookup(&lane);
+
+	/* A thread that has gone to another agent may have a lane of the old one. */
+	if (!lane || !l || !h || l->slot != slot)
+		return;
+	__sync_fetch_and_add(&l->steps, 1);
+	__sync_fetch_and_add(&l->step_ns, step);
+	__sync_fetch_and_add(&l->slow_ns, slow);
+	__sync_fetch_and_add(&h->bucket[LANE_STEP][bucket_of(step)], 1);
+	__sync_fetch_and_add(&h->bucket[LANE_SLOWPATH][bucket_of(slow)], 1);
+}
+
+/* A step has ended. */
+static __always_inline void step_named(struct thread *t, u64 step, u64 slow)
+{
+	if (t->lane) {
+		lane_count(t->lane, t->slot, step, slow);
+		t->owed_step = 0;
+	} else if (t->paused) {
+		t->owed_step = step;
+		t->owed_slow = slow;
+	}
+}
+
+/*
+ * What a thread resumes is what it has waited for. An event loop may have
+ * looked at its gate once more since: then the step is over already.
+ */
+static __always_inline void step_resumed(struct thread *t)
+{
+	t->paused = 0;
+	if (t->lane)
+		return;
+	if (t->in) {
+		t->lane = t->step_lane;
+	} else if (t->owed_step) {
+		lane_count(t->step_lane, t->slot, t->owed_step, t->owed_slow);
+		t->owed_step = 0;
+	}
+}
+
+static __always_inline void context_drop(struct thread *t)
+{
+	t->step_id = 0;
+	t->step_lane = 0;
+	t->deadline = 0;
+	t->budget = 0;
+}
+
+/* A context's time on a CPU; a switch to it may go by unseen. */
+static __always_inline void context_off(struct thread *t, u64 now)
+{
+	if (t->budget && t->ran_since) {
+		t->ran += now - t->ran_since;
+		t->ran_since = 0;
+	}
+}
+
+static __always_inline void context_on(struct thread *t, u64 now)
+{
+	if (t->budget)
+		t->ran_since = now;
+}
+
+/* The context is over: was it in time, and within its budget? */
+static __always_inline void context_end(struct thread *t, u64 now)
+{
+	struct marks *m = marks_of(t);
+	u32 class = t->step_class & (NR_CLASSES - 1);
+
+	if (m && t->step_id) {
+		if (t->deadline && now > t->deadline)
+			__sync_fetch_and_add(&m->missed[class], 1);
+		else if (t->deadline)
+			__sync_fetch_and_add(&m->met[class], 1);
+		context_off(t, now);
+		if (t->budget && t->ran > t->budget)
+			__sync_fetch_and_add(&m->overrun[class], 1);
+	}
+	context_drop(t);
+}
+
+/* The name and budget that the marker points to. */
+static __always_inline void context_read(struct thread *t, struct marks *m, u64 user)
+{
+	struct name_key key = {};
+	u64 head[2] = {};
+
+	if (bpf_probe_read_user(head, sizeof(head), (void *)user) ||
+	    bpf_probe_read_user_str(key.name, sizeof(key.name),
+				    (void *)(user + sizeof(head))) < 0) {
+		__sync_fetch_and_add(&m->unread, 1);
+		return;
+	}
+	if (head[0] < CONTEXT_SIZE || head[0] > PAGE_SIZE) {
+		__sync_fetch_and_add(&m->invalid, 1);
+		return;
+	}
+	t->budget = head[1];
+	if (!key.name[0])
+		return;
+	key.slot = t->slot;
+	t->step_lane = lane_of(t, m, &key);
+}
+
+/* The marker: @how is the class, and flags. */
+static __always_inline void step_marked(struct thread *t, u64 step_id, u64 how,
+					u64 deadline, u64 user)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct marks *m;
+
+	if (how & STEP_PAUSE) {
+		context_drop(t);
+		t->paused = 1;
+	} else {
+		context_end(t, now);
+	}
+	if (!step_id)
+		return;
+	m = marks_of(t);
+	t->step_id = step_id;
+	t->step_class = how & STEP_CLASS_MASK;
+	t->deadline = deadline;
+	t->ran = 0;
+	t->ran_since = now;
+	if (!m)
+		return;
+	if (t->step_class >= NR_CLASSES || how & ~STEP_KNOWN) {
+		t->step_class = 0;
+		__sync_fetch_and_add(&m->invalid, 1);
+	}
+	if (!(how & STEP_RESUME))
+		__sync_fetch_and_add(&m->contexts, 1);
+	if (user)
+		context_read(t, m, user);
+	if (how & STEP_RESUME)
+		step_resumed(t);
+}

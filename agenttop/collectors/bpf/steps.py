@@ -1,0 +1,123 @@
+"""What step markers told, read from user space: contexts by class, steps by name.
+
+An agent has a lane for each name of its steps (steps.bpf.c): taken in the
+kernel when the name is seen first, given back here when the agent's slot is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agenttop.buckets import BUCKETS
+from agenttop.collectors.bpf import kernel, layout
+from agenttop.collectors.bpf.mapped import mapped
+from agenttop.model import Histogram
+from agenttop.words import STEP_MEASURES
+
+_MARKS: Final = layout.dtype(layout.MARKS_FIELDS)
+_LANE: Final = layout.dtype(layout.LANE_FIELDS)
+_U32: Final = np.dtype("<u4")
+_CELLS: Final = len(STEP_MEASURES) * BUCKETS
+
+#: Gives what changed in live counters, as Tracer's histograms do.
+Take = Callable[[bool], tuple[NDArray[np.intp], NDArray[np.uint64]]]
+
+
+class Named(NamedTuple):
+    """Steps of one name; counters."""
+
+    lane: int
+    #: As the caller wrote it, to its NUL; empty: the names beyond the limit.
+    name: bytes
+    steps: int
+    step_ns: int
+    slow_ns: int
+    #: words.STEP_MEASURES -> buckets.
+    histograms: dict[str, Histogram]
+
+
+class Marks(NamedTuple):
+    """Contexts of one agent; counters. Lists are in the order of step.CLASSES."""
+
+    contexts: int
+    met: list[int]
+    missed: list[int]
+    overrun: list[int]
+    #: Names that have a lane.
+    names: int
+    #: Markers whose name found none, whose context could not be read, that were not valid.
+    crowded: int
+    unread: int
+    invalid: int
+
+
+class Steps:
+    """Not more than one for the loaded programs; slots are the registry's.
+
+    ``changes`` makes a reader of live counters.
+    """
+
+    def __init__(self, maps: dict[str, int], changes: Callable[[NDArray[np.uint32]], Take]) -> None:
+        self._maps = maps
+        self._changes = changes
+        self._marks = mapped(maps["marks"], _MARKS, layout.SLOTS)
+        self._lanes = mapped(maps["lanes"], _LANE, layout.LANES)
+        self._slots: NDArray[np.uint64] = self._lanes["slot"]
+        #: Lane -> its histograms, mapped while somebody has it.
+        self._hists: dict[int, Take] = {}
+        for lane in range(1, layout.LANES):
+            self._give_back(lane)
+
+    def clear(self, slot: int) -> None:
+        """A slot that nobody uses: its lanes are free again, its counts 0."""
+        for lane in self._slots_lanes(slot):
+            key = struct.pack("<Q", slot) + self._lanes["name"][lane].tobytes()
+            kernel.map_delete(self._maps["names"], key)
+            self._lanes[lane] = 0
+            self._hists.pop(lane, None)
+            self._histogram_cells(lane)[:] = 0
+            self._give_back(lane)
+        self._marks[slot] = 0
+
+    def marks(self, slot: int) -> Marks:
+        """What the markers of this slot's threads told."""
+        row: Any = self._marks[slot]
+        return Marks(*(row[name].tolist() for name in Marks._fields))
+
+    def named(self, slot: int, full: bool) -> list[Named]:
+        """Steps by name; of the histograms what has changed since the last call, or all."""
+        return [self._named(lane, full) for lane in self._slots_lanes(slot)]
+
+    # ------------------------------------------------------------------ internals
+
+    def _slots_lanes(self, slot: int) -> list[int]:
+        return [int(lane) for lane in (self._slots == slot).nonzero()[0] if lane]
+
+    def _named(self, lane: int, full: bool) -> Named:
+        take = self._hists.get(lane)
+        if take is None:
+            take = self._hists[lane] = self._changes(self._histogram_cells(lane))
+        row: Any = self._lanes[lane]
+        cells, totals = take(full)
+        histograms = {}
+        for place, measure in enumerate(STEP_MEASURES):
+            start, end = cells.searchsorted([place * BUCKETS, (place + 1) * BUCKETS])
+            if start < end:
+                buckets = (cells[start:end] - place * BUCKETS).astype("<u2")
+                histograms[measure] = Histogram(buckets.tobytes(), totals[start:end].tobytes())
+        name = row["name"].tobytes().partition(b"\0")[0]
+        steps, step_ns, slow_ns = (int(row[field]) for field in ("steps", "step_ns", "slow_ns"))
+        return Named(lane, name, steps, step_ns, slow_ns, histograms)
+
+    def _histogram_cells(self, lane: int) -> NDArray[np.uint32]:
+        size = _CELLS * _U32.itemsize  # whole pages
+        return mapped(self._maps["lane_hist"], _U32, _CELLS, lane * size)
+
+    def _give_back(self, lane: int) -> None:
+        pool = "free_lanes" if lane <= layout.LANES_BY_RULE else "free_alone"
+        kernel.queue_push(self._maps[pool], struct.pack("<I", lane))
