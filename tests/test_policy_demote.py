@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,11 +18,11 @@ from agenttop.errors import UserError
 from agenttop.policies import chosen_groups
 from agenttop.policies.base import Agent, Targets
 from agenttop.policies.demote import Demote, Params
-from agenttop.policies.journal import Hold, ticks
+from agenttop.policies.journal import Hold, open_state_dir, ticks
 from agenttop.policies.knobs import AFFINITY, KNOBS
 from agenttop.policies.knobs_cgroup import CPU, CPUSET
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.undo import undo
+from agenttop.policies.undo import recover, undo
 from tests.policying import Victim, needs_root, needs_two_cpus, victims
 from tests.policying_cgroups import RealGroup, needs_cgroup1, real_group
 from tests.policying_files import Trees, agent, targets, use
@@ -212,7 +213,10 @@ def test_a_group_that_a_group_below_needs_says_so(group: RealGroup, tmp_path: Pa
 
 @needs_cgroup1
 @needs_two_cpus
-def test_groups_come_back_when_the_owner_is_killed(group: RealGroup, tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "with the guardian"])
+def test_groups_come_back_when_the_owner_is_killed(
+    group: RealGroup, tmp_path: Path, together: bool
+) -> None:
     (group.cpu / "cpu.shares").write_text("512")
     owner = (
         "import sys, time\n"
@@ -222,21 +226,36 @@ def test_groups_come_back_when_the_owner_is_killed(group: RealGroup, tmp_path: P
         "given = {'demote': {'groups': [sys.argv[2]], 'keep_off': True}}\n"
         "m = PolicyManager(sys.argv[1], settings=given)\n"
         "m.set('demote', True, where)\n"
-        "print('on', flush=True)\n"
+        "print(m.guardian, flush=True)\n"
         "while True:\n    m.tick(where); time.sleep(0.2)\n"
     )
-    command = [sys.executable, "-c", owner, str(tmp_path / "state"), group.name]
+    state = tmp_path / "state"
+    command = [sys.executable, "-c", owner, str(state), group.name]
     root = Path(__file__).parent.parent
+
+    def now() -> tuple[str, str | None]:
+        return group.read("cpuset.cpus"), CPU[1].read(f"cpu.idle/{group.name}")
+
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "on\n"
-        assert (group.read("cpu.idle"), group.read("cpuset.cpus")) == ("1", "1")
+        guardian = int(holder.stdout.readline())
+        assert now() == ("1", "1")
+        if together:
+            # Stopped first: neither gets to see the other's end.
+            holder.send_signal(signal.SIGSTOP)
+            os.kill(guardian, signal.SIGKILL)
+            holder.kill()
+            holder.wait()
+            assert now() == ("1", "1")
+            dir_fd = open_state_dir(str(state))
+            assert dir_fd is not None
+            assert all(o.settled and not o.foreign for o in recover(dir_fd) or ())
+            os.close(dir_fd)
+            assert now() == ("0-1", "0 512")
+            return
         holder.kill()
         until = time.monotonic() + 1.0
-        while (group.read("cpuset.cpus"), CPU[1].read(f"cpu.idle/{group.name}")) != (
-            "0-1",
-            "0 512",
-        ):
+        while now() != ("0-1", "0 512"):
             assert time.monotonic() < until, "not given back within 1 s"
             time.sleep(0.01)
 
@@ -328,6 +347,14 @@ def test_groups_that_are_not_there_or_lack_the_controller_are_named(trees: Trees
     assert policy.wanted(targets(agent({1: 10})), {}) == {}
     assert "no cgroup gone\ufffd in" in policy.detail()
     assert "bare/cpu.weight: not there" in policy.detail()
+
+
+def test_a_threaded_group_is_refused(trees: Trees) -> None:
+    v2_group(trees, "pool")
+    trees.put("cgroup/pool/cgroup.type", "threaded\n")
+    policy = Demote(Params(groups=["pool"]))
+    assert policy.wanted(targets(), {}) == {}
+    assert "cgroup pool refused: it is threaded" in policy.detail()
 
 
 def test_a_group_with_only_agents_cpus_or_none_of_them_stays(trees: Trees) -> None:

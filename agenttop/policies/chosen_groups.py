@@ -72,6 +72,11 @@ class ChosenGroups:
             if not os.path.isdir(folder):
                 left.append(f"no cgroup {printable(path, 64)} in {root}")
                 continue
+            kind = (procinfo.read_file(f"{folder}/cgroup.type", 64) or b"").strip()
+            if kind.startswith(b"threaded"):
+                # Its cgroup.procs cannot be read: nobody could tell an agent in it.
+                left.append(f"cgroup {printable(path, 64)} refused: it is threaded (cgroup.type)")
+                continue
             pids = cgroups.members(folder)
             if reason := self._refuses(pids, agents):
                 left.append(f"cgroup {printable(path, 64)} refused: {reason}")
