@@ -176,6 +176,11 @@ class Exemplar(Struct):
     stages_ns: list[int | None]
     #: Who woke it: a task (pid > 0, comm), an interrupt line, a vector or a softirq, as text.
     waker: str = ""
+    #: Process of the thread; 0: not known.
+    pid: int = 0
+    #: The task that woke it, and the CPU that it was woken from (irq and softirq ran there).
+    waker_tid: int | None = None
+    waker_cpu: int | None = None
 
 
 class Trust(Struct):

@@ -190,7 +190,7 @@ class Sampler:
         records = tracer.slows().tolist()
         slots = {agent.slot: agent for agent in self._registry.agents()} if records else {}
         out = []
-        for t_ns, pid_tgid, slot, gate, source, cpu, waker, waker_id, raw in records:
+        for t_ns, pid_tgid, slot, gate, source, cpu, waker, waker_id, waker_cpu, raw in records:
             agent = slots.get(slot)
             if agent is None:
                 continue
@@ -208,6 +208,9 @@ class Sampler:
                     source=layout.SOURCE_NAMES[source] if source else None,
                     stages_ns=stages,
                     waker=self._waker(layout.WAKERS[waker], waker_id),
+                    pid=pid_tgid >> 32,
+                    waker_tid=waker_id if layout.WAKERS[waker] == "task" else None,
+                    waker_cpu=waker_cpu - 1 if waker_cpu else None,
                 )
             )
         return out
@@ -239,10 +242,10 @@ class Sampler:
             if agent.id not in kept and (agent.id + self._seq) % 5 and agent.id in self._tails:
                 continue
             tail = self._tail(agent)
-            tail.update(now_ns, most)
             if tail.due(now_ns):
-                tail.renew(tracer.slowpath(agent.slot), now_ns)
-            tracer.set_thresholds(agent.slot, tail.slow_ns, tail.tail_ns)
+                tail.renew(tracer.slowpath(agent.slot), now_ns, most)
+            tail.update(now_ns, most)
+            tracer.set_thresholds(agent.slot, tail.slow_ns, tail.tail_ns, most)
         if len(self._tails) > len(agents):
             for gone in self._tails.keys() - {agent.id for agent in agents}:
                 del self._tails[gone]

@@ -2,7 +2,12 @@
 
 The kernel adds the stages of steps above the tail threshold (so that the
 stage that dominates the tail is measured, not guessed from percentiles that
-do not add up) and keeps whole the few that beat the slowest kept lately.
+do not add up) and keeps whole the few that are among the slowest of late. How
+many those are does not depend on how many steps there are: the threshold is the
+slowpath that about so many steps exceeded in the last seconds, or the least of those
+kept in the last half minute, whichever is larger; and between two looks of the
+engine the kernel keeps a fixed number and then only what is slower than all
+kept since.
 """
 
 from __future__ import annotations
@@ -49,6 +54,8 @@ class Tail:
     _seen: NDArray[np.uint32] = field(default_factory=_no_counts)
     _recent: NDArray[np.uint32] = field(default_factory=_no_counts)
     _renewed_ns: int = 0
+    #: Between the last two renewals about as many steps exceeded it as may be kept.
+    _floor_ns: int = 0
 
     def keep(self, slowpath_ns: int, now_ns: int) -> None:
         """A slow step was kept whole."""
@@ -61,14 +68,18 @@ class Tail:
             heapq.heapify(self._kept)
             while len(self._kept) > most:
                 heapq.heappop(self._kept)
-        self.slow_ns = self._kept[0][0] if len(self._kept) >= most else 0
+        least = self._kept[0][0] if len(self._kept) >= most else 0
+        self.slow_ns = max(least, self._floor_ns)
 
     def due(self, now_ns: int) -> bool:
         """Is it time to ``renew``?"""
         return not self.tail_ns or now_ns - self._renewed_ns >= RENEW_NS
 
-    def renew(self, slowpath: NDArray[np.uint32], now_ns: int) -> None:
-        """Renew ``tail_ns`` from the kernel's slowpath counts (which may have wrapped)."""
+    def renew(self, slowpath: NDArray[np.uint32], now_ns: int, most: int = KEPT) -> None:
+        """Renew ``tail_ns`` from the kernel's slowpath counts (which may have wrapped).
+
+        And the least that ``slow_ns`` may be, with ``most`` steps kept.
+        """
         came = slowpath - self._seen  # modulo 2**32, as the counts
         recent = self._recent // 2 + came
         cumulative = np.cumsum(recent, dtype=np.int64)
@@ -77,5 +88,8 @@ class Tail:
             return
         self._renewed_ns = now_ns
         self._recent, self._seen = recent, slowpath
+        # Bucket after bucket from the slowest down, until `most` steps lie there.
+        buckets = int(np.searchsorted(np.cumsum(came[::-1], dtype=np.int64), most)) + 1
+        self._floor_ns = max(0, int(EDGES[max(BUCKETS - buckets, 0)]) - 1)
         bucket = int(np.searchsorted(cumulative, TAIL_RATIO * total))
         self.tail_ns = max(1, int(EDGES[bucket]))

@@ -24,13 +24,21 @@ static __always_inline void count(struct agent_hist *h, u32 measure, u64 v)
 	__sync_fetch_and_add(&h->bucket[measure][bucket_of(v)], 1);
 }
 
-/* Keep a slow step whole. The threshold rises with it: few get through. */
+/*
+ * Keep a slow step whole. After c->keep of them each one raises the threshold
+ * to itself: however many steps there are, few get through until user space
+ * has looked, and the slowest always does. CPUs that race keep one more.
+ */
 static __always_inline void keep(struct thread *t, struct control *c, u64 now,
 				 u64 slow, u64 ret, u64 compute)
 {
+	u64 more = c->keep;
 	struct slow *e;
 
-	c->slow_ns = slow;
+	if (more)
+		c->keep = more - 1;
+	else
+		c->slow_ns = slow;
 	e = slows.ringbuf_reserve(sizeof(*e));
 	if (!e) {
 		lose(LOSS_SLOW_RING_FULL);
@@ -44,6 +52,7 @@ static __always_inline void keep(struct thread *t, struct control *c, u64 now,
 	e->cpu = t->cpu;
 	e->waker_kind = t->kind;
 	e->waker_id = t->id;
+	e->waker_cpu = t->from;
 	e->stage_ns[STAGE_WAIT] = t->stage[STAGE_WAIT];
 	e->stage_ns[STAGE_IRQ] = t->stage[STAGE_IRQ];
 	e->stage_ns[STAGE_SOFTIRQ] = t->stage[STAGE_SOFTIRQ];
@@ -171,6 +180,7 @@ static __always_inline void step_begin(struct thread *t, u32 gate, u64 now)
 	t->off_ns[1] = 0;
 	t->source = SOURCE_UNKNOWN;
 	t->kind = WAKER_UNKNOWN;
+	t->from = 0;
 }
 
 /* Switched in after sleeping in a gate: the stages up to here are known now. */
@@ -201,6 +211,7 @@ static __always_inline void woken(struct thread *t, u64 now)
 	t->source = w->source;
 	t->kind = w->kind;
 	t->id = w->id;
+	t->from = w->cpu + 1;
 
 	waking = between(waking, enter, now);
 	event = between(w->event, enter, waking);
@@ -585,6 +596,7 @@ int p_sched_waking(args_t ctx)
 	else
 		by_task(w, cpu, now, (void *)ctx[0]);
 	w->waking = now;
+	w->cpu = bpf_get_smp_processor_id();
 	w->seq++;
 	window_open(t, now);
 	return 0;

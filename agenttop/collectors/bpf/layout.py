@@ -107,6 +107,7 @@ ROW_FIELDS: Final = (
 #: What user space tells the kernel about a slot, and the slot's live threads.
 CONTROL_FIELDS: Final = (
     ("slow_ns", 1),  # slowpath above which a step is kept whole; raised by the kernel
+    ("keep", 1),  # so many more are kept before each one raises it
     ("tail_ns", 1),  # slowpath above which a step counts as tail; 0: not set
     ("threads", 1),
     ("window_ns", 1),  # length of the agent's latency window; 0: it has none
@@ -173,6 +174,7 @@ SLOW_FIELDS: Final = (
     ("cpu", 1),
     ("waker_kind", 1),
     ("waker_id", 1),
+    ("waker_cpu", 1),  # where it was woken from, + 1; 0: not known
     ("stage_ns", len(STAGES)),
 )
 

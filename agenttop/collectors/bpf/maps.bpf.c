@@ -42,6 +42,7 @@ struct wake {
 	u32 id;			/* tid, line, vector or softirq */
 	u64 until;		/* end of the window that it opened; 0: none */
 	u32 held;		/* the CPU that it is open on */
+	u32 cpu;		/* the waker's */
 };
 
 /* What is known of a thread. Only the thread itself writes, but for wake. */
@@ -68,6 +69,7 @@ struct thread {
 	u32 source;
 	u32 kind;
 	u32 id;
+	u32 from;		/* the waker's CPU + 1; 0: not known */
 	u32 left;		/* left the gate it slept in (lite) */
 	u32 lane;		/* of the step's name (steps.bpf.c); 0: it has none */
 	u32 step_lane;		/* of the context; the rest is the context too */

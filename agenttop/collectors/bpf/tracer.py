@@ -125,6 +125,7 @@ class Tracer:
         self._controls = mapped(maps["controls"], _CONTROL, layout.SLOTS)
         self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
         self.steps = Steps(maps, lambda live: _Changes(live).take)
+        self._keep = self._controls["keep"]
         self.windows = Windows(maps, loaded.armed_pages, self._cpus, self._controls)
         soft = mapped(maps["soft_hist"], _U32, self._cpus * len(SOFTIRQS) * BUCKETS)
         self._soft = [
@@ -212,9 +213,13 @@ class Tracer:
         fd = self._loaded.maps["hist"]
         return _Changes(mapped(fd, _U32, len(MEASURES) * BUCKETS, slot * _HIST_BYTES))
 
-    def set_thresholds(self, slot: int, slow_ns: int, tail_ns: int) -> None:
-        """Slowpath above which steps are kept whole, and counted as tail (0: none yet)."""
+    def set_thresholds(self, slot: int, slow_ns: int, tail_ns: int, keep: int) -> None:
+        """Slowpath above which steps are kept whole, and counted as tail (0: none yet).
+
+        ``keep`` steps are kept before each further one raises the threshold to itself.
+        """
         self._slow_ns[slot] = slow_ns
+        self._keep[slot] = keep
         self._tail_ns[slot] = tail_ns
 
     def _learn_off_cpu_flags(self) -> None:
