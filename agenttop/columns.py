@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from agenttop.errors import UserError
 from agenttop.format import NA, clean, count, duration, percent, rate
 from agenttop.snapshot import Agent, Stat
@@ -168,6 +170,31 @@ _ALL: Final = (
 
 #: Key -> column, in the order of the table.
 COLUMNS: Final = {column.key: column for column in _ALL}
+#: Columns that hold for the steps of one name too.
+BY_NAME: Final = frozenset(
+    {"name", "steps", "samples", "step_p50", "step_p99", "step_p999"}
+    | {"slow_p50", "slow_p99", "slow_p999"}
+)
+
+
+def named_rows(agent: Agent) -> list[Agent]:
+    """The agent once for each name of its steps, those with most steps first.
+
+    Of such a row only the columns BY_NAME mean anything.
+    """
+    return [
+        msgspec.structs.replace(
+            agent,
+            name=f"  {name}",
+            steps=named.steps,
+            steps_per_s=named.steps_per_s,
+            step=named.step,
+            slowpath=named.slowpath,
+            background=False,
+            alive=True,
+        )
+        for name, named in agent.steps_by_name.items()
+    ]
 
 
 def chosen(width: int, chains: bool = True) -> list[Column]:

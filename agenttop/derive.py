@@ -8,13 +8,21 @@ stands here too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from agenttop import snapshot as shot
-from agenttop.model import Activity, AgentCounters, CpuCounters, Exemplar, Host, Sample
+from agenttop.model import (
+    Activity,
+    AgentCounters,
+    CpuCounters,
+    Exemplar,
+    Host,
+    Sample,
+)
+from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
 from agenttop.rolling import BLOCK, Boundary, Figures, Ints, Sums, estimated, figures
 from agenttop.words import (
     COMPUTE_PARTS,
@@ -33,8 +41,9 @@ _TAIL_SUMS: Final = slice(_STAGE_SUMS.stop, _STAGE_SUMS.stop + len(STAGES))
 _SOURCES: Final = slice(_TAIL_SUMS.stop, _TAIL_SUMS.stop + len(SOURCES))
 _GATES: Final = slice(_SOURCES.stop, _SOURCES.stop + len(GATES))
 _PARTS: Final = slice(_GATES.stop, _GATES.stop + len(COMPUTE_PARTS))
+_MARKS: Final = slice(_PARTS.stop, _PARTS.stop + MARKS)
 #: run_ns, run_delay_ns, timeslices.
-SCHEDSTAT: Final = slice(_PARTS.stop, _PARTS.stop + 3)
+SCHEDSTAT: Final = slice(_MARKS.stop, _MARKS.stop + 3)
 SCALARS: Final = SCHEDSTAT.stop
 _SLOW: Final = [STAGES.index(stage) for stage in SLOWPATH_STAGES]
 _LARGEST: Final = (1 << 63) - 1
@@ -54,6 +63,7 @@ class Owner:
     joined_ns: int
     seen_ns: int
     alive: bool = True
+    names: Names = field(default_factory=Names)
 
 
 @dataclass(slots=True)
@@ -89,6 +99,7 @@ def scalars_of(agents: Sequence[AgentCounters]) -> Ints:
             *_fit(a.sources, len(SOURCES)),
             *_fit(a.gates, len(GATES)),
             *_fit(a.compute_parts_ns, len(COMPUTE_PARTS)),
+            *marks_row(a.marks),
             a.run_ns or 0,
             a.run_delay_ns or 0,
             a.timeslices or 0,
@@ -201,9 +212,20 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
             out.hdr = hdr.encode(counts, total - int(counts.sum()))
         return out
 
-    return [
-        _agent(view, owner, scalars[owner.slot], owner.slot * BLOCK, stat) for owner in view.owners
-    ]
+    agents = []
+    for owner in view.owners:
+        agent = _agent(view, owner, scalars[owner.slot], owner.slot * BLOCK, stat)
+        if owner.names.lanes:
+            present = _present(view, owner)
+            agent.steps_by_name = by_name(owner.names, scalars, present, stat)
+        agents.append(agent)
+    return agents
+
+
+def _present(view: View, owner: Owner) -> int:
+    """The part of the interval in which the agent was there, ns."""
+    start, end = view.start.t_ns, view.end.t_ns
+    return max(end - max(start, owner.joined_ns), 0) if end > start else 0
 
 
 def _agent(
@@ -213,8 +235,7 @@ def _agent(
     row: int,
     stat: Callable[[int, int, int], shot.Stat],
 ) -> shot.Agent:
-    last, end = owner.last, view.end.t_ns
-    present = max(end - max(view.start.t_ns, owner.joined_ns), 0) if end > view.start.t_ns else 0
+    last, present = owner.last, _present(view, owner)
     sums = scalars[_STAGE_SUMS]
     # A stage is measured if it is now, or was for a part of the interval.
     measured = [
@@ -273,6 +294,8 @@ def _agent(
         },
         run_delay_ns=delay_ns // slices if last.timeslices is not None and slices else None,
         cpu_ratio=run_ns / present if last.run_ns is not None and present else None,
+        deadlines=deadlines(scalars[_MARKS]),
+        markers=markers(scalars[_MARKS]) if last.marks is not None else None,
     )
 
 

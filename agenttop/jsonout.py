@@ -15,6 +15,7 @@ import msgspec
 
 from agenttop import model, snapshot
 from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
+from agenttop.step import CLASSES
 from agenttop.words import COMPUTE_PARTS, GATES, SLOWPATH_STAGES, SOURCES, STAGES
 
 #: Suffix of a name -> its unit.
@@ -35,6 +36,7 @@ KEYS: Final = {
     "sources": SOURCES,
     "gates": GATES,
     "compute_ns": COMPUTE_PARTS,
+    "deadlines": CLASSES,
 }
 _FIELD: Final = re.compile(r"^ {4}(\w+):")
 

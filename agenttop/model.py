@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from agenttop.step import CLASSES
 from agenttop.words import COMPUTE_PARTS, GATES, SOURCES, STAGES
 
 #: Version of the stream between engine and view.
@@ -118,6 +119,35 @@ class CpuCounters(Struct):
     freq_max_khz: int | None = None
 
 
+class NamedCounters(Struct):
+    """An agent's steps of one name (step.py), since the name was seen first."""
+
+    #: Never used twice by one agent.
+    lane: int
+    #: Empty: the names beyond the limit of 16, together.
+    name: str
+    steps: int = 0
+    step_sum_ns: int = 0
+    slowpath_sum_ns: int = 0
+    #: words.STEP_MEASURES -> histogram; a measure without an entry has not changed.
+    histograms: dict[str, Histogram] = {}
+
+
+class MarkCounters(Struct):
+    """What an agent's step markers told; lists are in the order of step.CLASSES."""
+
+    contexts: int = 0
+    #: Contexts that ended before, or after, their deadline.
+    met: list[int] = msgspec.field(default_factory=lambda: [0] * len(CLASSES))
+    missed: list[int] = msgspec.field(default_factory=lambda: [0] * len(CLASSES))
+    #: Contexts that took more time on a CPU than their budget.
+    overrun: list[int] = msgspec.field(default_factory=lambda: [0] * len(CLASSES))
+    #: Markers whose name was one too many, whose context was not in memory, that were not valid.
+    crowded: int = 0
+    unread: int = 0
+    invalid: int = 0
+
+
 class AgentCounters(Struct):
     """One agent. Lists have the order of words.py; a new agent starts at 0."""
 
@@ -160,6 +190,9 @@ class AgentCounters(Struct):
     run_ns: int | None = None
     run_delay_ns: int | None = None
     timeslices: int | None = None
+    #: Steps by name; None for the markers until there was one.
+    named: list[NamedCounters] = []
+    marks: MarkCounters | None = None
 
 
 class Exemplar(Struct):

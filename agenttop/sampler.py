@@ -12,9 +12,19 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.energy import Energy
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
-from agenttop.model import AgentCounters, CpuCounters, Exemplar, Histogram, Sample, Trust
+from agenttop.model import (
+    AgentCounters,
+    CpuCounters,
+    Exemplar,
+    Histogram,
+    MarkCounters,
+    NamedCounters,
+    Sample,
+    Trust,
+)
 from agenttop.procinfo import printable
 from agenttop.registry import Agent, Registry
+from agenttop.step import NAME_BYTES
 from agenttop.tails import Tail, kept_each
 from agenttop.words import COMPUTE_PARTS, GATES, SOFTIRQS, STAGES, VECTORS
 
@@ -148,6 +158,7 @@ class Sampler:
         sums = {name: rows[name].sum(axis=0).tolist() for name, _ in layout.ROW_FIELDS}
         per_cpu = rows["steps"].T.tolist()
         lite = tracer.level == "lite"
+        marked = tracer.steps.marked()
         often, turn = full or len(measured) <= MANY, self._seq % 2
         for i, agent in enumerate(measured):
             stages = sums["stage_ns"][i]
@@ -182,6 +193,8 @@ class Sampler:
                     tail_sum_ns=sums["tail_ns"][i],
                     cpu_steps={str(cpu): n for cpu, n in enumerate(per_cpu[i]) if n},
                     run_ns=agent.cpu_ns(),
+                    named=_named(tracer, agent.slot, full) if agent.slot in marked else [],
+                    marks=_marks(tracer, agent.slot) if agent.slot in marked else None,
                 )
             )
         return out
@@ -249,6 +262,27 @@ class Sampler:
         if len(self._tails) > len(agents):
             for gone in self._tails.keys() - {agent.id for agent in agents}:
                 del self._tails[gone]
+
+
+def _named(tracer: Tracer, slot: int, full: bool) -> list[NamedCounters]:
+    return [
+        NamedCounters(
+            lane=one.lane,
+            name=printable(one.name.decode(errors="replace"), NAME_BYTES),
+            steps=one.steps,
+            step_sum_ns=one.step_ns,
+            slowpath_sum_ns=one.slow_ns,
+            histograms=one.histograms,
+        )
+        for one in tracer.steps.named(slot, full)
+    ]
+
+
+def _marks(tracer: Tracer, slot: int) -> MarkCounters:
+    told = tracer.steps.marks(slot)
+    return MarkCounters(
+        told.contexts, told.met, told.missed, told.overrun, told.crowded, told.unread, told.invalid
+    )
 
 
 def _identity(agent: Agent) -> AgentCounters:

@@ -45,6 +45,37 @@ class Tail(Base):
     steps: int = 0
 
 
+class NamedSteps(Base):
+    """An agent's steps of one name."""
+
+    steps: int
+    steps_per_s: float
+    step: Stat
+    slowpath: Stat
+
+
+class Deadlines(Base):
+    """Step contexts of one class in the interval."""
+
+    #: Ended before, or after, their deadline; those without one are in neither.
+    met: int
+    missed: int
+    #: Took more time on a CPU than their budget.
+    overrun: int
+
+
+class Markers(Base):
+    """The step markers of an agent in the interval."""
+
+    #: Contexts begun.
+    contexts: int
+    #: Markers whose name was beyond the 16 of an agent, whose context was not in memory,
+    #: that were not valid.
+    crowded: int
+    unread: int
+    invalid: int
+
+
 class Agent(Base):
     id: int
     name: str
@@ -82,6 +113,12 @@ class Agent(Base):
     #: Mean run-queue wait per time slice, from schedstat (also without BPF).
     run_delay_ns: int | None
     cpu_ratio: float | None
+    #: Name (of step markers) -> its steps; the rest of the agent's steps have no name.
+    steps_by_name: dict[str, NamedSteps] = {}
+    #: step.CLASSES -> deadlines; classes without any are left out.
+    deadlines: dict[str, Deadlines] = {}
+    #: None: there was no step marker.
+    markers: Markers | None = None
 
 
 class Load(Base):

@@ -274,6 +274,8 @@ class Store:
         """Scalars that each agent gained, by slot."""
         slots: list[int] = []
         before: list[Ints] = []
+        annexes: list[int] = []
+        named: list[Ints] = []
         cpu_steps: dict[int, dict[int, int]] = {}
         now = scalars_of(sample.agents)
         known = set()
@@ -299,6 +301,9 @@ class Store:
                     record.before[SCHEDSTAT] = row[SCHEDSTAT]
             slots.append(record.slot)
             before.append(record.before)
+            more, rows = record.names.take(counters.named, SCALARS, first, self._take_slot)
+            annexes += more
+            named += rows
             cpu_steps[record.slot] = _gained(earlier, counters.cpu_steps)
             if record.last.alive:  # or it ended in this tick
                 record.seen_ns = sample.t_ns
@@ -308,15 +313,20 @@ class Store:
         if not slots:
             return _NO_INTS, np.zeros((0, SCALARS), dtype=np.int64), {}
         gained = np.maximum(now - np.array(before), 0)
-        return np.array(slots, dtype=np.int64), gained, cpu_steps
+        if annexes:
+            gained = np.concatenate([gained, named])
+        return np.array(slots + annexes, dtype=np.int64), gained, cpu_steps
 
     def _take_histograms(self, sample: Sample) -> tuple[Ints, Ints]:
         rows: list[tuple[int, Histogram]] = []
         full: set[int] = set()
         for counters in sample.agents:
-            base = self._agents[counters.id].slot * BLOCK
+            record = self._agents[counters.id]
+            base = record.slot * BLOCK
             if sample.full:
                 full.update(range(base, base + len(MEASURES)))
+                full.update(record.names.rows())
+            rows += record.names.histograms(counters.named)
             for name, packed in counters.histograms.items():
                 if name in _MEASURE_ROW:
                     rows.append((base + _MEASURE_ROW[name], packed))
@@ -420,7 +430,8 @@ class Store:
             lost |= {id(r) for r in sorted(stay, key=lambda r: r.seen_ns)[:spare]}
         if not lost:
             return
-        slots = {record.slot for record in self._gone if id(record) in lost}
+        gone = [record for record in self._gone if id(record) in lost]
+        slots = {slot for record in gone for slot in (record.slot, *record.names.annexes)}
         self._gone = [record for record in self._gone if id(record) not in lost]
         for tick in self._ticks:
             tick.forget(slots)

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop import __version__
-from agenttop.columns import DEFAULT_SORT, chosen, heads, mix, needed, ordered
+from agenttop.columns import (
+    BY_NAME,
+    DEFAULT_SORT,
+    chosen,
+    heads,
+    mix,
+    named_rows,
+    needed,
+    ordered,
+)
 from agenttop.format import (
     NA,
     ascii_only,
@@ -140,7 +149,8 @@ def _agents(snapshot: Snapshot, agents: Sequence[Agent], layout: Layout, width: 
         return ["AGENTS 0", "  none found; name one: --agent pid:N or --agent cmd:RE"]
     columns = chosen(width, not without_chains(snapshot))
     name_width = columns[0].width + width - needed(columns)
-    longest = max((len(columns[0].text(agent)) for agent in agents), default=0)
+    names = [*agents, *(row for agent in agents for row in named_rows(agent))]
+    longest = max((len(columns[0].text(agent)) for agent in names), default=0)
     name_width = min(name_width, max(longest, columns[0].width))
 
     def line(cells: Sequence[str]) -> str:
@@ -153,7 +163,11 @@ def _agents(snapshot: Snapshot, agents: Sequence[Agent], layout: Layout, width: 
 
     lines = [f"AGENTS {total}, by {order}", line(heads(columns))]
     shown = agents if layout.agents is None else agents[: layout.agents]
-    lines += [line([column.text(agent) for column in columns]) for agent in shown]
+    for agent in shown:
+        lines.append(line([column.text(agent) for column in columns]))
+        for row in named_rows(agent):
+            cells = [column.text(row) if column.key in BY_NAME else "" for column in columns]
+            lines.append(line(cells))
     if len(shown) < total:
         lines.append(f"... and {total - len(shown)} more")
     return lines
@@ -183,10 +197,31 @@ def _chain(snapshot: Snapshot, agent: Agent, width: int) -> list[str]:
             f"  {step_share:>7} {tail:>7}{'  over' if over else ''}"
         )
     lines += [_row("slowpath", agent.slowpath), _row("step", agent.step)]
+    lines += _flow(_deadlines(agent), width)
     slowest = next((e for e in snapshot.exemplars if e.agent == agent.id), None)
     if slowest is not None:
         lines += _slowest(slowest, width)
     return lines
+
+
+def _deadlines(agent: Agent) -> list[str]:
+    """What the step markers told beside the names."""
+    parts = []
+    for name, told in agent.deadlines.items():
+        judged = told.met + told.missed
+        if judged:
+            parts.append(f"  deadlines {name}: {count(told.missed)} of {count(judged)} missed")
+        if told.overrun:
+            parts.append(f"  over budget {name}: {count(told.overrun)}")
+    marks = agent.markers
+    if marks is not None:
+        facts = (
+            ("with a name too many", marks.crowded),
+            ("unreadable", marks.unread),
+            ("invalid", marks.invalid),
+        )
+        parts += [f"  markers {what}: {count(number)}" for what, number in facts if number]
+    return parts
 
 
 def _row(name: str, stat: Stat) -> str:

@@ -84,6 +84,12 @@ class Steps:
             self._give_back(lane)
         self._marks[slot] = 0
 
+    def marked(self) -> set[int]:
+        """Slots of which there is anything to tell."""
+        fields = ("contexts", "names", "invalid", "unread")
+        told = sum((self._marks[name] for name in fields), start=np.uint64(0))
+        return set(np.flatnonzero(told).tolist())
+
     def marks(self, slot: int) -> Marks:
         """What the markers of this slot's threads told."""
         row: Any = self._marks[slot]
