@@ -148,6 +148,33 @@ class MarkCounters(Struct):
     invalid: int = 0
 
 
+class CauseCounters(Struct):
+    """A cause in an agent's steps."""
+
+    #: Steps that had it, how often it happened in them, and its time.
+    steps: int = 0
+    events: int = 0
+    sum_ns: int = 0
+    #: Of its time in each of these steps.
+    histogram: Histogram = msgspec.field(default_factory=Histogram)
+
+
+class CauseState(Struct):
+    """Whether a cause (words.CAUSES) is observed."""
+
+    name: str
+    #: The stage that it explains.
+    stage: str
+    #: What observing it costs: lite is a probe where it happens, full taxes every system call.
+    level: Level
+    state: Literal["on", "off", "n/a"] = "off"
+    #: Why it is not observed; empty while it is.
+    reason: str = ""
+    #: Runs of its programs and the time they took, ns, while the kernel measured it (bpf_stats).
+    runs: int = 0
+    run_ns: int = 0
+
+
 class AgentCounters(Struct):
     """One agent. Lists have the order of words.py; a new agent starts at 0."""
 
@@ -186,6 +213,10 @@ class AgentCounters(Struct):
     tail_sum_ns: list[int] = msgspec.field(default_factory=lambda: [0] * len(STAGES))
     #: CPU (as text) -> steps that resumed there.
     cpu_steps: dict[str, int] = {}
+    #: words.CAUSES by name -> counters; one without an entry has never been seen.
+    causes: dict[str, CauseCounters] = {}
+    #: Time in any of the causes, each moment once.
+    explained_ns: int = 0
     #: From /proc/PID/task/*/schedstat, the only measure without BPF.
     run_ns: int | None = None
     run_delay_ns: int | None = None
@@ -359,6 +390,8 @@ class Sample(Struct, tag="sample"):
     #: CPU package -> energy by RAPL, microjoules (monotonic); empty where there is none.
     energy_uj: dict[str, int] = {}
     trust: Trust = msgspec.field(default_factory=Trust)
+    #: Every cause; empty without step chains.
+    causes: list[CauseState] = []
     policies: list[PolicyStatus] = []
     #: Process of another agenttop that holds policies, so that none can be switched here
     #: (0: not known which); None: nobody else does.
@@ -372,9 +405,10 @@ class Sample(Struct, tag="sample"):
 class Command(Struct, tag="command"):
     """From the view to the engine; answered by the next Samples' events and states."""
 
-    kind: Literal["policy", "bundle", "plan", "bpf_stats", "delay", "full", "stop"]
-    #: policy, bundle, plan: its name; on: wanted state (policy, bundle, bpf_stats), or whether its
-    #: plan is to be in the Samples (plan); seconds: new delay; trial: a trial switches (policy).
+    kind: Literal["policy", "bundle", "plan", "causes", "bpf_stats", "delay", "full", "stop"]
+    #: policy, bundle, plan: its name; causes: off, lite, full or names (options.py); on: wanted
+    #: state (policy, bundle, bpf_stats), or whether its plan is to be in the Samples (plan);
+    #: seconds: new delay; trial: a trial switches (policy).
     name: str = ""
     on: bool = False
     seconds: float = 0.0

@@ -7,7 +7,7 @@ JSON output uses the names as keys.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 #: Parts of a step, in time order. They telescope: their sum is the step.
 STAGES: Final = ("wait", "irq", "softirq", "ipi", "idle_exit", "queue", "return", "compute")
@@ -111,3 +111,21 @@ STAGE_TARGETS_NS: Final = {
     "queue": TARGETS_NS["run"],
     "return": TARGETS_NS["return"],
 }
+
+
+class Cause(NamedTuple):
+    """Something that explains a part of a stage; causes may lie in one another."""
+
+    name: str
+    stage: str
+    #: What observing it costs: lite is a probe where it happens, full taxes every system call.
+    level: Literal["lite", "full"]
+    meaning: str
+
+
+#: Causes of stages, ns each, in the order in which the kernel side numbers them.
+CAUSES: Final = (
+    Cause("minor_fault", "compute", "lite", "page faults served from memory"),
+    Cause("major_fault", "compute", "lite", "page faults that waited for a disk"),
+)
+CAUSE_NAMES: Final = tuple(cause.name for cause in CAUSES)

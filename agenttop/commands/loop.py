@@ -13,6 +13,7 @@ import json
 
 from agenttop.errors import UserError
 from agenttop.options import count, number
+from agenttop.workloads.causes import MAKERS, READS
 from agenttop.workloads.gates import PACED, SOURCES, TABLE, Plan
 from agenttop.workloads.loop import MAX_STEPS, Settings
 from agenttop.workloads.loop import run as run_loop
@@ -62,6 +63,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="tell agenttop: this thread is an agent (%(default)s)",
     )
+    add(
+        "--cause",
+        choices=MAKERS,
+        help="make this in each step's compute, and time it: see agenttop --causes",
+    )
     add("--wait", action="store_true", help="print 'READY pid=N', begin at a line on stdin")
 
 
@@ -69,8 +75,10 @@ def settings(args: argparse.Namespace) -> Settings:
     """The loop that the options describe. Raises UserError."""
     if not args.name or len(args.name.encode()) > 15 or "\0" in args.name:
         raise UserError("--name takes 1 to 15 bytes, the length of a process's comm")
-    if args.file is not None and args.source not in ("block", "io_worker"):
-        raise UserError(f"--file is for --source block or io_worker, not {args.source}")
+    reads = args.source in ("block", "io_worker") or args.cause in READS
+    if args.file is not None and not reads:
+        causes = ", ".join(READS)
+        raise UserError(f"--file is for --source block or io_worker and --cause {causes}")
     steps = args.steps or (1000 if args.seconds is None else MAX_STEPS)
     return Settings(
         plan=Plan(
@@ -88,6 +96,7 @@ def settings(args: argparse.Namespace) -> Settings:
         name=args.name,
         opt_in=args.opt_in,
         wait=args.wait,
+        cause=args.cause,
     )
 
 
@@ -112,6 +121,8 @@ def text(result: Result) -> str:
         "lateness": result.lateness,
         "slept": result.slept_step,
     }
+    if result.caused is not None:
+        measures["caused"] = result.caused
     lines += [_row(name, measure) for name, measure in measures.items()]
     return "\n".join(lines)
 

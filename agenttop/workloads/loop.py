@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.workloads import gates, system
+from agenttop.workloads import causes, gates, system
 from agenttop.workloads.measure import Record, Result, evaluate
 
 #: The longest loop: each step is kept, 24 bytes while it runs and 120 when it is evaluated.
@@ -33,6 +33,8 @@ class Settings:
     name: str = "atloop"
     opt_in: str = "none"
     wait: bool = False
+    #: Made once a step (causes.MAKERS).
+    cause: str | None = None
 
 
 class _Stop(BaseException):
@@ -77,13 +79,16 @@ def run(settings: Settings) -> Result:
         step = gates.build(settings.plan)
     except OSError as error:
         raise UserError(f"cannot set up the loop: {error}") from None
+    maker: causes.Maker | None = None
     try:
+        if settings.cause is not None:
+            maker = causes.MAKERS[settings.cause](settings.plan.file)
         system.pin(settings.cpu)
         system.set_name(settings.name)
         system.set_timer_slack(settings.plan.slack_ns)
         if settings.opt_in == "sched_setattr":
             system.opt_in_sched_setattr()
-        record = Record(settings.steps)
+        record = Record(settings.steps, maker is not None)
         gc.collect()
         gc.disable()
         with _stoppable():
@@ -91,7 +96,7 @@ def run(settings: Settings) -> Result:
                 _wait_for_line()
             if settings.seconds is not None:
                 signal.setitimer(signal.ITIMER_REAL, settings.seconds)
-            _steps(step, record, settings.compute_ns, settings.opt_in == "marker")
+            _steps(step, record, settings.compute_ns, settings.opt_in == "marker", maker)
         plan = settings.plan
         return evaluate(record, os.getpid(), threading.get_native_id(), plan.gate, plan.source)
     except OSError as error:
@@ -99,6 +104,8 @@ def run(settings: Settings) -> Result:
         raise UserError(f"the loop broke: {error}") from None
     finally:
         step.close()
+        if maker is not None:
+            maker.close()
 
 
 def _wait_for_line() -> None:
@@ -108,7 +115,13 @@ def _wait_for_line() -> None:
         raise UserError("--wait: stdin ended before a line came")
 
 
-def _steps(step: gates.Step, record: Record, compute_ns: int, mark: bool) -> None:
+def _steps(
+    step: gates.Step,
+    record: Record,
+    compute_ns: int,
+    mark: bool,
+    maker: causes.Maker | None,
+) -> None:
     """The loop itself: no allocation that lasts, the clock read right beside each gate."""
     enter, leave, origin, slept = record.enter, record.leave, record.origin, record.slept
     arm, wait, finish = step.arm, step.wait, step.finish
@@ -128,6 +141,8 @@ def _steps(step: gates.Step, record: Record, compute_ns: int, mark: bool) -> Non
         leave[index] = left
         record.gates = index + 1
         origin[index] = finish()
+        if maker is not None:
+            record.caused[index] = maker.make()
         if compute_ns:
             end = left + compute_ns
             while now() < end:

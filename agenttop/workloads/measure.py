@@ -47,8 +47,10 @@ class Record:
     the thread went to sleep in it, and did not find the completion waiting.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, caused: bool = False) -> None:
+        """``caused``: there is a cause in each step, which is timed too."""
         zeros = bytes(8 * capacity)
+        self.caused = array("q", zeros if caused else b"")
         self.enter = array("q", zeros)
         self.leave = array("q", zeros)
         self.origin = array("q", zeros)
@@ -82,6 +84,8 @@ class Result:
     #: level lite, where a gate without a sleep is no event, and at full for
     #: gates that end a step only if they sleep (read, wait).
     slept_step: Figures
+    #: The time of the cause that was made in each step; None where none was.
+    caused: Figures | None = None
 
     def as_json(self) -> dict[str, object]:
         return {"schema": "agenttop.loop", "version": 1, **asdict(self)}
@@ -116,4 +120,5 @@ def evaluate(record: Record, pid: int, tid: int, gate: str, source: str) -> Resu
         lateness=figures(late) if any(origin) else None,
         ready=count - len(sleeping),
         slept_step=figures(after - before for before, after in pairwise(sleeping)),
+        caused=figures(record.caused[:count]) if record.caused else None,
     )

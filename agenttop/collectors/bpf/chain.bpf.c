@@ -163,6 +163,7 @@ static __always_inline void step_end(struct thread *t, u64 end)
 		count(h, MEASURE_SLOWPATH, slow);
 	}
 	step_named(t, step, slow);
+	causes_fold(t, slot, id);
 	if (c && slow > c->slow_ns)
 		keep(t, c, end, slow, ret, compute);
 }
@@ -181,6 +182,7 @@ static __always_inline void step_begin(struct thread *t, u32 gate, u64 now)
 	t->source = SOURCE_UNKNOWN;
 	t->kind = WAKER_UNKNOWN;
 	t->from = 0;
+	causes_reset(t);
 }
 
 /* Switched in after sleeping in a gate: the stages up to here are known now. */

@@ -7,22 +7,31 @@ known here; programs.plan refuses other machines before.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
 from collections.abc import Mapping
 from typing import Final
 
 _SYS_BPF: Final = 321
+_SYS_PERF_EVENT_OPEN: Final = 298
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 0, 1, 2, 3, 4
 _BTF_LOAD, _BTF_BY_ID = 18, 19
 _PROG_LOAD, _OBJ_INFO, _RAW_TP_OPEN = 5, 15, 17
 _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 28, 32, 33
 
 MAP_TASK_STORAGE: Final = 29
+PROG_PERF_EVENT: Final = 7
 PROG_RAW_TRACEPOINT: Final = 17
 PROG_TRACING: Final = 26
 ATTACH_TRACE_RAW_TP: Final = 23
 ATTACH_TRACE_ITER: Final = 28
+
+#: include/uapi/linux/perf_event.h: PERF_TYPE_SOFTWARE, PERF_FLAG_FD_CLOEXEC, and two ioctls.
+_PERF_TYPE_SOFTWARE: Final = 1
+_PERF_CLOEXEC: Final = 8
+_PERF_SET_BPF: Final = 0x40042408
+_PERF_ENABLE: Final = 0x2400
 
 #: BPF_JMP | BPF_CALL, and the source register of a call of a kernel function.
 _CALL: Final = 0x85
@@ -100,6 +109,24 @@ def attach_raw_tracepoint(program: int, name: str | None = None) -> int:
     """A link fd; ``name`` for raw tracepoints, none for tp_btf (it is in the program)."""
     text = ctypes.create_string_buffer(name.encode()) if name else None
     return _bpf(_RAW_TP_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, program))
+
+
+def attach_software_event(program: int, event: int, cpu: int) -> int:
+    """An fd that keeps a program attached to a PERF_COUNT_SW_* event of one CPU. Raises OSError."""
+    # struct perf_event_attr, version 0: size, event, a sample of each, created disabled.
+    attr = struct.pack("<IIQQQQQIIQ", _PERF_TYPE_SOFTWARE, 64, event, 1, 0, 0, 1, 0, 0, 0)
+    buffer = ctypes.create_string_buffer(attr, len(attr))
+    fd = int(_libc.syscall(_SYS_PERF_EVENT_OPEN, buffer, -1, cpu, -1, _PERF_CLOEXEC))
+    if fd < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    try:
+        fcntl.ioctl(fd, _PERF_SET_BPF, program)
+        fcntl.ioctl(fd, _PERF_ENABLE, 0)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def link_iterator(program: int) -> int:

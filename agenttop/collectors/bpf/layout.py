@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS
 from agenttop.step import CLASS_MASK, CLASSES, CONTEXT_BYTES, NAME_BYTES, PAUSE, RESUME
 from agenttop.words import (
+    CAUSE_NAMES,
     COMPUTE_PARTS,
     GATES,
     LOOP_GATES,
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
 
 #: Agents at the same time, and one: slot 0 is nobody's, as fresh storage is all zeros.
 SLOTS: Final = 257
+#: A cause's histogram has half of the sub-buckets: 16 per power of two.
+CAUSE_BUCKETS: Final = BUCKETS // 2
+#: An even number of them makes whole pages.
+CAUSE_HISTS: Final = (len(CAUSE_NAMES) + 1) // 2 * 2
 #: Bytes of a value, of maps that BCC sees only as a stub of.
 VALUE_SIZES: Final = {
     "hist": 4 * len(MEASURES) * BUCKETS,
     "lane_hist": 4 * len(STEP_MEASURES) * BUCKETS,
+    "cause_hist": 4 * CAUSE_HISTS * CAUSE_BUCKETS,
 }
 #: Names of steps that an agent may have; one more lane holds the steps of all others.
 NAMES_EACH: Final = 16
@@ -102,6 +108,15 @@ ROW_FIELDS: Final = (
     ("gates", len(GATES)),
     ("tail_steps", 1),
     ("tail_ns", len(STAGES)),
+)
+
+#: Causes of one agent's steps on one CPU, as ROW_FIELDS.
+CAUSE_ROW_FIELDS: Final = (
+    ("seq", 1),
+    ("steps", len(CAUSE_NAMES)),  # steps that had the cause
+    ("events", len(CAUSE_NAMES)),  # how often it happened in them
+    ("ns", len(CAUSE_NAMES)),
+    ("explained_ns", 1),  # time in any of them, each moment once
 )
 
 #: What user space tells the kernel about a slot, and the slot's live threads.
@@ -254,6 +269,9 @@ def prelude() -> str:
         "STEP_PAUSE": PAUSE,
         "STEP_RESUME": RESUME,
         "STEP_KNOWN": CLASS_MASK | PAUSE | RESUME,
+        "NR_CAUSES": len(CAUSE_NAMES),
+        "CAUSE_HISTS": CAUSE_HISTS,
+        "CAUSE_BUCKETS": CAUSE_BUCKETS,
     }
     text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
     text += _enum("STAGE", STAGES)
@@ -266,9 +284,11 @@ def prelude() -> str:
     text += _enum("PART", COMPUTE_PARTS)
     text += _enum("EDGE", EDGES)
     text += _enum("WAKER", WAKERS)
+    text += _enum("CAUSE", CAUSE_NAMES)
     for name, fields in (
         ("cpu", CPU_FIELDS),
         ("row", ROW_FIELDS),
+        ("cause_row", CAUSE_ROW_FIELDS),
         ("control", CONTROL_FIELDS),
         ("marks", MARKS_FIELDS),
         ("lane", LANE_FIELDS),

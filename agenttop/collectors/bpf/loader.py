@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,8 @@ HOW_TO_GET_BCC: Final = (
 MAPS: Final = (
     "hist",
     "rows",
+    "cause_rows",
+    "cause_hist",
     "controls",
     "soft_hist",
     "idle_hist",
@@ -182,9 +185,14 @@ def _attach(plan: Plan, btf: Btf, made: Compiled) -> tuple[dict[str, Any], list[
 
 def main() -> int:
     """Answer on the socket with JSON and the descriptors, or with the reason."""
+    return hand_over(lambda: _load(sys.argv[2], sys.argv[3] == "raw_tp"))
+
+
+def hand_over(load: Callable[[], tuple[dict[str, Any], list[int]]]) -> int:
+    """The child's side of ``Child``; ``load`` may raise LoadError."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     try:
-        answer, fds = _load(sys.argv[2], sys.argv[3] == "raw_tp")
+        answer, fds = load()
     except LoadError as error:
         channel.sendall(json.dumps({"error": str(error)}).encode())
         return 1
@@ -199,24 +207,17 @@ def main() -> int:
 # --------------------------------------------------------------------------- the parent
 
 
-class Loading:
-    """A load under way: start it, do other things, collect the result."""
+class Child:
+    """A module of ours that loads programs in a process of its own and hands them over."""
 
-    def __init__(self, level: str, raw: bool = False) -> None:
+    def __init__(self, module: str, *options: str, pass_fds: tuple[int, ...] = ()) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         with theirs:
             self._child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "agenttop.collectors.bpf.loader",
-                    str(theirs.fileno()),
-                    level,
-                    "raw_tp" if raw else "tp_btf",
-                ],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", module, str(theirs.fileno()), *options],
+                pass_fds=[theirs.fileno(), *pass_fds],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,
@@ -226,8 +227,8 @@ class Loading:
         """Readable when the result is there (or the child is gone)."""
         return self._socket.fileno()
 
-    def result(self) -> Loaded:
-        """Wait and take over. Raises LoadError with one line that says why not."""
+    def take(self) -> tuple[dict[str, Any], list[int]]:
+        """Wait for its answer and descriptors. Raises LoadError with one line that says why not."""
         fds = array.array("i")
         try:
             text, fds_list, _, _ = socket.recv_fds(self._socket, 1 << 16, _SCM_MAX_FD)
@@ -242,7 +243,7 @@ class Loading:
         answer = json.loads(text)
         if "error" in answer:
             raise LoadError(str(answer["error"]) + self._last_words())
-        return _unpack(answer, list(fds))
+        return answer, list(fds)
 
     def cancel(self) -> None:
         """Stop it; what it had loaded goes with it."""
@@ -259,6 +260,17 @@ class Loading:
         lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line]
         errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
         return f": {errors[0][:200]}" if errors else ""
+
+
+class Loading(Child):
+    """A load under way: start it, do other things, collect the result."""
+
+    def __init__(self, level: str, raw: bool = False) -> None:
+        super().__init__("agenttop.collectors.bpf.loader", level, "raw_tp" if raw else "tp_btf")
+
+    def result(self) -> Loaded:
+        """Wait and take over. Raises LoadError with one line that says why not."""
+        return _unpack(*self.take())
 
 
 def _unpack(answer: dict[str, Any], fds: list[int]) -> Loaded:

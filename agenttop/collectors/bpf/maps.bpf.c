@@ -83,6 +83,17 @@ struct thread {
 	u64 owed_step;		/* the last step, if nobody's and a context was set aside */
 	u64 owed_slow;
 	struct wake wake;
+#if TASK_STORAGE
+	/* Causes of the current step (causes.bpf.c), one bit each. */
+	u32 caused;		/* had; what follows holds for these */
+	u32 cause_open;		/* under way */
+	u32 cause_off;		/* to end with the next switch-in */
+	u32 cause_events[NR_CAUSES];
+	u64 cause_ns[NR_CAUSES];
+	u64 cause_since[NR_CAUSES];
+	u64 explained_ns;	/* in any of them */
+	u64 explained_since;
+#endif
 };
 
 /*
@@ -96,6 +107,10 @@ struct agent_hist {
 /* What BCC is told that hist holds: compiled.py says why. */
 struct agent_hist_stub {
 	u32 first;
+};
+
+struct cause_hist {
+	u32 bucket[CAUSE_HISTS][CAUSE_BUCKETS];
 };
 
 struct one_hist {
@@ -115,6 +130,8 @@ struct assignment {
 #define MMAPABLE (1U << 10)
 BPF_F_TABLE("array", u32, struct agent_hist_stub, hist, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct row, rows, SLOTS * NR_CPUS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct cause_row, cause_rows, SLOTS * NR_CPUS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct agent_hist_stub, cause_hist, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, idle_hist, NR_IDLE, MMAPABLE);

@@ -18,9 +18,13 @@ SOURCES: Final = (
     "percpu.bpf.c",
     "window.bpf.c",
     "steps.bpf.c",
+    "causes.bpf.c",
     "chain.bpf.c",
     "life.bpf.c",
 )
+
+#: The programs of causes are loaded apart, onto the maps of these.
+CAUSE_SOURCES: Final = ("maps.bpf.c", "causes.bpf.c", "causes_memory.bpf.c")
 
 #: System calls by gate, arch/x86/entry/syscalls/syscall_64.tbl.
 SYSCALLS_X86_64: Final = {
@@ -189,9 +193,15 @@ def _kernel_calls(btf: Btf) -> tuple[str, ...]:
     return tuple(KERNEL_CALLS) if all(btf.function(name) for name in KERNEL_CALLS) else ()
 
 
-def _sources() -> str:
+def cause_text(btf: Btf, level: Literal["lite", "full"], numbers: dict[str, int]) -> str:
+    """What the programs of causes are compiled from; ``numbers`` go into it as #defines."""
+    defines = "".join(f"#define {name} {value}\n" for name, value in numbers.items())
+    return _prelude(btf, level, storage=True) + defines + _sources(CAUSE_SOURCES)
+
+
+def _sources(names: tuple[str, ...] = SOURCES) -> str:
     here = Path(__file__).parent
-    return "".join((here / name).read_text() for name in SOURCES)
+    return "".join((here / name).read_text() for name in names)
 
 
 def _offsets(btf: Btf) -> dict[str, int | None]:

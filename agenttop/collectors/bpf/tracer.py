@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel, layout
+from agenttop.collectors.bpf.causes import Causes
 from agenttop.collectors.bpf.loader import Loaded
 from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.programs import possible_cpus
 from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
-from agenttop.model import Histogram
-from agenttop.words import MEASURES, SOFTIRQS
+from agenttop.model import CauseCounters, Histogram
+from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS
 
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)
+_CAUSE_ROW: Final = layout.dtype(layout.CAUSE_ROW_FIELDS)
 _CPU: Final = layout.dtype(layout.CPU_FIELDS)
 _LEARNED: Final = layout.dtype(layout.LEARNED_FIELDS)
 _CONTROL: Final = layout.dtype(layout.CONTROL_FIELDS)
@@ -38,6 +40,8 @@ _U32: Final = np.dtype("<u4")
 _U16: Final = np.dtype("<u2")
 #: Size of one agent's histograms, whole pages.
 _HIST_BYTES: Final = len(MEASURES) * BUCKETS * _U32.itemsize
+
+_CAUSE_HIST_BYTES: Final = layout.CAUSE_HISTS * layout.CAUSE_BUCKETS * _U32.itemsize
 
 _IN_ONE: Final = np.uint16(BUCKETS - 1)
 _BOUNDS: Final = np.arange(len(MEASURES) + 1) * BUCKETS
@@ -107,6 +111,33 @@ def _histogram(changes: _Changes, full: bool) -> Histogram | None:
     return Histogram(changed.astype(_U16).tobytes(), totals.tobytes())
 
 
+def _spread(buckets: NDArray[np.intp], totals: NDArray[np.uint64]) -> Histogram:
+    """Buckets as causes have them, each over the two of histogram.py that it covers."""
+    both = np.repeat(2 * buckets, 2).astype(_U16)
+    both[1::2] += 1
+    counts = np.repeat(totals, 2)
+    counts[::2] //= 2
+    counts[1::2] -= counts[::2]
+    return Histogram(both.tobytes(), counts.tobytes())
+
+
+def _consistent(live: Record, wanted: NDArray[np.intp]) -> Record:
+    """A copy of rows, shape (CPUs, wanted), in which no row is caught half written."""
+    before = live["seq"][:, wanted]
+    out = live[:, wanted]
+    after = live["seq"][:, wanted]
+    torn = np.argwhere((before != after) | (before & 1 == 1) | (out["seq"] != after))
+    for cpu, index in torn.tolist():
+        slot = wanted[index]
+        for _ in range(_ROW_TRIES):
+            start = int(live["seq"][cpu, slot])
+            row = live[cpu, slot].copy()
+            if start & 1 == 0 and int(live["seq"][cpu, slot]) == start:
+                break
+        out[cpu, index] = row
+    return out
+
+
 class Tracer:
     """The programs in the kernel, until ``close`` or the end of the process."""
 
@@ -121,6 +152,16 @@ class Tracer:
         self._hists: dict[int, _Changes] = {}
         self._rows = mapped(maps["rows"], _ROW, layout.SLOTS * self._cpus).reshape(
             self._cpus, layout.SLOTS
+        )
+        self._cause_rows = mapped(
+            maps["cause_rows"], _CAUSE_ROW, layout.SLOTS * self._cpus
+        ).reshape(self._cpus, layout.SLOTS)
+        self._cause_hists: dict[int, _Changes] = {}
+        #: What stages were spent on: switched on and off here.
+        self.causes = Causes(
+            loaded.level,
+            maps,
+            "" if loaded.mode == "tp_btf" else "causes need task-local storage (Linux 5.11)",
         )
         self._controls = mapped(maps["controls"], _CONTROL, layout.SLOTS)
         self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
@@ -203,11 +244,20 @@ class Tracer:
         self.steps.clear(slot)
         self._hists[slot] = changes = self._map_histograms(slot)
         changes.live[:] = 0
+        if self._cause_rows["seq"][:, slot].any():
+            self._cause_rows[:, slot] = 0
+            self._cause_hists[slot] = changes = self._map_cause_histograms(slot)
+            changes.live[:] = 0
 
     def release(self, slot: int) -> None:
         """Let go of the memory of a slot that nobody uses."""
         self._hists.pop(slot, None)
         self.steps.clear(slot)
+        self._cause_hists.pop(slot, None)
+
+    def _map_cause_histograms(self, slot: int) -> _Changes:
+        fd, count = self._loaded.maps["cause_hist"], layout.CAUSE_HISTS * layout.CAUSE_BUCKETS
+        return _Changes(mapped(fd, _U32, count, slot * _CAUSE_HIST_BYTES))
 
     def _map_histograms(self, slot: int) -> _Changes:
         fd = self._loaded.maps["hist"]
@@ -276,20 +326,29 @@ class Tracer:
         Each row has one writer, which makes its seq odd while it writes; rows
         caught in between are read again, so the sums in a row always agree.
         """
-        wanted = np.fromiter(slots, dtype=np.intp)
-        before = self._rows["seq"][:, wanted]
-        out = self._rows[:, wanted]
-        after = self._rows["seq"][:, wanted]
-        torn = np.argwhere((before != after) | (before & 1 == 1) | (out["seq"] != after))
-        for cpu, index in torn.tolist():
-            slot = wanted[index]
-            for _ in range(_ROW_TRIES):
-                start = int(self._rows["seq"][cpu, slot])
-                row = self._rows[cpu, slot].copy()
-                if start & 1 == 0 and int(self._rows["seq"][cpu, slot]) == start:
-                    break
-            out[cpu, index] = row
-        return out
+        return _consistent(self._rows, np.fromiter(slots, dtype=np.intp))
+
+    def cause_counters(self, slot: int, full: bool) -> tuple[dict[str, CauseCounters], int]:
+        """The causes of a slot's steps by name (those that were seen), and the explained time."""
+        row = _consistent(self._cause_rows, np.array([slot], dtype=np.intp))[:, 0]
+        steps, events, sums = (row[name].sum(axis=0).tolist() for name in ("steps", "events", "ns"))
+        if not any(steps):
+            return {}, 0
+        changes = self._cause_hists.get(slot)
+        if changes is None:
+            changes = self._cause_hists[slot] = self._map_cause_histograms(slot)
+        changed, totals = changes.take(full)
+        owner, bucket = changed // layout.CAUSE_BUCKETS, changed % layout.CAUSE_BUCKETS
+        return {
+            name: CauseCounters(
+                steps[i],
+                events[i],
+                sums[i],
+                _spread(bucket[owner == i], totals[owner == i]),
+            )
+            for i, name in enumerate(CAUSE_NAMES)
+            if steps[i]
+        }, int(row["explained_ns"].sum())
 
     def histograms(self, slot: int, full: bool) -> dict[str, Histogram]:
         """Measure -> buckets: those that changed since the last call, or all that are not empty."""
@@ -379,7 +438,8 @@ class Tracer:
 
     def run_time_ns(self) -> int:
         """Time in the programs; grows only while ``measure_cost`` is on."""
-        return sum(kernel.program_info(fd)[0] for fd in self._loaded.programs.values())
+        chain = sum(kernel.program_info(fd)[0] for fd in self._loaded.programs.values())
+        return chain + self.causes.run_time_ns()
 
     def recursion_misses(self) -> int:
         """Runs that the kernel skipped because the program was running on that CPU already."""
@@ -400,6 +460,7 @@ class Tracer:
     def close(self) -> None:
         """Detach everything."""
         self.measure_cost(False)
+        self.causes.close()
         self._edges.close()
         self._slows.close()
         loaded = self._loaded

@@ -1,0 +1,150 @@
+"""The causes that are observed now: their programs attached, their counters read.
+
+The chain's programs keep the sums (causes.bpf.c); what is attached here only
+tells them of causes. Nothing is loaded before somebody wants a cause, and
+nothing is attached while nobody does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from agenttop.collectors.bpf import kernel
+from agenttop.collectors.bpf.causes_loader import (
+    PROGRAMS,
+    SOFTWARE_EVENTS,
+    CauseLoading,
+    LoadedCauses,
+)
+from agenttop.collectors.bpf.loader import LoadError
+from agenttop.collectors.files import parse_cpulist, read_text
+from agenttop.model import CauseState
+from agenttop.words import CAUSES
+
+#: Programs that end causes are attached before those that begin them.
+_LAST: Final = ("page_fault_user", "page_fault_kernel")
+
+
+class Causes:
+    """Switches causes on and off; ``loading`` is to be watched while it is not None."""
+
+    def __init__(self, level: str, maps: Mapping[str, int], unavailable: str = "") -> None:
+        """``unavailable``: why causes cannot be had with these maps, if so."""
+        self._level = level
+        self._maps = maps
+        self._unavailable = unavailable
+        self._wanted: frozenset[str] = frozenset()
+        self._loaded: LoadedCauses | None = None
+        self._links: dict[str, list[int]] = {}
+        self._failed: dict[str, str] = {}
+        self.loading: CauseLoading | None = None
+        #: Whether there ever was a cause to be counted.
+        self.used = False
+
+    def want(self, names: Iterable[str]) -> None:
+        """Observe these and no others, as soon as their programs are in the kernel."""
+        self._wanted = frozenset(names)
+        if self._unavailable:
+            return
+        if self._loaded is None:
+            if self._wanted and self.loading is None:
+                self.loading = CauseLoading(self._level, self._maps)
+            return
+        self._attach()
+
+    def finish(self) -> None:
+        """Take over what ``loading`` has loaded."""
+        loading, self.loading = self.loading, None
+        assert loading is not None
+        try:
+            self._loaded = loading.result()
+        except LoadError as error:
+            self._unavailable = str(error)
+            return
+        self._failed = dict(self._loaded.refused)
+        self._attach()
+
+    def _attach(self) -> None:
+        assert self._loaded is not None
+        needed = {name for cause in self._wanted for name in self._programs(cause)}
+        for name in [name for name in self._links if name not in needed]:
+            _close(self._links.pop(name))
+        for name in sorted(needed - self._links.keys(), key=lambda name: name in _LAST):
+            try:
+                self._links[name] = _link(name, self._loaded.programs[name])
+                self.used = True
+            except OSError as error:
+                self._failed[name] = f"could not be attached: {error.strerror or error}"
+
+    def _programs(self, cause: str) -> tuple[str, ...]:
+        """Of a cause that can be had; none of the others."""
+        return () if self._reason(cause) else PROGRAMS[cause]
+
+    def _reason(self, cause: str) -> str:
+        """Why a cause cannot be had, or empty."""
+        known = (self._failed[name] for name in PROGRAMS[cause] if name in self._failed)
+        return self._unavailable or next(known, "")
+
+    def states(self, cost: bool) -> list[CauseState]:
+        """Every cause, as it stands now; ``cost``: the kernel times the programs."""
+        out = []
+        for cause in CAUSES:
+            reason = self._reason(cause.name)
+            wanted = cause.name in self._wanted
+            state = CauseState(cause.name, cause.stage, cause.level)
+            if reason:
+                state.state, state.reason = "n/a", reason
+            elif wanted and self._loaded is not None:
+                state.state = "on"
+            else:
+                state.reason = "its programs are being loaded" if wanted else "switched off"
+            if cost:
+                state.runs, state.run_ns = self._cost(cause.name)
+            out.append(state)
+        return out
+
+    def _cost(self, cause: str) -> tuple[int, int]:
+        programs = self._loaded.programs if self._loaded else {}
+        runs = run_ns = 0
+        for name in PROGRAMS[cause]:
+            if name in programs:
+                spent, count, _ = kernel.program_info(programs[name])
+                runs, run_ns = runs + count, run_ns + spent
+        return runs, run_ns
+
+    def run_time_ns(self) -> int:
+        """Time in the programs; grows only while the kernel measures it."""
+        programs = self._loaded.programs.values() if self._loaded else ()
+        return sum(kernel.program_info(fd)[0] for fd in programs)
+
+    def close(self) -> None:
+        """Detach everything."""
+        if self.loading is not None:
+            self.loading.cancel()
+            self.loading = None
+        for links in self._links.values():
+            _close(links)
+        self._links.clear()
+        if self._loaded is not None:
+            _close(self._loaded.programs.values())
+            self._loaded = None
+
+
+def _link(name: str, program: int) -> list[int]:
+    if name not in SOFTWARE_EVENTS:
+        return [kernel.attach_raw_tracepoint(program)]
+    links: list[int] = []
+    try:
+        for cpu in parse_cpulist(read_text("/sys/devices/system/cpu/online") or "0"):
+            links.append(kernel.attach_software_event(program, SOFTWARE_EVENTS[name], cpu))
+    except OSError:
+        _close(links)
+        raise
+    return links
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,126 @@
+"""The programs of causes: loaded when first wanted, onto the maps of the chain that runs.
+
+    python -m agenttop.collectors.bpf.causes_loader FD LEVEL MAPS
+
+MAPS is JSON: the descriptors of the maps by name. As the loader, this
+process goes when the programs are in the kernel; it attaches none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agenttop.collectors.bpf.loader import Child, LoadError, bcc, hand_over
+
+if TYPE_CHECKING:
+    from agenttop.collectors.bpf.btf import Btf
+    from agenttop.collectors.bpf.compiled import Compiled
+
+#: The maps that these programs use, of those that the chain's loader made.
+MAPS: Final = ("threads", "cpus", "cause_rows", "cause_hist")
+#: Program -> its tracepoint.
+TRACEPOINTS: Final = {
+    "page_fault_user": "page_fault_user",
+    "page_fault_kernel": "page_fault_kernel",
+}
+#: Program -> its software event, PERF_COUNT_SW_PAGE_FAULTS_MIN and _MAJ.
+SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
+#: Cause -> its programs.
+PROGRAMS: Final = {
+    "minor_fault": ("minor_fault", "page_fault_user", "page_fault_kernel"),
+    "major_fault": ("major_fault", "page_fault_user", "page_fault_kernel"),
+}
+
+
+@dataclass(frozen=True)
+class LoadedCauses:
+    """What the loader handed over: program descriptors, and why others are not among them."""
+
+    programs: dict[str, int]
+    refused: dict[str, str]
+
+
+class CauseLoading(Child):
+    """A load under way, as loader.Loading."""
+
+    def __init__(self, level: str, maps: Mapping[str, int]) -> None:
+        used = {name: maps[name] for name in MAPS}
+        super().__init__(
+            "agenttop.collectors.bpf.causes_loader",
+            level,
+            json.dumps(used),
+            pass_fds=tuple(used.values()),
+        )
+
+    def result(self) -> LoadedCauses:
+        """Wait and take over. Raises LoadError with one line that says why not."""
+        answer, fds = self.take()
+        return LoadedCauses(dict(zip(answer["programs"], fds, strict=True)), answer["refused"])
+
+
+def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
+    from agenttop.collectors.bpf import compiled, kernel, programs
+    from agenttop.collectors.bpf.btf import Btf, BtfError
+
+    try:
+        btf = Btf.load()
+        text = programs.cause_text(btf, "full" if level == "full" else "lite", _numbers(btf))
+    except (BtfError, programs.UnsupportedError) as error:
+        raise LoadError(str(error)) from None
+    names = [f"p_{name}" for name in (*TRACEPOINTS, *SOFTWARE_EVENTS)]
+    made = compiled.recall(text, names)
+    if made is None:
+        os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
+        try:
+            made = compiled.compile_text(bcc(), text, MAPS, names)
+        except LoadError:
+            raise
+        except Exception as error:  # BCC raises plain Exceptions
+            raise LoadError(f"BCC could not compile the programs of causes: {error}") from None
+        compiled.keep(made, text, names)
+    threads = made.maps[MAPS.index("threads")].value_size
+    (_, _, running, *_), _ = kernel.map_info(maps["threads"])
+    if threads != running:
+        raise LoadError("the chain's programs are of another version: start agenttop anew")
+    return _into_kernel(btf, made, [maps[name] for name in MAPS])
+
+
+def _numbers(btf: Btf) -> dict[str, int]:
+    """What only the programs of causes need to know of this kernel."""
+    return {}
+
+
+def _into_kernel(btf: Btf, made: Compiled, maps: list[int]) -> tuple[dict[str, Any], list[int]]:
+    from agenttop.collectors.bpf import kernel
+
+    loaded: dict[str, int] = {}
+    refused: dict[str, str] = {}
+    for name in (*TRACEPOINTS, *SOFTWARE_EVENTS):
+        code = made.code(f"p_{name}", maps)
+        try:
+            if name in SOFTWARE_EVENTS:
+                loaded[name] = kernel.load_program(code, name, kernel.PROG_PERF_EVENT)
+            elif btf_id := btf.typedef(f"btf_trace_{TRACEPOINTS[name]}"):
+                loaded[name] = kernel.load_program(
+                    code, name, kernel.PROG_TRACING, kernel.ATTACH_TRACE_RAW_TP, btf_id
+                )
+            else:
+                refused[name] = f"this kernel has no tracepoint {TRACEPOINTS[name]}"
+        except OSError as error:
+            refused[name] = f"the kernel refused a program: {error.strerror or error}"[:300]
+    return {"programs": list(loaded), "refused": refused}, list(loaded.values())
+
+
+def main() -> int:
+    """Answer on the socket with JSON and the descriptors, or with the reason."""
+    return hand_over(lambda: _load(sys.argv[2], json.loads(sys.argv[3])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

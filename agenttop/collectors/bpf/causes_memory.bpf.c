@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * Causes from memory management, in the thread that they hold up.
+ *
+ * A page fault begins with exceptions:page_fault_user, or page_fault_kernel
+ * where the kernel touches the thread's memory for it. No tracepoint tells of
+ * its end: the software events page-faults-min and -maj do, which perf counts
+ * behind the fault's handling. Entering and leaving the exception itself lies
+ * outside. A fault that ends in a signal has no end; the next one begins anew.
+ */
+
+int p_page_fault_user(args_t ctx)
+{
+	return begin_here(CAUSE_MINOR_FAULT);
+}
+
+int p_page_fault_kernel(args_t ctx)
+{
+	/* perf tells nothing of faults at the kernel's own addresses. */
+	return (s64)ctx[0] < 0 ? 0 : begin_here(CAUSE_MINOR_FAULT);
+}
+
+int p_minor_fault(args_t ctx)
+{
+	return end_here(CAUSE_MINOR_FAULT, CAUSE_MINOR_FAULT);
+}
+
+int p_major_fault(args_t ctx)
+{
+	return end_here(CAUSE_MINOR_FAULT, CAUSE_MAJOR_FAULT);
+}

@@ -1,0 +1,142 @@
+"""Causes on the live kernel, against loops that make them and time them by their own clock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from loops import loop, until
+from tracing import free_slot, load, measured
+
+from agenttop.buckets import BUCKETS
+from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.histogram import percentiles
+from agenttop.model import CauseCounters
+from agenttop.words import CAUSES
+from agenttop.workloads.causes import MAKERS
+
+pytestmark = pytest.mark.bpf
+
+STEPS = 300
+
+
+@pytest.fixture(scope="module", params=["lite", "full"])
+def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
+    tracer = load(request.param)
+    yield tracer
+    tracer.close()
+
+
+def observe(tracer: Tracer, *names: str) -> None:
+    tracer.causes.want(names)
+    if tracer.causes.loading is not None:
+        tracer.causes.finish()
+    states = {state.name: state for state in tracer.causes.states(cost=False)}
+    for name in names:
+        if states[name].state == "n/a":
+            pytest.skip(states[name].reason)
+        assert states[name].state == "on"
+
+
+class Watched(NamedTuple):
+    """A loop that was an agent."""
+
+    steps: int
+    causes: dict[str, CauseCounters]
+    explained_ns: int
+    stage_ns: dict[str, int]
+    #: Its own figures of the cause that it made.
+    own: dict[str, int]
+
+
+def watched(tracer: Tracer, *options: object) -> Watched:
+    slot = free_slot()
+    tracer.clear(slot)
+    with loop("--steps", STEPS, *options) as running:
+        tracer.assign({running.pid: slot}, {})
+        result = running.run()
+    causes, explained = tracer.cause_counters(slot, full=True)
+    found = measured(tracer, slot)
+    return Watched(found.steps, causes, explained, found.stage_ns, result["caused"] or {})
+
+
+def p50(cause: CauseCounters) -> int:
+    counts = np.zeros(BUCKETS, dtype=np.uint64)
+    counts[np.frombuffer(cause.histogram.buckets, "<u2")] = np.frombuffer(
+        cause.histogram.counts, "<u8"
+    )
+    (value,) = percentiles(counts, [0.5])
+    assert value is not None
+    return value
+
+
+@pytest.mark.parametrize("cause", MAKERS)
+def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -> None:
+    observe(tracer, *(known.name for known in CAUSES))
+    found = watched(tracer, "--cause", cause)
+    own = found.own["p50_ns"]
+    if cause == "minor_fault":
+        # Observing a fault takes as long as the fault: what it takes when nobody looks counts.
+        tracer.causes.want(())
+        with loop("--steps", STEPS, "--cause", cause) as running:
+            own = running.run()["caused"]["p50_ns"]
+    assert found.steps >= 0.8 * STEPS  # a slow disk leaves gates ready
+    named = found.causes[cause]
+    assert named.steps >= 0.95 * found.steps
+    assert named.events >= named.steps
+    # Nothing explains more time than there was.
+    assert 0 < named.sum_ns <= found.explained_ns
+    assert found.explained_ns <= found.stage_ns["compute"]
+    # A histogram's bucket is 6 % wide.
+    assert p50(named) == pytest.approx(own, rel=0.05 + 0.03, abs=2000)
+
+
+@pytest.mark.parametrize("cause", MAKERS)
+def test_a_cause_is_not_named_where_there_is_none(tracer: Tracer, cause: str) -> None:
+    observe(tracer, cause)
+    found = watched(tracer, "--compute-us", 20)
+    assert found.steps >= 0.95 * STEPS
+    # The interpreter has a few of its own.
+    assert cause not in found.causes or found.causes[cause].steps <= 0.05 * found.steps
+
+
+def test_causes_cost_nothing_while_they_are_off(tracer: Tracer) -> None:
+    observe(tracer)
+    found = watched(tracer, "--cause", "minor_fault")
+    assert (found.causes, found.explained_ns) == ({}, 0)
+
+
+def test_a_slot_starts_with_no_causes(tracer: Tracer) -> None:
+    observe(tracer, "minor_fault")
+    slot = free_slot()
+    tracer.clear(slot)
+    with loop("--steps", 50, "--cause", "minor_fault") as running:
+        tracer.assign({running.pid: slot}, {})
+        running.run()
+    assert tracer.cause_counters(slot, full=True)[0]["minor_fault"].steps > 0
+    tracer.clear(slot)
+    assert tracer.cause_counters(slot, full=True) == ({}, 0)
+
+
+def test_nothing_of_causes_stays_in_the_kernel() -> None:
+    tracer = load("lite")
+    before = len(os.listdir("/proc/self/fd"))
+    observe(tracer, "minor_fault")
+    assert len(os.listdir("/proc/self/fd")) > before
+    tracer.causes.close()
+    assert until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    tracer.close()
+
+
+def test_without_task_storage_causes_say_why_they_are_not_there() -> None:
+    tracer = load("full", raw=True)
+    try:
+        tracer.causes.want(["minor_fault"])
+        assert tracer.causes.loading is None
+        for state in tracer.causes.states(cost=False):
+            assert (state.state, "task-local storage" in state.reason) == ("n/a", True)
+    finally:
+        tracer.close()
