@@ -23,6 +23,7 @@ from agenttop.format import clean
 COMMANDS: Final = {
     "live": "the screen (default)",
     "snapshot": "measure for a while, print once: text, json or svg",
+    "trace": "slow steps, whole, as a trace for Perfetto",
     "record": "the engine's samples into a file",
     "replay": "the screen on a recording",
     "policy": "list, plan, apply, revert policies; their status",
