@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "trace": "slow steps, whole, as a trace for Perfetto",
     "record": "the engine's samples into a file",
     "replay": "the screen on a recording",
+    "report": "open questions about agents' tails, answered with figures and intervals",
     "policy": "list, plan, apply, revert policies; their status",
     "restore": "put back what a killed agenttop left changed",
     "doctor": "what this machine offers, and what is lost where it is missing",

@@ -1,0 +1,368 @@
+"""Samples summed over blocks of time: what a report's figures and their intervals are made from.
+
+Steps within a second depend on each other; what can be drawn anew for an
+interval are whole blocks of time. A block is about a second, longer in long
+measurements (so that there are never many), and never spans a switch of a
+policy unless there is no other way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from agenttop.derive import SCALARS, Named
+from agenttop.histogram import BUCKETS
+from agenttop.history import SETTLE_NS
+from agenttop.model import AgentCounters, Budget, CpuCounters, Exemplar, Host, PolicyStatus, Sample
+from agenttop.rolling import BLOCK, Ints, Tick
+from agenttop.store import Store
+from agenttop.words import MEASURES, SOFTIRQS
+
+#: A block has this length at first, ns; with more blocks than MOST it is doubled.
+FIRST_NS: Final = 1_000_000_000
+MOST: Final = 120
+#: Blocks that policies' switches keep apart; with more, they no longer do.
+MOST_APART: Final = 400
+_STEP: Final = MEASURES.index("step")
+#: Idle states that cpuidle has at most.
+STATES: Final = 10
+#: Of an idle state: entries, time_ns, above, below.
+IDLE_FIELDS: Final = 4
+#: Of a budget: grants, refusals, throttles, degraded_ns, held_ns, spent.
+BUDGET_FIELDS: Final = ("grants", "refusals", "throttles", "degraded_ns", "held_ns", "spent")
+
+
+def _counts(rows: int) -> Callable[[], Ints]:
+    return lambda: np.zeros((rows, BUCKETS), dtype=np.int64)
+
+
+@dataclass(slots=True)
+class Block:
+    """What was added in some time. Histograms are of all agents that are not in the background."""
+
+    start_ns: int
+    length_ns: int
+    #: Policies on in all of it; None when something was switched, or settled.
+    on: frozenset[str] | None
+    #: Agent -> its scalars (derive.Named.of).
+    agents: dict[int, Ints] = field(default_factory=dict)
+    #: Agent -> CPU -> steps that resumed there.
+    cpu_steps: dict[int, Counter[int]] = field(default_factory=dict)
+    #: words.MEASURES; the steps whose stage took no time are in the bucket 0.
+    counts: Ints = field(default_factory=_counts(len(MEASURES)))
+    #: Waking a CPU out of each idle state, all agents.
+    exits: Ints = field(default_factory=_counts(STATES))
+    #: words.SOFTIRQS: raise to entry, all CPUs.
+    softirq_latency: Ints = field(default_factory=_counts(len(SOFTIRQS)))
+    #: CPU -> shape (idle states, IDLE_FIELDS).
+    idle: dict[int, Ints] = field(default_factory=dict)
+    energy_uj: Counter[str] = field(default_factory=Counter)
+    #: Agent -> shape (BUDGET_FIELDS,), tokens in thousandths.
+    budgets: dict[int, Ints] = field(default_factory=dict)
+    #: What woke the slowest steps that were kept, by kind.
+    wakers: Counter[str] = field(default_factory=Counter)
+    ksoftirqd_ns: int = 0
+    lost: int = 0
+    self_ns: int = 0
+    #: Frequencies seen, kHz.
+    khz: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def states_ns(self) -> dict[int, list[int]]:
+        """CPU -> time in each idle state (power.Part)."""
+        return {cpu: rows[:, 1].tolist() for cpu, rows in self.idle.items()}
+
+    def add(self, other: Block) -> None:
+        """Take in the block that follows."""
+        self.length_ns += other.length_ns
+        if self.on != other.on:
+            self.on = None
+        for mine, theirs in ((self.agents, other.agents), (self.budgets, other.budgets)):
+            for key, row in theirs.items():
+                mine[key] = mine[key] + row if key in mine else row
+        for cpu, states in other.idle.items():
+            same = cpu in self.idle and self.idle[cpu].shape == states.shape
+            self.idle[cpu] = self.idle[cpu] + states if same else states
+        for agent, steps in other.cpu_steps.items():
+            self.cpu_steps.setdefault(agent, Counter()).update(steps)
+        self.counts += other.counts
+        self.exits += other.exits
+        self.softirq_latency += other.softirq_latency
+        self.energy_uj.update(other.energy_uj)
+        self.wakers.update(other.wakers)
+        self.khz.update(other.khz)
+        self.ksoftirqd_ns += other.ksoftirqd_ns
+        self.lost += other.lost
+        self.self_ns += other.self_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An agent as it was last seen."""
+
+    name: str
+    pid: int
+    background: bool
+
+
+class Blocks(Store):
+    """A Store that keeps blocks, from ``begin`` on."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.blocks: list[Block] = []
+        #: Agent -> who it is. Ids of another run of the engine are others.
+        self.known: dict[int, Known] = {}
+        self.block_ns = FIRST_NS
+        #: The kernel tells of idle states chosen too deep and too shallow (since 5.0).
+        self.above_known = False
+        self.last: Sample | None = None
+        self._open = False
+        self._run = 0
+        self._taken: Tick | None = None
+        self._states: frozenset[str] = frozenset()
+        self._switched_ns = 0
+        self._budgets: dict[int, Ints] = {}
+        self._had_budget: set[int] = set()
+        self._limit = MOST
+        super().__init__(clock=clock)
+
+    def begin(self) -> None:
+        """Blocks are kept of what comes from now on."""
+        self._open = True
+
+    def feed(self, sample: Sample) -> None:
+        """Take in the next Sample."""
+        super().feed(sample)
+        self.last = sample
+        tick = self._ticks[-1] if self._ticks else None
+        on = frozenset(p.name for p in sample.policies if p.state in ("on", "drift"))
+        if tick is None:
+            self._run += 1
+            self._states, self._budgets, self._had_budget = on, {}, set()
+            self._budget_gains(sample.policies)
+            return
+        if tick is self._taken:
+            return
+        self._taken = tick
+        if on != self._states:
+            self._switched_ns = tick.end.t_ns
+        settled = on == self._states and tick.start.t_ns >= self._switched_ns + SETTLE_NS
+        if not self._switched_ns:
+            settled = on == self._states
+        self._states = on
+        gains = self._budget_gains(sample.policies)
+        if self._open:
+            self._keep(self._block(tick, sample.exemplars, gains, on if settled else None))
+
+    # ------------------------------------------------------------------ one tick
+
+    def _key(self, agent_id: int) -> int:
+        return self._run << 32 | agent_id
+
+    def _block(
+        self,
+        tick: Tick,
+        exemplars: Sequence[Exemplar],
+        budgets: dict[int, Ints],
+        on: frozenset[str] | None,
+    ) -> Block:
+        owners = {r.slot: r.last for r in (*self._gone, *self._agents.values())}
+        block = Block(tick.start.t_ns, tick.end.t_ns - tick.start.t_ns, on, budgets=budgets)
+        for slot, row in zip(tick.slots.tolist(), tick.scalars, strict=True):
+            if (agent := owners.get(slot)) is not None:
+                key = self._know(agent)
+                block.agents[key] = row.copy()
+                block.cpu_steps[key] = Counter(tick.cpu_steps.get(slot, {}))
+        self._histograms(tick, block, owners)
+        before = {cpu.cpu: cpu for cpu in tick.start.cpus}
+        for cpu in tick.end.cpus:
+            if (old := before.get(cpu.cpu)) is not None:
+                self._cpu(block, old, cpu)
+        for name, value in tick.end.energy_uj.items():
+            gained = value - tick.start.energy_uj.get(name, value)
+            block.energy_uj[name] += max(gained, 0)
+        for exemplar in exemplars:
+            block.wakers[waker_kind(exemplar)] += 1
+        old_trust, trust = tick.start.trust, tick.end.trust
+        block.lost = max(sum(trust.drops.values()) - sum(old_trust.drops.values()), 0)
+        block.self_ns = max(
+            trust.self_ns - old_trust.self_ns + tick.end.view_ns - tick.start.view_ns, 0
+        )
+        return block
+
+    def _know(self, agent: AgentCounters) -> int:
+        key = self._key(agent.id)
+        self.known[key] = Known(agent.name, agent.pid, agent.background)
+        return key
+
+    def _histograms(self, tick: Tick, block: Block, owners: Mapping[int, AgentCounters]) -> None:
+        rows, buckets = np.divmod(tick.cells, BUCKETS)
+        slots, inner = np.divmod(rows, BLOCK)
+        foreground = [slot for slot, agent in owners.items() if not agent.background]
+        for chosen, into in (
+            (foreground, block.counts),
+            ([self._idle_slot], block.exits),
+            (list(self._cpu_slots.values()), block.softirq_latency),
+        ):
+            mine = np.isin(slots, np.array(chosen, dtype=np.int64)) & (inner < len(into))
+            np.add.at(into, (inner[mine], buckets[mine]), tick.added[mine])
+        # The kernel leaves most stages that took no time out of their histograms.
+        totals = block.counts.sum(axis=1)
+        block.counts[:, 0] += np.maximum(totals[_STEP] - totals, 0)
+
+    def _cpu(self, block: Block, old: CpuCounters, now: CpuCounters) -> None:
+        if now.idle and len(now.idle) == len(old.idle):
+            rows = np.array(
+                [
+                    [
+                        max(b.entries - a.entries, 0),
+                        max(b.time_ns - a.time_ns, 0),
+                        max((b.above or 0) - (a.above or 0), 0),
+                        max((b.below or 0) - (a.below or 0), 0),
+                    ]
+                    for a, b in zip(old.idle, now.idle, strict=True)
+                ],
+                dtype=np.int64,
+            )
+            block.idle[now.cpu] = rows
+            self.above_known = self.above_known or any(s.above is not None for s in now.idle)
+        if now.ksoftirqd_ns is not None and old.ksoftirqd_ns is not None:
+            block.ksoftirqd_ns += max(now.ksoftirqd_ns - old.ksoftirqd_ns, 0)
+        if now.freq_khz is not None:
+            block.khz[now.freq_khz // 50_000 * 50_000] += 1
+
+    def _budget_gains(self, policies: Sequence[PolicyStatus]) -> dict[int, Ints]:
+        """What each agent's budget did since the Sample before; its first begins at 0."""
+        now = {
+            self._key(int(agent)): _budget(budget)
+            for policy in policies
+            for agent, budget in policy.budgets.items()
+            if agent.isdecimal()
+        }
+        gains = {}
+        for agent, row in now.items():
+            old = self._budgets.get(agent)
+            if old is not None:
+                gains[agent] = row if (row < old).any() else row - old
+            elif agent not in self._had_budget:
+                gains[agent] = row
+            # else the window was off: what its counters did meanwhile belongs to no block.
+        self._budgets = now
+        self._had_budget |= now.keys()
+        return gains
+
+    # ------------------------------------------------------------------ keeping few
+
+    def _keep(self, block: Block) -> None:
+        last = self.blocks[-1] if self.blocks else None
+        if last is not None and last.length_ns < 0.9 * self.block_ns and last.on == block.on:
+            last.add(block)
+        else:
+            self.blocks.append(block)
+        if len(self.blocks) > self._limit:
+            self._join(apart=self._limit <= MOST_APART)
+            # Where switches keep most of them apart, it is tried again when there are many more.
+            self._limit = max(MOST, len(self.blocks) * 3 // 2)
+
+    def _join(self, apart: bool) -> None:
+        """Neighbours become one, up to twice as long; ``apart``: with the same policies on."""
+        self.block_ns *= 2
+        out: list[Block] = []
+        for block in self.blocks:
+            last = out[-1] if out else None
+            if (
+                last is not None
+                and last.length_ns + block.length_ns <= 1.1 * self.block_ns
+                and (last.on == block.on or not apart)
+            ):
+                last.add(block)
+            else:
+                out.append(block)
+        self.blocks = out
+
+
+def _budget(budget: Budget) -> Ints:
+    return np.array(
+        [
+            budget.grants,
+            budget.refusals,
+            budget.throttles,
+            budget.degraded_ns,
+            budget.held_ns,
+            int(budget.spent * 1000),
+        ],
+        dtype=np.int64,
+    )
+
+
+#: Kinds of wakers of slow steps, in words for people.
+WAKERS: Final = ("task", "kernel worker", "ksoftirqd", "softirq", "interrupt", "timer", "unknown")
+
+
+def waker_kind(exemplar: Exemplar) -> str:
+    """From Exemplar.waker's text (sampler.py)."""
+    waker = exemplar.waker
+    if waker.endswith("]"):
+        if waker.startswith(("kworker/", "iou-wrk-", "rcu_", "irq/")):
+            return "kernel worker"
+        return "ksoftirqd" if waker.startswith("ksoftirqd/") else "task"
+    if waker.startswith("softirq"):
+        return "timer" if waker.endswith((" TIMER", " HRTIMER")) else "softirq"
+    if waker == "local_timer":
+        return "timer"
+    return "interrupt" if waker else "unknown"
+
+
+@dataclass(slots=True)
+class Data:
+    """What questions are answered from."""
+
+    host: Host
+    blocks: list[Block]
+    known: dict[int, Known]
+    above_known: bool
+    newest: Sample
+
+    def agents(self) -> list[int]:
+        """All, those with the most steps first."""
+        steps: Counter[int] = Counter()
+        for block in self.blocks:
+            for agent, row in block.agents.items():
+                steps[agent] += Named.of(row).steps
+        return [agent for agent, _ in steps.most_common()]
+
+    def foreground(self) -> list[int]:
+        """Without those in the background."""
+        return [agent for agent in self.agents() if not self.known[agent].background]
+
+    def rows(self, agents: Sequence[int]) -> list[Named]:
+        """These agents' scalars together, one for each block."""
+        empty = np.zeros(SCALARS, dtype=np.int64)
+        return [
+            Named.of(
+                np.sum([block.agents[a] for a in agents if a in block.agents] or [empty], axis=0)
+            )
+            for block in self.blocks
+        ]
+
+    def counts(self, measure: str) -> Ints:
+        """Of the agents in the foreground, shape (blocks, BUCKETS)."""
+        row = MEASURES.index(measure)
+        return np.array([block.counts[row] for block in self.blocks]).reshape(-1, BUCKETS)
+
+    @property
+    def seconds(self) -> float:
+        return sum(block.length_ns for block in self.blocks) / 1e9
+
+    @property
+    def no_chains(self) -> str | None:
+        """Why no step chains were measured, or None."""
+        return self.host.missing.get("chains")
+
+
+__all__ = ["BUDGET_FIELDS", "WAKERS", "Block", "Blocks", "Data", "Known", "waker_kind"]
