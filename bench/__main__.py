@@ -8,7 +8,7 @@ import sys
 
 from bench.report import Report, save
 
-BENCHES = ("pingpong", "accuracy", "engine", "screen", "start", "guard", "trial", "window")
+BENCHES = ("pingpong", "accuracy", "engine", "screen", "start", "guard", "trial", "window", "demo")
 
 
 def main() -> int:
