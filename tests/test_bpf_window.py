@@ -78,13 +78,18 @@ def steps(tracer: Tracer, slot: int) -> int:
     return int(tracer.rows([slot])["steps"].sum())
 
 
+def woken(tracer: Tracer, slot: int) -> int:
+    """Steps whose wake-up was seen: some machines do not tell of each (switch_in_lost)."""
+    return steps(tracer, slot) - int(tracer.rows([slot])["sources"][..., 0].sum())
+
+
 def test_each_wake_up_opens_or_moves_on_a_window(tracer: Tracer, edges: Edges) -> None:
     slot = fresh(tracer, AMPLE)
     with loop("--interval-us", 1000, "--steps", 500) as one:
         tracer.assign({one.pid: slot}, {})
         one.run()
     opened = tracer.windows.read(slot, AMPLE)
-    assert opened.bucket.grants >= steps(tracer, slot) >= 400
+    assert opened.bucket.grants >= woken(tracer, slot) >= 400
     assert opened.bucket.refusals == 0
     # Each millisecond moves a window of two on by one.
     assert opened.held_ns < 500 * 2 * WINDOW_NS
