@@ -271,6 +271,15 @@ def test_on_a_terminal_it_shows_its_agents_until_the_screen_is_quit(terminal: Te
     assert until(lambda: not any(map(alive, pids)))
 
 
+@pytest.mark.parametrize("terminal", [("--readonly",)], indirect=True)
+def test_readonly_switches_no_policy(terminal: Terminal) -> None:
+    assert until(lambda: b"readonly" in terminal.drawn)
+    terminal.type(b"v")
+    assert until(lambda: b"not switched" in terminal.drawn)
+    terminal.type(b"q")
+    assert terminal.end() == 0
+
+
 @pytest.mark.parametrize("terminal", [("--for", "2")], indirect=True)
 def test_its_time_ends_the_screen(terminal: Terminal) -> None:
     assert until(lambda: len(descendants(terminal.process.pid)) > len(AGENTS))

@@ -38,9 +38,10 @@ class Shell:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """``before``: what starts it, with its own arguments."""
         return subprocess.Popen(
-            [sys.executable, "-m", "agenttop", *arguments],
+            [*before, sys.executable, "-m", "agenttop", *arguments],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

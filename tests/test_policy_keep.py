@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies.manager import PolicyManager
+from tests.loops import loop
 from tests.policying import needs_root, victims
 from tests.test_policy_command import Shell
 
@@ -67,6 +68,42 @@ def test_the_next_engine_says_so_and_leaves_it(shell: Shell, tmp_path: Path) -> 
     assert [e.kind for e in events] == ["warning"]
     assert "--keep" in events[0].text
     assert PRESSURE.read_text() == "61\n"
+    assert shell.run("restore")[0] == 0
+
+
+def test_status_tells_which_settings_have_drifted(shell: Shell) -> None:
+    budget = Path("/proc/sys/net/core/netdev_budget")
+    before = budget.read_text()
+    code, _, err = shell.run(
+        *("policy", "apply", "vfs", "softirq", "--keep", "--agent", "pid:1"),
+        *("--set", "vfs.pressure=61", "--set", "softirq.budget=200"),
+    )
+    try:
+        assert code == 0, err
+        _, out, _ = shell.run("policy", "status")
+        assert "drifted" not in out
+        PRESSURE.write_text("77\n")
+        code, out, _ = shell.run("policy", "status")
+        assert code == 0
+        drifted = [line for line in out.splitlines() if "drifted" in line]
+        assert len(drifted) == 1
+        assert drifted[0].startswith("  vfs: vm.vfs_cache_pressure: ")
+        assert drifted[0].endswith(" -> 61; drifted: now 77, set by somebody else")
+        assert "  softirq: net.core.netdev_budget: " in out
+        PRESSURE.write_text("61\n")
+        assert "drifted" not in shell.run("policy", "status")[1]
+    finally:
+        assert shell.run("restore")[0] == 0
+        assert budget.read_text() == before
+
+
+def test_status_tells_what_has_gone(shell: Shell) -> None:
+    with loop("--interval-us", 5000, "--for", 60) as one:
+        one.go()
+        code, _, err = shell.run("policy", "apply", "slice", "--keep", "--agent", f"pid:{one.pid}")
+        assert code == 0, err
+        assert "has gone" not in shell.run("policy", "status")[1]
+    assert "; has gone" in shell.run("policy", "status")[1]
     assert shell.run("restore")[0] == 0
 
 

@@ -50,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="FILE", help="no screen: measure, then write there")
     add("--level", choices=LEVELS, default="lite", help="(%(default)s)")
     add("--no-bpf", action="store_true", help="without BPF: only what /proc and /sys tell")
+    add("--readonly", action="store_true", help="policies can be looked at but not switched")
     add("--theme", metavar="NAME", help="of the screen, or of an svg")
     add("--ascii", action="store_true", help="plain ASCII only")
     options.add_sort(parser)
@@ -88,7 +89,11 @@ def run(args: argparse.Namespace) -> int:
 def _screen(args: argparse.Namespace) -> int:
     seconds = args.for_s or LIMIT_S
     view = ViewOptions(
-        theme=args.theme, ascii_only=args.ascii, sort=args.sort, for_s=float(seconds)
+        theme=args.theme,
+        ascii_only=args.ascii,
+        readonly=args.readonly,
+        sort=args.sort,
+        for_s=float(seconds),
     )
     with _demo(args.size, seconds) as demo:
         return live.show(_engine(args, demo), view=view)
@@ -100,6 +105,7 @@ def _engine(args: argparse.Namespace, demo: Demo) -> EngineOptions:
         agents_file=demo.rules_file(),
         level=args.level,
         bpf="off" if args.no_bpf else "auto",
+        readonly=args.readonly,
         settings={"demote": {"processes": [f"pid:{pid}" for pid in demo.background]}},
     )
 

@@ -17,11 +17,14 @@ from agenttop.policies.undo import recover
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """No arguments of its own."""
+    """The command's arguments."""
+    parser.add_argument("--readonly", action="store_true", help="refused: it would write")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if something could not be restored."""
+    if args.readonly:
+        raise UserError("restore: refused, --readonly writes nothing ('policy status' tells)")
     state = str(paths.state())
     try:
         owner = lock.owner(state)

@@ -10,7 +10,7 @@ from agenttop.model import Event, PolicyStatus
 from agenttop.policies.base import Change, Key, Policy
 from agenttop.policies.knobs import KNOBS, cpu_set, split_thread
 from agenttop.policies.undo import THREAD_KINDS
-from agenttop.policies.window import Window
+from agenttop.policies.window import DURING, Window
 
 EventKind = Literal["policy", "agent", "info", "warning", "error"]
 
@@ -41,14 +41,18 @@ class Entry:
         """The policy, if its knobs follow the kernel's windows."""
         return self.policy if isinstance(self.policy, Window) else None
 
+    @property
+    def during(self) -> str:
+        """When its changes hold, if not all the time that it is on."""
+        return DURING if self.window else ""
+
     # ----------------------------------------------------------------- what it holds
 
     def hold(self, change: Change) -> None:
         """A knob was written."""
         first = self.held.get(change.key)
         self.held[change.key] = change._replace(before=first.before) if first else change
-        during = " while a window is open" if self.window else ""
-        self.lines[change.key] = self.held[change.key].line() + during
+        self.lines[change.key] = self.held[change.key].line() + self.during
 
     def drop(self, key: Key) -> None:
         """A knob is no longer held."""

@@ -357,7 +357,7 @@ class PolicyManager:
             if result.status == "ok":
                 entry.hold(change)
                 if self._verbose:
-                    events.append(event("info", change.line()))
+                    events.append(event("info", change.line() + entry.during))
             elif result.status == "refused":
                 entry.refused[change.key] = result.text
             elif result.status == "gone":

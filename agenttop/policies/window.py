@@ -48,7 +48,9 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 #: An agent's throttling is told of at most this often, ns.
 TELL_NS: Final = 10_000_000_000
 #: Why there is no window before the kernel side is loaded.
-NO_CHAINS: Final = "needs step chains (BPF), as a running view has them: switch it on there"
+NO_CHAINS: Final = "needs step chains (BPF), which are not loaded yet"
+#: What is said of each change of it.
+DURING: Final = " while a window is open"
 
 
 class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

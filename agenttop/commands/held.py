@@ -1,0 +1,118 @@
+"""Policies that are held by somebody, or were left applied: who has them, and taking them back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from agenttop import paths
+from agenttop.errors import UserError
+from agenttop.policies import lock
+from agenttop.policies.guardian import REQUEST
+from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
+from agenttop.policies.knobs import KNOBS, KnobError
+from agenttop.policies.lease import kept
+from agenttop.policies.manager import PolicyManager
+
+
+def revert(name: str | None) -> int:
+    """``agenttop policy revert``: have the guardian give them back."""
+    manager = PolicyManager()
+    if name is not None:
+        manager.reason(name)
+    try:
+        owner = lock.owner(str(paths.state()))
+        held = _held()
+        if owner is None:
+            if held and kept(str(paths.state())):
+                raise UserError("it was left applied with --keep: 'agenttop restore' undoes it")
+            if held:
+                raise UserError("its owner is dead: 'agenttop restore' puts back what it left")
+            print("no policy is applied")
+            return 0
+        if not owner.guardian:
+            print(f"no policy is applied (agenttop with pid {owner.pid} has its guardian ended)")
+            return 0
+        policies = sorted({hold.policy for hold in held})
+        if name is not None and name not in policies:
+            print(f"{name} holds nothing")
+            return 0
+        _request(owner.guardian, name or "")
+    except JournalError as error:
+        raise UserError(str(error)) from None
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        left = [hold for hold in _held() if name in (None, hold.policy)]
+        if not left:
+            for hold in held:
+                if name in (None, hold.policy):
+                    print(f"  {KNOBS[hold.kind].label(hold.target)}: given back")
+            print(f"reverted {name or ', '.join(policies) or 'all'}")
+            return 0
+        time.sleep(0.02)
+    raise UserError(f"the guardian, pid {owner.guardian}, did not revert: end it with SIGTERM")
+
+
+def _request(guardian: int, name: str) -> None:
+    """Ask a guardian to give one policy back, or all (see guardian.py)."""
+    dir_fd = open_state_dir(str(paths.state()))
+    assert dir_fd is not None
+    try:
+        fd = open_own(dir_fd, REQUEST, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(fd, name.encode())
+        os.close(fd)
+        os.kill(guardian, signal.SIGUSR1)
+    except ProcessLookupError:
+        pass  # It has just ended, and so reverted.
+    finally:
+        os.close(dir_fd)
+
+
+def _held() -> list[Hold]:
+    """What the journal says is held. Raises JournalError."""
+    dir_fd = open_state_dir(str(paths.state()), create=False)
+    if dir_fd is None:
+        return []
+    try:
+        found = load(dir_fd)
+    finally:
+        os.close(dir_fd)
+    return found.holds if found and found.this_boot else []
+
+
+def status() -> int:
+    """``agenttop policy status``."""
+    try:
+        owner, held = lock.owner(str(paths.state())), _held()
+        left_applied = kept(str(paths.state()))
+    except JournalError as error:
+        raise UserError(str(error)) from None
+    if owner is None and not held:
+        print("no policy is applied")
+        return 0
+    if owner is None and left_applied:
+        print("kept: left applied on purpose (--keep); 'agenttop restore' puts it back:")
+    elif owner is None:
+        print("left by an agenttop that was killed; 'agenttop restore' puts it back:")
+    else:
+        guardian = f", guardian {owner.guardian}" if owner.guardian else ", no guardian"
+        print(f"held by agenttop with pid {owner.pid or 'unknown'}{guardian}")
+    for hold in held:
+        label = KNOBS[hold.kind].label(hold.target)
+        line = f"  {hold.policy}: {label}: {hold.original} -> {hold.ours[-1]}"
+        # A kept one nobody watches: so it is compared now. What is followed by a living
+        # agenttop may have either value, and its own screen tells of drift.
+        print(line + (_drift(hold) if left_applied else ""))
+    return 0
+
+
+def _drift(hold: Hold) -> str:
+    """What has become of a setting since it was left applied; nothing while it holds."""
+    try:
+        now = KNOBS[hold.kind].drift(hold.target, hold.ours[-1])
+    except KnobError as error:
+        return f"; cannot be read: {error}"
+    if now is None:
+        return ""
+    return f"; drifted: now {now}, set by somebody else" if now else "; has gone"

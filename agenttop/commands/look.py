@@ -1,0 +1,118 @@
+"""What the policy commands look at: the agents, and which policies can be had for them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from agenttop.agents import Rules
+from agenttop.errors import UserError
+from agenttop.model import PolicyStatus
+from agenttop.policies.base import Targets
+from agenttop.policies.manager import PolicyManager
+from agenttop.policies.targets import ProcTargets
+from agenttop.policies.window import NO_CHAINS, Window
+from agenttop.privileges import why_no_bpf
+
+if TYPE_CHECKING:
+    from agenttop.measured import Measured
+
+#: Between two looks at the agents, s.
+LOOK_S: Final = 1.0
+#: The first look, over which waits are counted: long enough for a slow loop.
+FIRST_LOOK_S: Final = 0.5
+
+
+class Look:
+    """The agents from /proc or, where latency windows are wanted, as the kernel side has them."""
+
+    def __init__(self, rules: Rules, measured: Measured | None) -> None:
+        self._measured = measured
+        self._source = measured or ProcTargets(rules)
+        self._source.read()
+        time.sleep(FIRST_LOOK_S)
+        self._read()
+        if not self.targets.agents:
+            print("agenttop: no agents found (--agent pid:N names one); waiting", file=sys.stderr)
+
+    def _read(self) -> None:
+        self.targets: Targets = self._source.read()
+        self._looked = time.monotonic()
+
+    def tend(self) -> Targets:
+        """The agents; call it some four times a second. They are read anew once a second."""
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._read()
+        elif self._measured is not None:
+            self._measured.edges()
+        return self.targets
+
+
+@contextmanager
+def looking(args: argparse.Namespace, manager: PolicyManager, names: list[str]) -> Iterator[Look]:
+    """A look at the agents; where the window is among the policies, its kernel side is loaded.
+
+    ``names`` loses the policies that cannot be had, which are named on stderr;
+    UserError where that leaves none, or one was asked for by its own name.
+    """
+    rules = Rules.load(args.agents, args.agent)
+    measured = _load(rules, manager) if Window.name in names else None
+    try:
+        names[:] = _available(manager, names, args.name)
+        yield Look(rules, measured)
+    finally:
+        if measured is not None:
+            measured.close()
+
+
+def _load(rules: Rules, manager: PolicyManager) -> Measured | None:
+    """The kernel side for the manager's window; without it the manager knows why."""
+    if reason := why_no_bpf():
+        manager.attach(None, reason)
+        return None
+    # numpy and all that measures load only now.
+    from agenttop.collectors.bpf.loader import LoadError
+    from agenttop.measured import Measured
+
+    try:
+        measured = Measured(rules)
+    except LoadError as error:
+        manager.attach(None, str(error))
+        return None
+    manager.attach(measured.windows)
+    return measured
+
+
+def _available(manager: PolicyManager, names: Iterable[str], asked: Iterable[str]) -> list[str]:
+    reasons = {name: manager.reason(name) for name in names}
+    lacking = {name: reason for name, reason in reasons.items() if reason}
+    there = [name for name in reasons if name not in lacking]
+    for name, reason in lacking.items():
+        if name in asked:
+            raise UserError(f"{name}: {reason}")
+    if not there:
+        each = "; ".join(f"{name}: {reason}" for name, reason in lacking.items())
+        raise UserError(f"none of these policies can be had here: {each}")
+    for name, reason in lacking.items():
+        left_out(name, reason)
+    return there
+
+
+def left_out(name: str, reason: str) -> None:
+    """Say that a bundle goes on without this policy."""
+    print(f"agenttop: left out {name}: {reason}", file=sys.stderr)
+
+
+def states(manager: PolicyManager) -> list[PolicyStatus]:
+    """Every policy as it can be had by a command, which loads the kernel side if need be."""
+    if reason := why_no_bpf():
+        manager.attach(None, reason)
+    found = manager.status()
+    for status in found:
+        if status.detail == NO_CHAINS:
+            status.state, status.detail = "off", ""
+    return found

@@ -1,0 +1,52 @@
+"""Targets with step chains but without an engine, for a command that holds latency windows."""
+
+from __future__ import annotations
+
+from agenttop.agents import Rules
+from agenttop.collectors.bpf.loader import Loading
+from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.windows import Windows
+from agenttop.collectors.selfcost import SelfCost
+from agenttop.policies.base import Targets
+from agenttop.registry import Registry
+from agenttop.sampler import Sampler
+from agenttop.targets import EngineTargets
+
+
+class Measured:
+    """The kernel side, loaded, and the agents as it measures them.
+
+    Loads at level lite, which taxes no system call. Raises LoadError with one
+    line that says why it cannot be had.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        loading = Loading("lite")
+        try:
+            self._tracer = Tracer(loading.result())
+        except KeyboardInterrupt:
+            loading.cancel()
+            raise
+        registry = Registry(rules)
+        self._sampler = Sampler(registry, SelfCost())
+        self._sampler.attach(self._tracer)
+        self._targets = EngineTargets(registry)
+
+    @property
+    def windows(self) -> Windows:
+        """For PolicyManager.attach."""
+        return self._tracer.windows
+
+    def edges(self) -> None:
+        """Take in processes that began and ended; to be called some four times a second."""
+        self._sampler.edges()
+
+    def read(self) -> Targets:
+        """The agents and CPUs now."""
+        self._sampler.edges()
+        self._targets.update(self._sampler.sample())
+        return self._targets.current()
+
+    def close(self) -> None:
+        """Take everything out of the kernel."""
+        self._tracer.close()
