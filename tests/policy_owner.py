@@ -1,7 +1,8 @@
 """A stand-in for the engine: toggles both policies at random until it is told or killed.
 
 Arguments: state directory, process whose threads are the agent, seed (or
-"steady": guard and home on, no toggling); or "forker" and that process.
+"steady": guard and home on, no toggling; or "keep:" and a seed: policies on, then left applied);
+or "forker" and that process.
 SIGUSR1 ends the toggling, not the policies. Prints a line per event.
 """
 
@@ -18,6 +19,9 @@ from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.knobs import cpu_set, thread_stat
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.targets import _tasks
+
+#: Left applied by "keep:".
+KEPT = ("home", "slice", "vfs", "block", "softirq", "demote")
 
 
 def targets(pid: int, cpus: list[int], steps: int) -> Targets:
@@ -54,11 +58,12 @@ def fork_owners(pid: int) -> None:
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 1)
             own(state, pid, seed)
+            os._exit(0)
         print(child, flush=True)
 
 
 def own(state: str, pid: int, seed: str) -> None:
-    steady = seed == "steady"
+    steady, keeping = seed == "steady", seed.startswith("keep:")
     chance = random.Random(seed)
     every = sorted(cpu_set("online"))
     manager = PolicyManager(state, settings={"demote": {"processes": ["comm:^killhog$"]}})
@@ -69,6 +74,12 @@ def own(state: str, pid: int, seed: str) -> None:
         toggling = False
 
     signal.signal(signal.SIGUSR1, calm)
+    if keeping:
+        for name in KEPT:
+            manager.set(name, True, targets(pid, every, 1000))
+            time.sleep(chance.random() * 0.01)
+        manager.keep()
+        return
     for step in range(1, 100_000):
         cpus = every if chance.random() < 0.5 and not steady else every[:1]
         now = targets(pid, cpus, step * 100)

@@ -22,12 +22,15 @@ import pytest
 from agenttop.policies import lock
 from agenttop.policies.journal import open_state_dir
 from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.lease import kept
 from agenttop.policies.undo import recover
 from tests.policying import TESTS, Victim, machine, needs_qos, needs_root, until, victims
 
 pytestmark = [needs_root, needs_qos]
 
 KILLS = 200
+#: Of policies that are being left applied on purpose, or have been.
+KEPT_KILLS = 24
 #: What to kill: the engine, its process group (as a shell does), the guardian, or both.
 WHOM = ("owner", "group", "guardian", "both")
 FILES = (
@@ -177,3 +180,38 @@ def test_everything_is_as_before_after_every_kill(scene: Scene, tmp_path: Path) 
         assert not (state / "journal").exists(), (turn, whom, seed)
     # Most kills hit policies that were in force; else the test proves nothing.
     assert all(count >= KILLS // len(WHOM) // 4 for count in changes.values()), changes
+
+
+def test_kept_policies_are_put_back_by_restore_whenever_they_were_killed(
+    scene: Scene, tmp_path: Path
+) -> None:
+    chance = random.Random()
+    found = {"kept": 0, "cut short": 0}
+    for turn in range(KEPT_KILLS):
+        seed = f"keep:{chance.random()}"
+        state = tmp_path / str(turn)
+        owner = scene.owner(state, seed)
+        # Every other one is left alone until it is done.
+        if turn % 2:
+            time.sleep(0.05 + chance.random() * 0.2)
+        else:
+            assert until(lambda: kept(str(state)), 10), (turn, seed)  # noqa: B023
+        kill(guardian(state))
+        kill(owner)
+        assert until(lambda: lock.owner(str(state)) is None, 2.0)  # noqa: B023
+        left = kept(str(state))
+        found["kept" if left else "cut short"] += 1
+        if left:
+            assert scene.changed(), (turn, seed)
+        environment = {**os.environ, "AGENTTOP_STATE": str(state), "PYTHONPATH": str(TESTS.parent)}
+        restored = subprocess.run(
+            [sys.executable, "-m", "agenttop", "restore"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (restored.returncode, restored.stderr) == (0, ""), (turn, seed, restored.stdout)
+        assert not scene.changed(), (turn, seed, scene.changed(), restored.stdout)
+        assert not (state / "journal").exists(), (turn, seed)
+    assert all(count >= KEPT_KILLS // 8 for count in found.values()), found
