@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from agenttop import snapshot as shot
+from agenttop.caused import Caused, by_cause, told, unexplained
 from agenttop.model import (
     Activity,
     AgentCounters,
@@ -64,6 +65,7 @@ class Owner:
     seen_ns: int
     alive: bool = True
     names: Names = field(default_factory=Names)
+    caused: Caused = field(default_factory=Caused)
 
 
 @dataclass(slots=True)
@@ -166,6 +168,7 @@ def build(view: View) -> shot.Snapshot:
         cpus=_cpus(view, found, agents, interval),
         agents=agents,
         policies=view.sample.policies,
+        cause_states=[told(state) for state in view.sample.causes],
         policies_held_by=view.sample.policies_held_by,
         exemplars=view.exemplars,
     )
@@ -218,6 +221,10 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
         if owner.names.lanes:
             present = _present(view, owner)
             agent.steps_by_name = by_name(owner.names, scalars, present, stat)
+        if states := view.sample.causes:
+            agent.causes = by_cause(owner.caused, states, scalars, stat)
+            stages = scalars[owner.slot][_STAGE_SUMS]
+            agent.unexplained_ns = unexplained(owner.caused, states, scalars, stages)
         agents.append(agent)
     return agents
 

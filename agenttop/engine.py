@@ -27,7 +27,7 @@ from agenttop.collectors.hostinfo import host
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.errors import UserError
 from agenttop.model import Command, Event, Failure, Host, Level, Message, Mode
-from agenttop.options import EngineOptions
+from agenttop.options import EngineOptions, causes_of
 from agenttop.policies import bundles
 from agenttop.policies.base import Targets
 from agenttop.policies.manager import PolicyManager
@@ -150,6 +150,7 @@ class Engine:
             self._missing.pop("chains", None)
             self._sampler.attach(self._tracer)
             self._policies.attach(self._tracer.windows)
+            self._observe(self._options.causes)
             self._tracer.measure_cost(self._options.bpf_stats)
             for name in self._tracer.missing:
                 if why := _lost_without(name):
@@ -158,6 +159,26 @@ class Engine:
         now = time.monotonic()
         self._next_sample = now
         self._soon = 2
+
+    def _observe(self, spec: str) -> None:
+        """Causes on and off."""
+        if self._tracer is None:
+            return
+        causes, before = self._tracer.causes, self._tracer.causes.loading
+        try:
+            causes.want(causes_of(spec))
+        except UserError as error:
+            self._events.append(Event(time.monotonic_ns(), "error", str(error)))
+        if causes.loading is not None and causes.loading is not before:
+            self._selector.register(causes.loading, selectors.EVENT_READ, self._causes_loaded)
+
+    def _causes_loaded(self) -> None:
+        assert self._tracer is not None
+        causes = self._tracer.causes
+        if causes.loading is not None:
+            self._selector.unregister(causes.loading)
+            causes.finish()
+        self._next_sample = time.monotonic()
 
     def _describe(self) -> None:
         mode: Mode = "procfs"
@@ -288,6 +309,9 @@ class Engine:
             self._next_sample = time.monotonic()
         elif command.kind == "plan":
             self._planned = command.name if command.on else ""
+            self._next_sample = time.monotonic()
+        elif command.kind == "causes":
+            self._observe(command.name)
             self._next_sample = time.monotonic()
         elif command.kind == "bpf_stats" and self._tracer is not None:
             self._tracer.measure_cost(command.on)

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Final, Protocol
 
 from agenttop.errors import UserError
-from agenttop.model import Command, Failure, Host, Message, Sample
+from agenttop.model import CAUSES_LOADING, Command, Failure, Host, Message, Sample
 from agenttop.options import EngineOptions
 from agenttop.store import Store
 
@@ -127,9 +127,10 @@ class Session:
                     yield message
 
     def ready(self, samples: Iterator[Sample]) -> Sample:
-        """Wait until the step chains are measured, or it is known that they cannot be."""
+        """Wait until chains and causes are measured, or it is known that they cannot be."""
         for sample in samples:
-            if measures(self.store.host):
+            loading = any(cause.reason == CAUSES_LOADING for cause in sample.causes)
+            if measures(self.store.host) and not loading:
                 return sample
         raise UserError("the engine ended before it measured anything")
 

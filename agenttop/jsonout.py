@@ -16,7 +16,7 @@ import msgspec
 from agenttop import model, snapshot
 from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
 from agenttop.step import CLASSES
-from agenttop.words import COMPUTE_PARTS, GATES, SLOWPATH_STAGES, SOURCES, STAGES
+from agenttop.words import CAUSE_NAMES, COMPUTE_PARTS, GATES, SLOWPATH_STAGES, SOURCES, STAGES
 
 #: Suffix of a name -> its unit.
 UNITS: Final = {
@@ -36,6 +36,8 @@ KEYS: Final = {
     "sources": SOURCES,
     "gates": GATES,
     "compute_ns": COMPUTE_PARTS,
+    "causes": CAUSE_NAMES,
+    "unexplained_ns": STAGES,
     "deadlines": CLASSES,
 }
 _FIELD: Final = re.compile(r"^ {4}(\w+):")

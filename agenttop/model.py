@@ -21,6 +21,9 @@ from agenttop.words import COMPUTE_PARTS, GATES, SOURCES, STAGES
 #: Version of the stream between engine and view.
 STREAM_VERSION = 1
 
+#: CauseState.reason of one that is wanted, until its programs are in the kernel.
+CAUSES_LOADING = "its programs are being loaded"
+
 Level = Literal["lite", "full"]
 #: How the chains are measured: BPF with task storage, BPF with raw tracepoints, /proc only.
 Mode = Literal["tp_btf", "raw_tp", "procfs"]

@@ -10,7 +10,8 @@ import msgspec
 
 from agenttop.errors import UserError
 from agenttop.model import Level
-from agenttop.words import LEVELS
+from agenttop.procinfo import printable
+from agenttop.words import CAUSE_NAMES, CAUSES, LEVELS
 
 #: auto: BPF if it can be had; raw: without task-local storage; off: /proc only.
 Bpf = Literal["auto", "off", "raw"]
@@ -29,6 +30,8 @@ class EngineOptions(msgspec.Struct, forbid_unknown_fields=False):
     bpf: Bpf = "auto"
     #: Measure the time in BPF programs (costs about 30 ns for each run of one).
     bpf_stats: bool = False
+    #: Causes of stages that are observed from the start: off, lite, full or NAME[,NAME].
+    causes: str = "off"
     #: Policies that are switched on from the start.
     policies: list[str] = []
     #: Nothing is written, not even to repair what a killed agenttop left.
@@ -113,7 +116,27 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bpf-stats", action="store_true", help="measure the time in BPF programs too"
     )
+    group.add_argument(
+        "--causes",
+        default="off",
+        metavar="off|lite|full|NAME[,NAME]",
+        help=f"what the stages were spent on: {', '.join(CAUSE_NAMES)} (%(default)s)",
+    )
     add_policy_settings(parser)
+
+
+def causes_of(spec: str) -> tuple[str, ...]:
+    """The causes that ``off``, ``lite``, ``full`` or ``NAME[,NAME]`` means. Raises UserError."""
+    if spec in ("", "off"):
+        return ()
+    if spec in LEVELS:
+        return tuple(c.name for c in CAUSES if spec == "full" or c.level == "lite")
+    names = [name.strip() for name in spec.split(",")]
+    for name in names:
+        if name not in CAUSE_NAMES:
+            known = ", ".join(("off", *LEVELS, *CAUSE_NAMES))
+            raise UserError(f"no cause '{printable(name, 40)}': --causes knows {known}")
+    return tuple(name for name in CAUSE_NAMES if name in names)
 
 
 def add_window(parser: argparse.ArgumentParser) -> None:
@@ -153,12 +176,15 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
         delay_s=args.delay,
         bpf="off" if args.no_bpf else "auto",
         bpf_stats=args.bpf_stats,
+        causes=args.causes,
         policies=list(getattr(args, "policy", None) or []),
         settings=parse_set(args.set),
         readonly=getattr(args, "readonly", False),
     )
     if options.bpf == "off" and options.level == "full":
         raise UserError("--level full needs BPF: leave out --no-bpf")
+    if causes_of(options.causes) and options.bpf == "off":
+        raise UserError("--causes needs BPF: leave out --no-bpf")
     Rules.load(options.agents_file, options.agent_patterns)
     return options
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from agenttop.histogram import BUCKETS, EDGES
 from agenttop.model import CpuCounters, Histogram, Trust
-from agenttop.words import MEASURES, SOFTIRQS
+from agenttop.words import CAUSES, MEASURES, SOFTIRQS
 
 Ints = NDArray[np.int64]
 
-#: Histograms of one owner: an agent's measures, a CPU's softirq vectors, the
+#: Histograms of one owner: an agent's measures, or its causes, a CPU's softirq vectors, the
 #: idle states (cpuidle has at most 10).
-BLOCK: Final = max(len(MEASURES), len(SOFTIRQS), 10)
+BLOCK: Final = max(len(MEASURES), len(SOFTIRQS), len(CAUSES), 10)
 _SLOT_CELLS: Final = BLOCK * BUCKETS
 #: The ratios whose values every Stat carries, as exact fractions.
 RATIOS: Final = ((1, 2), (99, 100), (999, 1000))

@@ -14,6 +14,7 @@ from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.model import (
     AgentCounters,
+    CauseState,
     CpuCounters,
     Exemplar,
     Histogram,
@@ -92,6 +93,7 @@ class Sampler:
         full = self._full or self._seq % FULL_EVERY == 0
         self._full = False
         trust = Trust(slots_full=self._registry.slots_full)
+        causes: list[CauseState] = []
         cpus: list[CpuCounters]
         idle_exit: dict[str, Histogram] = {}
         exemplars: list[Exemplar] = []
@@ -106,6 +108,7 @@ class Sampler:
             now = time.monotonic_ns()
             counters = self._from_rows(tracer, full)
             exemplars = self._exemplars(tracer)
+            causes = tracer.causes.states(tracer.cost_measured)
             self._thresholds(tracer, now, {exemplar.agent for exemplar in exemplars})
             trust.drops = tracer.losses(raw)
             lost = trust.drops["edge_ring_full"]
@@ -134,6 +137,7 @@ class Sampler:
             exemplars=exemplars,
             energy_uj=energy,
             trust=trust,
+            causes=causes,
         )
 
     # ------------------------------------------------------------------ internals
@@ -166,6 +170,9 @@ class Sampler:
             if lite:
                 stages[_RETURN] = None
             unattributed, *sources = sums["sources"][i]
+            causes, explained = (
+                tracer.cause_counters(agent.slot, full) if tracer.causes.used else ({}, 0)
+            )
             out.append(
                 AgentCounters(
                     id=agent.id,
@@ -192,6 +199,8 @@ class Sampler:
                     tail_steps=sums["tail_steps"][i],
                     tail_sum_ns=sums["tail_ns"][i],
                     cpu_steps={str(cpu): n for cpu, n in enumerate(per_cpu[i]) if n},
+                    causes=causes,
+                    explained_ns=explained,
                     run_ns=agent.cpu_ns(),
                     named=_named(tracer, agent.slot, full) if agent.slot in marked else [],
                     marks=_marks(tracer, agent.slot) if agent.slot in marked else None,

@@ -7,9 +7,11 @@ shown with a ~.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from agenttop.model import Exemplar, Host, PolicyStatus
+from agenttop.model import Exemplar, Host, Level, PolicyStatus
 
 SCHEMA_NAME = "agenttop.snapshot"
 SCHEMA_VERSION = 1
@@ -32,6 +34,30 @@ class Stat(Base):
     estimated: list[str] = []
     #: The whole distribution as HdrHistogram V2, base64 (only when asked for).
     hdr: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CauseStat(Stat):
+    """A cause in an agent's steps: count is the steps that had it, the times are per such step."""
+
+    #: The stage that it explains.
+    stage: str = ""
+    #: How often it happened in these steps.
+    events: int = 0
+
+
+class Cause(Base):
+    """Whether a cause is observed, and what that costs."""
+
+    name: str
+    #: The stage that it explains.
+    stage: str
+    #: What observing it costs: lite is a probe where it happens, full taxes every system call.
+    level: Level
+    state: Literal["on", "off", "n/a"]
+    #: Why it is not observed; null while it is.
+    reason: str | None
+    #: Mean time of one run of its programs; null unless the kernel measures it (--bpf-stats).
+    run_ns: float | None
 
 
 class Tail(Base):
@@ -119,6 +145,10 @@ class Agent(Base):
     deadlines: dict[str, Deadlines] = {}
     #: None: there was no step marker.
     markers: Markers | None = None
+    #: words.CAUSES -> measure, null while it is not observed (cause_states say why).
+    causes: dict[str, CauseStat | None] = {}
+    #: Stage -> what observed causes leave of its sum: the agent's own work, and the unknown.
+    unexplained_ns: dict[str, int] = {}
 
 
 class Load(Base):
@@ -193,5 +223,7 @@ class Snapshot(Base):
     #: Process of another agenttop that holds policies, so that none can be switched here
     #: (0: not known which); null: nobody else does.
     policies_held_by: int | None = None
+    #: What stages can be spent on; empty without step chains.
+    cause_states: list[Cause] = []
     #: Slowest recent steps, slowest first, at most 16 per agent.
     exemplars: list[Exemplar] = []

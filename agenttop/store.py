@@ -304,6 +304,9 @@ class Store:
             more, rows = record.names.take(counters.named, SCALARS, first, self._take_slot)
             annexes += more
             named += rows
+            more, rows = record.caused.take(counters, SCALARS, first, self._take_slot)
+            annexes += more
+            named += rows
             cpu_steps[record.slot] = _gained(earlier, counters.cpu_steps)
             if record.last.alive:  # or it ended in this tick
                 record.seen_ns = sample.t_ns
@@ -325,8 +328,9 @@ class Store:
             base = record.slot * BLOCK
             if sample.full:
                 full.update(range(base, base + len(MEASURES)))
-                full.update(record.names.rows())
+                full.update((*record.names.rows(), *record.caused.rows()))
             rows += record.names.histograms(counters.named)
+            rows += record.caused.histograms(counters.causes)
             for name, packed in counters.histograms.items():
                 if name in _MEASURE_ROW:
                     rows.append((base + _MEASURE_ROW[name], packed))
@@ -431,7 +435,11 @@ class Store:
         if not lost:
             return
         gone = [record for record in self._gone if id(record) in lost]
-        slots = {slot for record in gone for slot in (record.slot, *record.names.annexes)}
+        slots = {
+            slot
+            for record in gone
+            for slot in (record.slot, *record.names.annexes, *record.caused.annexes)
+        }
         self._gone = [record for record in self._gone if id(record) not in lost]
         for tick in self._ticks:
             tick.forget(slots)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop import __version__
+from agenttop.causetext import cause_lines
 from agenttop.columns import (
     BY_NAME,
     DEFAULT_SORT,
@@ -197,6 +198,7 @@ def _chain(snapshot: Snapshot, agent: Agent, width: int) -> list[str]:
             f"  {step_share:>7} {tail:>7}{'  over' if over else ''}"
         )
     lines += [_row("slowpath", agent.slowpath), _row("step", agent.step)]
+    lines += cause_lines(snapshot, agent)
     lines += _flow(_deadlines(agent), width)
     slowest = next((e for e in snapshot.exemplars if e.agent == agent.id), None)
     if slowest is not None:

@@ -20,7 +20,7 @@ from agenttop.collectors.bpf.causes_loader import (
 )
 from agenttop.collectors.bpf.loader import LoadError
 from agenttop.collectors.files import parse_cpulist, read_text
-from agenttop.model import CauseState
+from agenttop.model import CAUSES_LOADING, CauseState
 from agenttop.words import CAUSES
 
 #: Programs that end causes are attached before those that begin them.
@@ -99,7 +99,7 @@ class Causes:
             elif wanted and self._loaded is not None:
                 state.state = "on"
             else:
-                state.reason = "its programs are being loaded" if wanted else "switched off"
+                state.reason = CAUSES_LOADING if wanted else "switched off"
             if cost:
                 state.runs, state.run_ns = self._cost(cause.name)
             out.append(state)

@@ -1,0 +1,51 @@
+"""The causes of an agent's stages as lines of text."""
+
+from __future__ import annotations
+
+from agenttop.format import NA, count, duration, percent
+from agenttop.snapshot import Agent, Snapshot
+
+_PERCENTILES = ("p50_ns", "p99_ns", "max_ns")
+
+
+def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
+    """Those that are observed, the most time first, and what they leave; empty if none is.
+
+    Percentiles are over the steps that had the cause.
+    """
+    if not any(state.state == "on" for state in snapshot.cause_states):
+        return []
+    lines = [
+        f"  {'cause':<16}{'steps':>8}{'times':>8}{'p50':>9}{'p99':>9}{'max':>9}  {'of stage':>8}"
+    ]
+    found = [(name, stat) for name, stat in agent.causes.items() if stat is not None]
+    for name, stat in sorted(found, key=lambda one: -one[1].sum_ns):
+        whole = agent.stages.get(stat.stage)
+        share = percent(stat.sum_ns / whole.sum_ns) if whole and whole.sum_ns else NA
+        cells = [
+            duration(getattr(stat, field), field in stat.estimated) if stat.count else "-"
+            for field in _PERCENTILES
+        ]
+        lines.append(
+            f"  {name:<16}{count(stat.count):>8}{count(stat.events):>8}"
+            + "".join(f"{cell:>9}" for cell in cells)
+            + f"  {share:>8}"
+        )
+    for stage, left in agent.unexplained_ns.items():
+        whole = agent.stages.get(stage)
+        share = percent(left / whole.sum_ns) if whole and whole.sum_ns else NA
+        lines.append(f"  {f'rest of {stage}':<59}  {share:>8}  (own work and unknown)")
+    off = [f"{s.name} ({s.reason})" for s in snapshot.cause_states if s.state == "n/a"]
+    if off:
+        lines.append(f"  N/A: {', '.join(off)}")
+    return lines
+
+
+def state_lines(snapshot: Snapshot) -> list[str]:
+    """Every cause: whether it is observed, and what that costs."""
+    lines = []
+    for state in snapshot.cause_states:
+        cost = "cost not measured" if state.run_ns is None else f"{state.run_ns:.0f} ns a run"
+        what = f"{cost}" if state.state == "on" else f"not measured: {state.reason}"
+        lines.append(f"{state.name:<16} {state.level:<5} {state.state:<4} {what}")
+    return lines

@@ -1,0 +1,157 @@
+"""Causes from the Sample to the Snapshot, its text and its JSON, and on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from engines import engine, needs_bpf
+from hypothesis import given
+from hypothesis import strategies as st
+from loops import loop
+from synth import Synth
+
+from agenttop.causetext import cause_lines, state_lines
+from agenttop.cli import main
+from agenttop.errors import UserError
+from agenttop.histogram import bucket_of
+from agenttop.jsonout import encode
+from agenttop.model import CauseCounters, CauseState, Command, Histogram, Sample
+from agenttop.options import causes_of
+from agenttop.snapshot import Snapshot
+from agenttop.store import Store
+from agenttop.words import CAUSE_NAMES, CAUSES
+
+
+def one_cause(value_ns: int, steps: int) -> CauseCounters:
+    histogram = Histogram(
+        np.array([bucket_of(value_ns)], "<u2").tobytes(), np.array([steps], "<u8").tobytes()
+    )
+    return CauseCounters(steps, 2 * steps, steps * value_ns, histogram)
+
+
+def with_causes(sample: Sample, steps: int, value_ns: int = 5000) -> Sample:
+    """The sample of an engine that has seen so many steps with faults, in the first agent."""
+    sample.causes = [CauseState(c.name, c.stage, c.level, "on") for c in CAUSES]
+    sample.causes[1].state, sample.causes[1].reason = "off", "switched off"
+    sample.agents[0].causes = {"minor_fault": one_cause(value_ns, steps)} if steps else {}
+    sample.agents[0].explained_ns = steps * value_ns
+    return sample
+
+
+def snapshot_of(*steps: int) -> Snapshot:
+    source, store = Synth(), Store()
+    for number in steps:
+        store.feed(with_causes(source.sample(), number))
+    found = store.snapshot()
+    assert found is not None
+    return found
+
+
+def test_only_what_was_gained_counts() -> None:
+    snapshot = snapshot_of(1000, 1000, 1300)
+    fault = snapshot.agents[0].causes["minor_fault"]
+    assert fault is not None
+    assert (fault.count, fault.events, fault.sum_ns) == (300, 600, 300 * 5000)
+    assert fault.stage == "compute"
+    assert fault.p50_ns == pytest.approx(5000, rel=0.04)
+    left = snapshot.agents[0].unexplained_ns["compute"]
+    compute = snapshot.agents[0].stages["compute"]
+    assert compute is not None
+    assert left == compute.sum_ns - 300 * 5000
+
+
+def test_a_cause_that_begins_later_counts_from_its_beginning() -> None:
+    fault = snapshot_of(0, 0, 40).agents[0].causes["minor_fault"]
+    assert fault is not None
+    assert fault.count == 40
+
+
+def test_not_observed_is_none_and_not_seen_is_zero() -> None:
+    agents = snapshot_of(0, 0).agents
+    for agent in agents:
+        assert agent.causes["major_fault"] is None
+        fault = agent.causes["minor_fault"]
+        assert fault is not None
+        assert (fault.count, fault.p50_ns) == (0, None)
+
+
+def test_without_chains_there_are_no_causes() -> None:
+    source, store = Synth(), Store()
+    for _ in range(2):
+        store.feed(source.sample())
+    snapshot = store.snapshot()
+    assert snapshot is not None
+    assert snapshot.cause_states == []
+    assert cause_lines(snapshot, snapshot.agents[0]) == []
+
+
+def test_text_names_causes_and_what_they_leave() -> None:
+    snapshot = snapshot_of(10, 30)
+    text = cause_lines(snapshot, snapshot.agents[0])
+    assert [line.split()[0] for line in text if "fault" in line] == ["minor_fault"]
+    assert any("rest of compute" in line for line in text)
+    states = state_lines(snapshot)
+    assert any("major_fault" in line and "not measured: switched off" in line for line in states)
+    assert any("minor_fault" in line and "cost not measured" in line for line in states)
+
+
+def test_json_has_every_cause() -> None:
+    written = json.loads(encode(snapshot_of(10, 30)))
+    assert list(written["agents"][0]["causes"]) == list(CAUSE_NAMES)
+    assert written["agents"][0]["causes"]["minor_fault"]["count"] == 20
+    assert written["agents"][0]["causes"]["major_fault"] is None
+    assert {state["name"] for state in written["cause_states"]} == set(CAUSE_NAMES)
+
+
+def test_specifications() -> None:
+    assert causes_of("off") == ()
+    assert causes_of("full") == CAUSE_NAMES
+    assert set(causes_of("lite")) == {c.name for c in CAUSES if c.level == "lite"}
+    assert causes_of("major_fault, minor_fault") == ("minor_fault", "major_fault")
+
+
+@given(st.text())
+def test_any_text_is_causes_or_one_clear_line(spec: str) -> None:
+    said = "--causes"
+    try:
+        assert set(causes_of(spec)) <= set(CAUSE_NAMES)
+    except UserError as error:
+        said = str(error)
+    assert "--causes" in said
+    assert said.isprintable()
+
+
+def test_a_wrong_cause_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["snapshot", "--causes", "gremlins"]) == 2
+    assert "no cause 'gremlins'" in capsys.readouterr().err
+    assert main(["snapshot", "--causes", "lite", "--no-bpf"]) == 2
+    assert "needs BPF" in capsys.readouterr().err
+
+
+@pytest.mark.bpf
+def test_causes_are_switched_while_the_engine_runs() -> None:
+    needs_bpf()
+    with (
+        loop("--cause", "minor_fault", "--for", 30, "--name", "atcaused") as one,
+        engine(agent_patterns=[f"pid:{one.pid}"]) as running,
+    ):
+        sample = running.measuring()
+        assert {state.state for state in sample.causes} == {"off"}
+        running.client.send(Command("causes", name="minor_fault"))
+        running.until(lambda s: any(state.state == "on" for state in s.causes))
+        one.go()
+        running.until(lambda s: any("minor_fault" in agent.causes for agent in s.agents))
+        running.until(lambda s: True)
+        snapshot = running.store.snapshot()
+        assert snapshot is not None
+        fault = snapshot.agents[0].causes["minor_fault"]
+        assert fault is not None
+        assert fault.count > 0
+        running.client.send(Command("causes", name="off"))
+        running.until(lambda s: all(state.state == "off" for state in s.causes))
+        seen = running.until(lambda s: True).agents[0].causes["minor_fault"].steps
+        assert running.until(lambda s: True).agents[0].causes["minor_fault"].steps == seen
+        running.client.send(Command("causes", name="gremlins"))
+        running.until(lambda s: any("gremlins" in event.text for event in s.events))
