@@ -252,11 +252,14 @@ class Registry:
     def _opted_in(self, edge: Edge) -> None:
         key = (edge.kind, "", edge.tid, edge.tgid)
         opted = sum(agent.tid is not None for agent in self._agents.values())
-        info = procinfo.read(edge.tgid)
-        if self._tracer is None or key in self._agents or info is None:
+        if self._tracer is None or key in self._agents:
             return
+        # Before looking at the process, which costs: anybody can start any number of them.
         if opted >= OPT_IN_SLOTS:
             self._turned_away += 1
+            return
+        info = procinfo.read(edge.tgid)
+        if info is None:
             return
         comm = procinfo.read_file(f"/proc/{edge.tgid}/task/{edge.tid}/comm", 64)
         name = printable(procinfo.text(comm).strip() if comm else info.comm, 32)
