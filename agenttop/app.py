@@ -21,9 +21,11 @@ from textual.events import Resize
 from textual.theme import BUILTIN_THEMES
 from textual.theme import Theme as TextualTheme
 
-from agenttop import themes
+from agenttop import perfetto, themes
+from agenttop.breach import Watcher
 from agenttop.columns import COLUMNS, GAP, sort_key
 from agenttop.errors import UserError
+from agenttop.flight import Flight
 from agenttop.format import clean
 from agenttop.history import attach
 from agenttop.model import Command, Failure, Message, Sample
@@ -41,6 +43,8 @@ from agenttop.widgets.paint import Palette
 #: With so many writes that the terminal has not taken, a tick is not drawn.
 BACKLOG: Final = 4
 AGE_TICK_S: Final = 1.0
+#: Slow steps and counters of this long are there for a trace.
+FLIGHT_S: Final = 600.0
 #: Textual alone would die of them without restoring the terminal.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -86,6 +90,9 @@ class AgentTop(App[None]):
         self._clock = clock
         self._arrived_ns = clock()
         self._heat = HeatHistory()
+        self._flight = Flight(FLIGHT_S)
+        breach = options.breach
+        self._watcher = None if breach is None else Watcher(breach, options.delay_s)
         self.view = View(
             data=data,
             options=options,
@@ -164,6 +171,9 @@ class AgentTop(App[None]):
                 self.data.feed(message)
                 self._main.sampled(message)
                 self._heat.feed(message)
+                self._flight.feed(message, self.data)
+                if self._watcher is not None:
+                    self.data.events.extend(self._watcher.take(message, self.data, self._send))
                 news = True
             elif isinstance(message, Failure):
                 self._fail(message.text)
@@ -282,7 +292,7 @@ class AgentTop(App[None]):
         self._main.tell(f"{clean(agent.name, 32)}: copied (where the terminal lets OSC 52 pass)")
 
     def action_export(self) -> None:
-        """The snapshot as JSON and the screen as SVG into the current directory."""
+        """The snapshot as JSON, the screen as SVG, the slow steps as a trace: here."""
         snapshot = self.view.snapshot
         if snapshot is None:
             return
@@ -293,6 +303,8 @@ class AgentTop(App[None]):
             ),
             f"agenttop-{stamp}.svg": picture(self).encode(),
         }
+        if self._flight.steps:
+            files[f"agenttop-{stamp}{perfetto.SUFFIX}"] = perfetto.trace(self._flight)
         try:
             for name, content in files.items():
                 Path(name).write_bytes(content)
@@ -300,4 +312,5 @@ class AgentTop(App[None]):
             self._main.tell(f"cannot write {name}: {error.strerror}", "error")
             return
         where = clean(os.getcwd(), 120)
-        self._main.tell(f"wrote {' and '.join(files)} in {where}", "agent")
+        kinds = ", ".join(name.rpartition(".")[2] for name in files)
+        self._main.tell(f"wrote agenttop-{stamp} ({kinds}) in {where}", "agent")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from agenttop import headless, themes
+from agenttop.breach import Breach
 from agenttop.columns import sort_help, sort_key
 from agenttop.options import engine_options
 from agenttop.store import Store
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if args.theme is not None:
         themes.load(args.theme)
     options = engine_options(args)
+    watched = Breach.of(args)
     layout = Layout(
         width=terminal_width(),
         sort=key,
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     def work() -> int:
         store = Store(window_ns=int(args.window * 1e9))
-        with headless.Session(options, store) as session:
+        with headless.Session(options, store, watched) as session:
             samples = session.samples()
             session.ready(samples)
             printed = 0

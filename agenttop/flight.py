@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from agenttop.model import CpuCounters, Exemplar, Host, Sample
-from agenttop.store import Marker, Store
+from agenttop.store import Marker, TrendPoint
 from agenttop.words import STAGES
 
 #: Kept steps at most, whatever the time (each one about 500 bytes).
@@ -52,6 +53,14 @@ class Heat:
     ratio: float
 
 
+class Told(Protocol):
+    """What is asked of a Store."""
+
+    def trend(self, agent_id: int) -> Sequence[TrendPoint]: ...
+    @property
+    def markers(self) -> Sequence[Marker]: ...
+
+
 class Flight:
     """Feed it each Sample after the Store has had it."""
 
@@ -71,14 +80,14 @@ class Flight:
         self.switches: list[Marker] = []
         self._before: Sample | None = None
 
-    def feed(self, sample: Sample, store: Store) -> None:
+    def feed(self, sample: Sample, store: Told) -> None:
         """Take in a Sample that ``store`` has just been fed."""
         before = self._before
         if before is not None and (sample.seq <= before.seq or sample.t_ns <= before.t_ns):
             # The engine was started anew: agents' ids are others'.
             self._start()
             before = None
-        self.host = store.host
+        self.host = sample.host or self.host
         self.t_ns, self.wall_s = sample.t_ns, sample.wall_s
         for agent in sample.agents:
             if agent.id not in self.agents:
@@ -91,7 +100,7 @@ class Flight:
         self.switches = list(store.markers)
         self._expire(sample.t_ns - self._keep_ns)
 
-    def _take_tails(self, before: Sample, sample: Sample, store: Store) -> None:
+    def _take_tails(self, before: Sample, sample: Sample, store: Told) -> None:
         for agent in sample.agents:
             trend = store.trend(agent.id)
             if trend and (last := trend[-1]).t_ns == sample.t_ns:

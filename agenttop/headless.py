@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, Protocol
 
+from agenttop.breach import Breach, Watcher
 from agenttop.errors import UserError
 from agenttop.model import CAUSES_LOADING, Command, Failure, Host, Message, Sample
 from agenttop.options import EngineOptions
@@ -81,11 +82,15 @@ def quietly(work: Callable[[], int]) -> int:
 
 
 class Session:
-    """An engine and a Store that it fills; use it as a context."""
+    """An engine and a Store that it fills; use it as a context.
 
-    def __init__(self, options: EngineOptions, store: Store) -> None:
+    ``breach``: what is watched meanwhile; what comes of it is told on stderr.
+    """
+
+    def __init__(self, options: EngineOptions, store: Store, breach: Breach | None = None) -> None:
         self.options = options
         self.store = store
+        self._watcher = None if breach is None else Watcher(breach, options.delay_s)
         self._client: Client | None = None
 
     def __enter__(self) -> Session:
@@ -124,6 +129,9 @@ class Session:
                     deadline = time.monotonic() + silence
                     self.store.set_view_cpu(own_cpu_ns())
                     self.store.feed(message)
+                    if self._watcher is not None:
+                        for event in self._watcher.take(message, self.store, self.send):
+                            print(f"agenttop: {event.text}", file=sys.stderr, flush=True)
                     yield message
 
     def ready(self, samples: Iterator[Sample]) -> Sample:

@@ -27,6 +27,12 @@ def config() -> Path:
     return Path(base) / "agenttop"
 
 
+def user_state() -> Path:
+    """What the user's runs leave and may be thrown away: $XDG_STATE_HOME/agenttop."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(base) / "agenttop"
+
+
 def themes() -> Path:
     """The theme files that come with the program (source tree or wheel)."""
     package = Path(__file__).resolve().parent

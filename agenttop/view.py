@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agenttop.breach import Breach
+
 
 @dataclass(frozen=True)
 class ViewOptions:
@@ -22,3 +24,5 @@ class ViewOptions:
     window_s: float = 30.0
     #: Leave by itself after so many seconds, with exit code 0.
     for_s: float | None = None
+    #: What is watched, and written when it happens.
+    breach: Breach | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from agenttop import options, themes
+from agenttop import breach, options, themes
 from agenttop.columns import sort_help, sort_key
 from agenttop.errors import UserError
 from agenttop.options import EngineOptions
@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with -b: end after N updates",
     )
     options.add_engine(parser)
+    breach.add(parser)
     parser.add_argument(
         "-p",
         "--pid",
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         sort=args.sort,
         delay_s=args.delay,
         window_s=args.window,
+        breach=breach.Breach.of(args),
     )
     return show(options.engine_options(args), view=view)
 

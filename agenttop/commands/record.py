@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from agenttop import headless, options
+from agenttop import breach, headless, options
 from agenttop.errors import UserError
 from agenttop.format import clean, count, duration
 from agenttop.recording import Writer, create, default_name
@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     switching.add(parser)
     options.add_engine(parser)
+    breach.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.for_s is not None:
         engine.delay_s = min(engine.delay_s, args.for_s)
     switched = Switching.of(args.switch, args.for_s, engine)
+    watched = breach.Breach.of(args)
     path = None if args.output == "-" else Path(args.output or default_name(time.time()))
     if args.output == "":
         raise UserError("-o '': the name of a file is wanted")
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 file = stack.enter_context(os.fdopen(os.dup(1), "wb", buffering=0))
             else:
                 file = stack.enter_context(create(path))
-            told = record(file, engine, switched, args.for_s)
+            told = record(file, engine, switched, args.for_s, watched)
         name = "stdout" if path is None else clean(str(path))
         print(f"agenttop: {told}: {name}", file=sys.stderr, flush=True)
         return 0
@@ -77,6 +79,7 @@ def record(
     engine: options.EngineOptions,
     switched: Switching | None,
     seconds: float | None,
+    watched: breach.Breach | None = None,
 ) -> str:
     """Record into an open file; what was recorded, in a few words. Raises UserError."""
     store = Store()
@@ -84,7 +87,7 @@ def record(
     last_ns = 0
     try:
         writer = Writer(file, engine.delay_s)
-        with headless.Session(engine, store) as session, contextlib.closing(writer):
+        with headless.Session(engine, store, watched) as session, contextlib.closing(writer):
             for sample in session.samples():
                 writer.add(sample)
                 last_ns = sample.t_ns

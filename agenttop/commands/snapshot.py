@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from agenttop import headless, options, themes
+from agenttop import breach, headless, options, themes
 from agenttop.columns import sort_help, sort_key
 from agenttop.errors import UserError
 from agenttop.format import clean
@@ -55,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ascii", action="store_true", help="text in plain ASCII")
     options.add_sort(parser)
     options.add_engine(parser)
+    breach.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     if wanted.output is not None:
         check_writable(wanted.output)
 
-    return headless.quietly(lambda: deliver(measure(engine, wanted), wanted))
+    watched = breach.Breach.of(args)
+    return headless.quietly(lambda: deliver(measure(engine, wanted, watched), wanted))
 
 
 def deliver(body: bytes, wanted: Wanted) -> int:
@@ -132,11 +134,11 @@ class Wanted:
         )
 
 
-def measure(engine: EngineOptions, wanted: Wanted) -> bytes:
+def measure(engine: EngineOptions, wanted: Wanted, watched: breach.Breach | None = None) -> bytes:
     """Run an engine for the time; what is to be written. Raises UserError."""
     store = Store()
     seconds_ns = int(wanted.seconds * 1e9)
-    with headless.Session(engine, store) as session:
+    with headless.Session(engine, store, watched) as session:
         samples = session.samples()
         session.ready(samples)
         since = store.start_since()

@@ -59,7 +59,7 @@ BINDINGS: Final = [
          "Choose a bundle: its policies go on or off together", _POLICY),
     _key("l", "plan", "plan", "plan", "Plan and changes of the selected policy", _POLICY),
     _key("b", "bpf_stats", "bpf", "bpf cost", "Measure the BPF programs' own time", _OTHER),
-    _key("x", "app.export", "export", "export", "Write the snapshot as JSON and SVG here", _OTHER),
+    _key("x", "app.export", "export", "export", "Write JSON, SVG and Perfetto trace here", _OTHER),
     _key("c", "app.copy", "copy", "copy", "Copy the agent's figures by OSC 52", _OTHER),
     _key("t", "app.theme", "theme", "theme", "Next theme", _OTHER),
     _key("ctrl+l", "app.redraw", "redraw", "redraw", "Draw everything anew", _OTHER),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -11,6 +12,7 @@ from agenttop.history import History
 from agenttop.model import Effect, Event, Exemplar, Host, PolicyStatus, Sample
 from agenttop.screens.trials import Trials
 from agenttop.snapshot import Agent, Cpu, Snapshot
+from agenttop.store import Marker, TrendPoint
 from agenttop.view import ViewOptions
 from agenttop.widgets.paint import Palette
 from agenttop.words import TARGETS_NS
@@ -19,32 +21,6 @@ from agenttop.words import TARGETS_NS
 SLOWPATH_TARGET_NS: Final = (
     TARGETS_NS["irq"] + TARGETS_NS["softirq"] + TARGETS_NS["run"] + TARGETS_NS["return"]
 )
-
-
-class TrendPoint(Protocol):
-    """One tick of an agent's slowpath."""
-
-    @property
-    def t_ns(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def p50_ns(self) -> int | None: ...
-    @property
-    def p99_ns(self) -> int | None: ...
-    @property
-    def p999_ns(self) -> int | None: ...
-
-
-class Marker(Protocol):
-    """A policy toggle."""
-
-    @property
-    def t_ns(self) -> int: ...
-    @property
-    def policy(self) -> str: ...
-    @property
-    def on(self) -> bool: ...
 
 
 class Data(Protocol):
@@ -59,7 +35,7 @@ class Data(Protocol):
     @property
     def markers(self) -> Sequence[Marker]: ...
     @property
-    def events(self) -> Sequence[Event]: ...
+    def events(self) -> deque[Event]: ...
     @property
     def history(self) -> History: ...
 

@@ -1,0 +1,269 @@
+"""``--on-breach``: when an agent's percentile breaches a limit, its last seconds go to a file.
+
+The last Samples, with the steps that were kept whole, lie ready in memory; a
+breach writes them as a recording (agenttop replay, report, trace --from). How
+often, how many and how large is bounded, and no file is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from agenttop import options, paths
+from agenttop.condition import Condition, parse
+from agenttop.errors import UserError
+from agenttop.format import clean, duration
+from agenttop.model import Command, Event, Host, Sample
+from agenttop.recording import Writer
+from agenttop.snapshot import Agent, Snapshot
+
+#: Seconds kept before a breach.
+KEEP_S: Final = 30.0
+#: What lies ready takes no more memory than this, and so no dump is larger.
+MOST_BYTES: Final = 64 << 20
+#: Dumps in a directory, those of earlier runs too.
+MOST_DUMPS: Final = 50
+#: After a dump there is none for this long: the next one would mostly hold the same.
+APART_NS: Final = 10_000_000_000
+SUFFIX: Final = ".rec"
+_PREFIX: Final = "breach-"
+
+
+@dataclass(frozen=True)
+class Breach:
+    """What the command line asks for."""
+
+    conditions: tuple[Condition, ...]
+    keep_s: float
+    directory: Path
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Breach | None:
+        """None when nothing was asked for. Raises UserError, also for a directory of no use."""
+        texts: list[str] = getattr(args, "on_breach", None) or []
+        if not texts:
+            return None
+        conditions = tuple(dict.fromkeys(map(parse, texts)))
+        if args.breach_dir == "":
+            raise UserError("--breach-dir '': the name of a directory is wanted")
+        directory = Path(args.breach_dir) if args.breach_dir else paths.user_state() / "breaches"
+        check(directory)
+        return cls(conditions, args.breach_keep, directory)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """``--on-breach`` and what belongs to it."""
+    group = parser.add_argument_group("flight recorder")
+    group.add_argument(
+        "--on-breach",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="write the last seconds to a file when it comes true: [AGENT:][step|slowpath "
+        "]p50|p99|p999>DURATION, as 'p99>2ms' (repeatable)",
+    )
+    group.add_argument(
+        "--breach-keep",
+        type=options.number(1, 3600),
+        default=KEEP_S,
+        metavar="SECONDS",
+        help="at least so many of them (%(default)g)",
+    )
+    group.add_argument(
+        "--breach-dir", metavar="DIR", help="write there ($XDG_STATE_HOME/agenttop/breaches)"
+    )
+
+
+def check(directory: Path) -> None:
+    """Make the directory if need be. Raises UserError when nothing can be written there."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(13, os.strerror(13))
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"--breach-dir {clean(str(directory))}: {why}") from None
+
+
+@dataclass
+class _Segment:
+    """Samples from a full one on: what is needed to understand each of them."""
+
+    t_ns: int
+    bodies: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+
+class Ring:
+    """The last Samples, packed. Begins with a full one whenever it is read."""
+
+    def __init__(self, keep_s: float, most_bytes: int = MOST_BYTES) -> None:
+        self._keep_ns = int(keep_s * 1e9)
+        self._most = most_bytes
+        self._segments: deque[_Segment] = deque()
+        self._host: Host | None = None
+        self._seq = -1
+        self._t_ns = 0
+        self._asked = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of what lies ready."""
+        return sum(segment.size for segment in self._segments)
+
+    def add(self, sample: Sample) -> bool:
+        """Take in the next Sample; True when a full one should be asked for now."""
+        if sample.seq <= self._seq or sample.t_ns <= self._t_ns:
+            self._segments.clear()  # the engine began anew
+        self._seq, self._t_ns = sample.seq, sample.t_ns
+        self._host = sample.host or self._host
+        if sample.full:
+            self._segments.append(_Segment(sample.t_ns))
+            self._asked = False
+            # A reader begins here: it needs the host.
+            sample = msgspec.structs.replace(sample, host=self._host)
+        if not self._segments:
+            return self._ask()
+        body = msgspec.msgpack.encode(sample)
+        newest = self._segments[-1]
+        newest.bodies.append(body)
+        newest.size += len(body)
+        oldest_ns = sample.t_ns - self._keep_ns
+        while len(self._segments) > 1 and (
+            self._segments[1].t_ns <= oldest_ns or self.size > self._most
+        ):
+            self._segments.popleft()
+        if self.size > self._most:
+            self._segments.clear()
+            return self._ask()
+        return newest.t_ns <= oldest_ns and self._ask()
+
+    def _ask(self) -> bool:
+        asked, self._asked = self._asked, True
+        return not asked
+
+    def samples(self) -> list[Sample]:
+        """What lies ready, oldest first."""
+        decoder = msgspec.msgpack.Decoder(Sample)
+        return [decoder.decode(body) for segment in self._segments for body in segment.bodies]
+
+
+class Figures(Protocol):
+    """What is asked of a Store."""
+
+    def snapshot(self) -> Snapshot | None: ...
+
+
+class Watcher:
+    """Feed it each Sample after the Store has had it."""
+
+    def __init__(self, breach: Breach, delay_s: float) -> None:
+        self._breach = breach
+        self._delay_s = delay_s
+        self._ring = Ring(breach.keep_s)
+        #: Conditions (by place) and agents that are above their limit now.
+        self._above: set[tuple[int, int]] = set()
+        self._dumped_ns: int | None = None
+
+    def take(
+        self,
+        sample: Sample,
+        store: Figures,
+        send: Callable[[Command], None],
+        snapshot: Snapshot | None = None,
+    ) -> list[Event]:
+        """What is to be told: breaches that began with this Sample, and where they were written.
+
+        ``snapshot``: the store's of this Sample, if there is one already.
+        """
+        if self._ring.add(sample):
+            send(Command("full"))
+        snapshot = snapshot or store.snapshot()
+        return [] if snapshot is None else self.judge(snapshot)
+
+    def judge(self, snapshot: Snapshot) -> list[Event]:
+        """The breaches that began with this Snapshot."""
+        above: set[tuple[int, int]] = set()
+        began: list[tuple[Condition, Agent, int]] = []
+        for place, condition in enumerate(self._breach.conditions):
+            for agent in snapshot.agents:
+                value = condition.value_ns(agent)
+                if value is None or value <= condition.limit_ns:
+                    continue
+                above.add((place, agent.id))
+                if (place, agent.id) not in self._above:
+                    began.append((condition, agent, value))
+        self._above = above
+        if not began:
+            return []
+        where = self._dump(snapshot.t_ns, began[0][1])
+        return [
+            Event(snapshot.t_ns, "warning", f"{_told(condition, agent, value)}: {where}")
+            for condition, agent, value in began
+        ]
+
+    def _dump(self, now_ns: int, agent: Agent) -> str:
+        """Write what lies ready; where it is, or why nothing was written."""
+        last = self._dumped_ns
+        if last is not None and now_ns - last < APART_NS:
+            return f"not written, the last {duration(now_ns - last)} are in the file before"
+        directory = self._breach.directory
+        name = clean(str(directory), 200)
+        try:
+            there = sum(
+                entry.name.startswith(_PREFIX) and entry.name.endswith(SUFFIX)
+                for entry in os.scandir(directory)
+            )
+            if there >= MOST_DUMPS:
+                return f"not written, {name} has {there} of them: remove some"
+            path = self._write(directory, agent.name)
+        except OSError as error:
+            return f"not written, {name}: {error.strerror}"
+        if path is None:
+            return "not written, nothing is kept yet"
+        self._dumped_ns = now_ns
+        return clean(str(path), 300)
+
+    def _write(self, directory: Path, agent: str) -> Path | None:
+        samples = self._ring.samples()
+        if not samples:
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(samples[-1].wall_s))
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "_", agent)[:40] or "agent"
+        for number in range(1, MOST_DUMPS + 2):
+            again = "" if number == 1 else f"-{number}"
+            path = directory / f"{_PREFIX}{stamp}-{plain}{again}{SUFFIX}"
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                descriptor = os.open(path, flags, 0o600)
+                break
+        else:
+            raise FileExistsError(17, os.strerror(17))
+        try:
+            with open(descriptor, "wb", buffering=0) as file:
+                writer = Writer(file, self._delay_s)
+                for sample in samples:
+                    writer.add(sample)
+                writer.close()
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+
+def _told(condition: Condition, agent: Agent, value_ns: int) -> str:
+    stat = agent.step if condition.measure == "step" else agent.slowpath
+    shown = duration(value_ns, f"{condition.figure}_ns" in stat.estimated)
+    limit = duration(condition.limit_ns)
+    return f"{clean(agent.name, 40)}: {condition.measure} {condition.figure} {shown} > {limit}"
