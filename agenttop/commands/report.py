@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from agenttop import headless, options
 from agenttop.commands.snapshot import check_writable, write_whole
 from agenttop.errors import UserError
+from agenttop.model import Command
 from agenttop.report import switching
 from agenttop.report.switching import Switching
 
@@ -83,6 +84,8 @@ def _measured(
     with headless.Session(engine, blocks) as session:
         samples = session.samples()
         first = session.ready(samples)
+        # What the questions ask for; nothing of it costs a step that has no such cause.
+        session.send(Command("causes", name=engine.level, on=True))
         blocks.begin()
         try:
             for sample in samples:

@@ -36,6 +36,10 @@ IDLE_FIELDS: Final = 4
 #: Of a budget: grants, refusals, throttles, degraded_ns, held_ns, spent.
 BUDGET_FIELDS: Final = ("grants", "refusals", "throttles", "degraded_ns", "held_ns", "spent")
 
+_LARGEST: Final = 1 << 62
+#: Of a cause: steps that had it, events, its time in ns.
+CAUSE_FIELDS: Final = 3
+
 
 def _counts(rows: int) -> Callable[[], Ints]:
     return lambda: np.zeros((rows, BUCKETS), dtype=np.int64)
@@ -64,6 +68,9 @@ class Block:
     energy_uj: Counter[str] = field(default_factory=Counter)
     #: Agent -> shape (BUDGET_FIELDS,), tokens in thousandths.
     budgets: dict[int, Ints] = field(default_factory=dict)
+    #: Causes (words.CAUSES) observed in all of it, and agent -> cause -> CAUSE_FIELDS.
+    observed: frozenset[str] = frozenset()
+    causes: dict[int, dict[str, Ints]] = field(default_factory=dict)
     #: What woke the slowest steps that were kept, by kind.
     wakers: Counter[str] = field(default_factory=Counter)
     ksoftirqd_ns: int = 0
@@ -85,6 +92,11 @@ class Block:
         for mine, theirs in ((self.agents, other.agents), (self.budgets, other.budgets)):
             for key, row in theirs.items():
                 mine[key] = mine[key] + row if key in mine else row
+        self.observed &= other.observed
+        for agent, causes in other.causes.items():
+            own = self.causes.setdefault(agent, {})
+            for name, row in causes.items():
+                own[name] = own[name] + row if name in own else row
         for cpu, states in other.idle.items():
             same = cpu in self.idle and self.idle[cpu].shape == states.shape
             self.idle[cpu] = self.idle[cpu] + states if same else states
@@ -128,6 +140,8 @@ class Blocks(Store):
         self._switched_ns = 0
         self._budgets: dict[int, Ints] = {}
         self._had_budget: set[int] = set()
+        self._observed: frozenset[str] = frozenset()
+        self._causes: dict[int, dict[str, Ints]] = {}
         self._limit = MOST
         super().__init__(clock=clock)
 
@@ -145,6 +159,9 @@ class Blocks(Store):
             self._run += 1
             self._states, self._budgets, self._had_budget = on, {}, set()
             self._budget_gains(sample.policies)
+            self._causes = {}
+            self._cause_gains(sample)
+            self._observed = _observed(sample)
             return
         if tick is self._taken:
             return
@@ -156,8 +173,13 @@ class Blocks(Store):
             settled = on == self._states
         self._states = on
         gains = self._budget_gains(sample.policies)
+        causes = self._cause_gains(sample)
+        observed = _observed(sample)
         if self._open:
-            self._keep(self._block(tick, sample.exemplars, gains, on if settled else None))
+            block = self._block(tick, sample.exemplars, gains, on if settled else None)
+            block.causes, block.observed = causes, observed & self._observed
+            self._keep(block)
+        self._observed = observed
 
     # ------------------------------------------------------------------ one tick
 
@@ -220,10 +242,10 @@ class Blocks(Store):
             rows = np.array(
                 [
                     [
-                        max(b.entries - a.entries, 0),
-                        max(b.time_ns - a.time_ns, 0),
-                        max((b.above or 0) - (a.above or 0), 0),
-                        max((b.below or 0) - (a.below or 0), 0),
+                        _gain(a.entries, b.entries),
+                        _gain(a.time_ns, b.time_ns),
+                        _gain(a.above or 0, b.above or 0),
+                        _gain(a.below or 0, b.below or 0),
                     ]
                     for a, b in zip(old.idle, now.idle, strict=True)
                 ],
@@ -256,6 +278,26 @@ class Blocks(Store):
         self._had_budget |= now.keys()
         return gains
 
+    def _cause_gains(self, sample: Sample) -> dict[int, dict[str, Ints]]:
+        """What each agent's causes gained since the Sample before."""
+        now = {
+            self._key(agent.id): {
+                name: np.array([cause.steps, cause.events, cause.sum_ns], dtype=np.int64)
+                for name, cause in agent.causes.items()
+            }
+            for agent in sample.agents
+            if agent.causes
+        }
+        gains: dict[int, dict[str, Ints]] = {}
+        for agent, causes in now.items():
+            old = self._causes.get(agent, {})
+            gains[agent] = {
+                name: np.maximum(row - old[name], 0) if name in old else row
+                for name, row in causes.items()
+            }
+        self._causes = now
+        return gains
+
     # ------------------------------------------------------------------ keeping few
 
     def _keep(self, block: Block) -> None:
@@ -286,6 +328,15 @@ class Blocks(Store):
         self.blocks = out
 
 
+def _gain(before: int, now: int) -> int:
+    """Of a counter; one that went back gained nothing. A file may say anything."""
+    return min(max(now - before, 0), _LARGEST)
+
+
+def _observed(sample: Sample) -> frozenset[str]:
+    return frozenset(cause.name for cause in sample.causes if cause.state == "on")
+
+
 def _budget(budget: Budget) -> Ints:
     return np.array(
         [
@@ -294,7 +345,7 @@ def _budget(budget: Budget) -> Ints:
             budget.throttles,
             budget.degraded_ns,
             budget.held_ns,
-            int(budget.spent * 1000),
+            min(int(budget.spent * 1000), _LARGEST),
         ],
         dtype=np.int64,
     )

@@ -11,12 +11,12 @@ QUESTION = "How often do page faults gate steps, and for how long?"
 
 
 def answer(data: Data) -> Answer:
-    """From the causes minor_fault and major_fault, when steps carry them."""
+    """From the causes of page faults, in so far as they were observed."""
     return causes.answer(
         KEY,
         QUESTION,
         data,
-        ("minor_fault", "major_fault"),
-        "The tracepoint exceptions:page_fault_user and the fault's end, timed in each step, would"
-        " tell it; what faults cost stands in compute until then.",
+        "fault",
+        "It needs the causes minor_fault and major_fault to be observed while it is measured;"
+        " what faults cost stands in compute until then.",
     )

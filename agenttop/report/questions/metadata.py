@@ -11,12 +11,12 @@ QUESTION = "How often does file metadata (openat, statx, getdents64) gate steps,
 
 
 def answer(data: Data) -> Answer:
-    """From the cause file_metadata, when steps carry it."""
+    """From the cause of file metadata, in so far as it was observed."""
     return causes.answer(
         KEY,
         QUESTION,
         data,
-        ("file_metadata",),
+        "metadata",
         "The system-call events of openat, statx, getdents64 and their like, timed in each step"
-        " (level full), would tell it; what they cost stands in compute until then.",
+        " (level full), tell it; what they cost stands in compute until then.",
     )
