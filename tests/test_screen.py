@@ -343,6 +343,15 @@ def replace_key(policy: object, key: str):  # type: ignore[no-untyped-def]
     return msgspec.structs.replace(policy, key=key)
 
 
+async def test_a_sample_that_comes_while_the_screen_is_taken_down_is_no_error() -> None:
+    async with rig() as made:
+        shot = made.view.snapshot
+        assert shot is not None
+        await made.main.remove_children()
+        made.main._plan = None
+        made.main.show(shot)
+
+
 async def test_readonly_switches_nothing_and_says_so() -> None:
     async with rig(readonly=True) as made:
         await made.press("g")

@@ -12,6 +12,7 @@ from textual.containers import Horizontal, Vertical
 from textual.events import Key, Resize
 from textual.message import Message
 from textual.screen import Screen
+from textual.widget import Widget
 
 from agenttop.columns import COLUMNS
 from agenttop.errors import UserError
@@ -97,18 +98,22 @@ class Main(Screen[None]):
                 self.footer,
             ),
         )
+        # Kept, not looked up: a Sample or a resize may come when the screen is being taken down.
+        self._body = Horizontal(id="body")
+        self._left_column, self._right_column = Vertical(id="left"), Vertical(id="right")
+        self._bottom_row = Horizontal(id="bottom")
         self._by_id = {panel.id: panel for panel in self._panels}
 
     def compose(self) -> ComposeResult:
         yield self.notice
         yield self.header
         yield self.agents
-        with Horizontal(id="body"):
-            with Vertical(id="left"):
+        with self._body:
+            with self._left_column:
                 yield from self._left
-            with Vertical(id="right"):
+            with self._right_column:
                 yield from self._right
-        with Horizontal(id="bottom"):
+        with self._bottom_row:
             yield from self._bottom
         yield self.footer
 
@@ -186,18 +191,18 @@ class Main(Screen[None]):
             panel.display = rows > 0
             panel.styles.height = rows
         heights = wanted.heights
-        places: tuple[tuple[str, tuple[Panel, ...]], ...] = (
-            ("#left", self._left),
-            ("#right", self._right),
-            ("#bottom", self._bottom),
+        places: tuple[tuple[Widget, tuple[Panel, ...]], ...] = (
+            (self._left_column, self._left),
+            (self._right_column, self._right),
+            (self._bottom_row, self._bottom),
         )
-        self.query_one("#bottom").styles.height = max((n for _, n in wanted.bottom), default=0)
+        self._bottom_row.styles.height = max((n for _, n in wanted.bottom), default=0)
         for column, panels in places:
             for below in panels:
                 below.display = below.id in heights
                 below.styles.height = heights.get(str(below.id), 0)
-            self.query_one(column).display = any(p.id in heights for p in panels)
-        self.query_one("#body").display = bool(wanted.left or wanted.right)
+            column.display = any(p.id in heights for p in panels)
+        self._body.display = bool(wanted.left or wanted.right)
         self._left_right(width)
         self.footer.display = not wanted.too_small
         if self._active != "agents" and self._active not in heights:
@@ -207,7 +212,7 @@ class Main(Screen[None]):
         """The chain needs 66 cells; CPUs with their history are wide too."""
         assert self._plan is not None
         both = bool(self._plan.left and self._plan.right)
-        self.query_one("#left").styles.width = max(66, width // 2) if both else "1fr"
+        self._left_column.styles.width = max(66, width // 2) if both else "1fr"
         pair = len(self._plan.bottom) == 2
         self.cpus.styles.width = max(66, width * 3 // 5) if pair else "1fr"
 
