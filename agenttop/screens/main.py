@@ -178,7 +178,7 @@ class Main(Screen[None]):
             width,
             height,
             self.header.wanted_height(height),
-            len(view.snapshot.agents) if view.snapshot else 0,
+            max(len(view.snapshot.agents), len(view.table)) if view.snapshot else 0,
             len(view.cpus),
             len(view.policies),
             self._panel,
@@ -399,6 +399,15 @@ class Main(Screen[None]):
         self.view.paused = not self.view.paused
         self.update_panels()
         self.post_message(self.Reconsider())
+
+    def action_by_name(self) -> None:
+        view = self.view
+        if not view.by_name and not any(agent.steps_by_name for agent in view.agents):
+            self.tell("no step has a name: programs give them by agenttop.step", "warning")
+            return
+        view.by_name = not view.by_name
+        self._arrange()
+        self.update_panels()
 
     def action_since_toggle(self) -> None:
         view = self.view

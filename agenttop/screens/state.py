@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from agenttop.columns import ordered
+from agenttop.columns import named_rows, ordered
 from agenttop.history import History
 from agenttop.model import Effect, Event, Exemplar, Host, PolicyStatus, Sample
 from agenttop.screens.trials import Trials
@@ -40,6 +40,16 @@ class Data(Protocol):
     def history(self) -> History: ...
 
 
+class TableRow(NamedTuple):
+    """A row of the agents table."""
+
+    #: Place of the agent in View.agents.
+    place: int
+    agent: Agent
+    #: It is one name of the agent's steps (columns.named_rows).
+    named: bool
+
+
 @dataclass
 class View:
     """Everything that a panel may read."""
@@ -66,6 +76,8 @@ class View:
     paused: bool = False
     since_toggle: bool = False
     bpf_stats: bool = False
+    #: The table shows the names of each agent's steps.
+    by_name: bool = False
     delay_s: float = 1.0
     #: Age of what is shown, ns; kept by the screen.
     age_ns: int = 0
@@ -79,6 +91,16 @@ class View:
         if self.snapshot is None:
             return None
         return next((a for a in self.snapshot.agents if a.id == self.selected), None)
+
+    @property
+    def table(self) -> list[TableRow]:
+        """The rows of the agents table."""
+        rows = []
+        for index, agent in enumerate(self.agents):
+            rows.append(TableRow(index, agent, False))
+            if self.by_name:
+                rows += [TableRow(index, row, True) for row in named_rows(agent)]
+        return rows
 
     @property
     def host(self) -> Host | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from agenttop.columns import COLUMNS, GAP, NAME_MOST, Column, chosen, needed
+from agenttop.columns import BY_NAME, COLUMNS, GAP, NAME_MOST, Column, chosen, needed
 from agenttop.format import NA, clean, percent
 from agenttop.screens.state import SLOWPATH_TARGET_NS, View
 from agenttop.snapshot import Agent
@@ -58,6 +58,15 @@ def cell(column: Column, agent: Agent, width: int) -> list[Span]:
     text = column.text(agent)
     role = "dim" if text in (NA, "-") else _ROLES.get(column.key, "text")
     return [(fitted(text, width).rstrip() if len(text) > width else text, role)]
+
+
+def named_cell(column: Column, row: Agent, width: int) -> list[Span]:
+    """The same for the steps of one name: most columns have nothing to tell of them."""
+    if column.key not in BY_NAME:
+        return []
+    if column.key == "name":
+        return [(fitted(clean(row.name, 64), width).rstrip(), "text")]
+    return cell(column, row, width)
 
 
 def over_target(agent: Agent) -> bool:
@@ -149,4 +158,4 @@ _SPECIAL: Final[dict[str, Cell]] = {
 _ROLES: Final = {"pid": "dim", "samples": "dim", "rule": "dim", "step_p50": "text"}
 
 
-__all__ = ["GAP", "LEAD", "cell", "columns_for", "explain", "over_target", "widths"]
+__all__ = ["GAP", "LEAD", "cell", "columns_for", "explain", "named_cell", "over_target", "widths"]

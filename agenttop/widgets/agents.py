@@ -9,8 +9,8 @@ from textual.message import Message
 
 from agenttop.columns import COLUMNS, GAP, Column
 from agenttop.format import clean
-from agenttop.snapshot import Agent
-from agenttop.widgets.agent_cells import LEAD, cell, columns_for, explain, widths
+from agenttop.screens.state import TableRow
+from agenttop.widgets.agent_cells import LEAD, cell, columns_for, explain, named_cell, widths
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel, window
 
@@ -79,9 +79,12 @@ class Agents(Panel):
         room = height - 1
         if not view.agents:
             return rows + self._empty(width, room)
-        self._top = window(len(view.agents), view.cursor, room, self._top)
-        for index, agent in enumerate(view.agents[self._top : self._top + room], self._top):
-            rows.append(self._row(agent, columns, sizes, width, index == view.cursor))
+        lines = view.table
+        here = next((i for i, line in enumerate(lines) if line.place == view.cursor), 0)
+        self._top = window(len(lines), here, room, self._top)
+        for line in lines[self._top : self._top + room]:
+            selected = line.place == view.cursor and not line.named
+            rows.append(self._row(line, columns, sizes, width, selected))
         return rows
 
     def shown_columns(self) -> list[str]:
@@ -106,13 +109,13 @@ class Agents(Panel):
         return line.row()
 
     def _row(
-        self, agent: Agent, columns: list[Column], sizes: list[int], width: int, here: bool
+        self, shown: TableRow, columns: list[Column], sizes: list[int], width: int, here: bool
     ) -> Row:
         line = Line(width).add("▸ " if here else "  ", "accent")
         for column, size in zip(columns, sizes, strict=True):
             if column.group:
                 line.add("│", "faint")
-            spans = cell(column, agent, size)
+            spans = (named_cell if shown.named else cell)(column, shown.agent, size)
             end = line.used + size
             if column.right:
                 line.to(end - size_of(spans))
@@ -148,9 +151,9 @@ class Agents(Panel):
             if key:
                 self.post_message(self.SortBy(key))
         elif 0 < y < self.size.height - 1:
-            index = self._top + y - 1
-            if index < len(self.view.agents):
-                self.post_message(self.Picked(index))
+            lines = self.view.table
+            if self._top + y - 1 < len(lines):
+                self.post_message(self.Picked(lines[self._top + y - 1].place))
 
     def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
         event.stop()
