@@ -20,7 +20,7 @@ from agenttop.words import STAGES
 #: Kept steps at most, whatever the time (each one about 500 bytes).
 MOST_STEPS: Final = 50_000
 #: Points of one kind of counter at most.
-MOST_POINTS: Final = 200_000
+MOST_POINTS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
