@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import select
 import subprocess
 import tempfile
 import time
@@ -59,6 +60,10 @@ def agenttop(level: str, agent: bool) -> Iterator[Adopt]:
         tracer.close()
 
 
+#: Longest that bpftrace takes to start, s.
+START_S = 15.0
+
+
 @contextlib.contextmanager
 def bpftrace(program: str = _RUNQLAT_BT) -> Iterator[Adopt]:
     text = 'BEGIN { printf("READY\\n"); }' + _dialect(program)
@@ -73,9 +78,13 @@ def bpftrace(program: str = _RUNQLAT_BT) -> Iterator[Adopt]:
     )
     try:
         assert child.stdout is not None
-        while "READY" not in (line := child.stdout.readline()):
+        # Now and then the word does not come although everything is attached.
+        while select.select([child.stdout], [], [], START_S)[0]:
+            line = child.stdout.readline()
             if not line:
                 raise RuntimeError("bpftrace did not start")
+            if "READY" in line:
+                break
         time.sleep(0.5)
         yield lambda pid: None
     finally:
