@@ -8,7 +8,18 @@ import sys
 
 from bench.report import Report, save
 
-BENCHES = ("pingpong", "accuracy", "engine", "screen", "start", "guard", "trial", "window", "demo")
+BENCHES = (
+    "pingpong",
+    "marker",
+    "accuracy",
+    "engine",
+    "screen",
+    "start",
+    "guard",
+    "trial",
+    "window",
+    "demo",
+)
 
 
 def main() -> int:
