@@ -86,6 +86,23 @@ def test_snapshot_and_report_of_a_recording_agree(tmp_path: Path, agent: Loop) -
 
 
 @pytest.mark.bpf
+def test_a_live_report_observes_page_faults(tmp_path: Path) -> None:
+    needs_bpf()
+    with loop("--cause", "minor_fault", "--interval-us", 2000, "--for", 60) as one:
+        one.go()
+        out, _ = run(
+            tmp_path, "report", "--for", 6, "--format", "json", "--agent", f"pid:{one.pid}"
+        )
+    answer = next(a for a in json.loads(out)["answers"] if a["key"] == "faults")
+    assert answer["state"] == "measured"
+    figures = {figure["key"]: figure for figure in answer["figures"]}
+    assert figures["minor_fault_ratio"]["value"] >= 0.95
+    assert figures["minor_fault_ratio"]["n"] > 500
+    assert figures["minor_fault_mean_ns"]["value"] > 0
+    assert figures["major_fault_ratio"]["value"] < 0.05
+
+
+@pytest.mark.bpf
 def test_a_live_report_switches_a_policy_and_gives_it_back(tmp_path: Path, agent: Loop) -> None:
     needs_bpf()
     before = os.sched_getaffinity(agent.pid)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 from agenttop import headless, options
 from agenttop.commands.snapshot import check_writable, write_whole
 from agenttop.errors import UserError
-from agenttop.model import Command
 from agenttop.report import switching
 from agenttop.report.switching import Switching
 
@@ -25,6 +24,8 @@ EPILOG = "Ctrl-C ends the measurement early and reports what there is."
 
 FORMATS: Final = ("text", "json", "md", "html")
 SECONDS: Final = 30.0
+#: --causes, unless something is asked for.
+_BY_LEVEL: Final = "level"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     switching.add(parser)
     options.add_engine(parser)
+    # The questions ask for them: those of the level, unless others (or off) are asked for.
+    parser.set_defaults(causes=_BY_LEVEL)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
             lambda: _deliver(_of_recording(args.recording, args.for_s, args.format), output)
         )
     seconds = args.for_s or SECONDS
+    if args.causes == _BY_LEVEL:
+        args.causes = "off" if args.no_bpf else args.level
     engine = options.engine_options(args)
     switched = Switching.of(args.switch, seconds, engine)
     return headless.quietly(
@@ -84,8 +89,6 @@ def _measured(
     with headless.Session(engine, blocks) as session:
         samples = session.samples()
         first = session.ready(samples)
-        # What the questions ask for; nothing of it costs a step that has no such cause.
-        session.send(Command("causes", name=engine.level, on=True))
         blocks.begin()
         try:
             for sample in samples:

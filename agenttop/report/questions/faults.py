@@ -17,6 +17,6 @@ def answer(data: Data) -> Answer:
         QUESTION,
         data,
         "fault",
-        "It needs the causes minor_fault and major_fault to be observed while it is measured;"
-        " what faults cost stands in compute until then.",
+        "With --causes lite they are observed (a live report does so by itself, agenttop record"
+        " when asked); without that what faults cost stands in compute.",
     )
