@@ -127,5 +127,11 @@ class Cause(NamedTuple):
 CAUSES: Final = (
     Cause("minor_fault", "compute", "lite", "page faults served from memory"),
     Cause("major_fault", "compute", "lite", "page faults that waited for a disk"),
+    Cause("reclaim", "compute", "lite", "freeing memory for itself or its cgroup"),
+    Cause("compaction", "compute", "lite", "moving pages to make room for a large one"),
+    Cause("page_cache_miss", "compute", "lite", "reads of a file that waited for a disk"),
+    Cause("lock", "compute", "lite", "blocked on a lock (futex) until it ran again"),
+    Cause("throttled", "compute", "lite", "stopped by its cgroup's CPU quota"),
+    Cause("file_metadata", "compute", "full", "opening, listing, looking up and naming files"),
 )
 CAUSE_NAMES: Final = tuple(cause.name for cause in CAUSES)

@@ -21,6 +21,18 @@ from agenttop.workloads.causes import MAKERS
 pytestmark = pytest.mark.bpf
 
 STEPS = 300
+#: Of causes that take long.
+FEWER = {"compaction": 40, "throttled": 20, "reclaim": 100}
+#: Longer than they take, or the loop would find its gate ready.
+INTERVAL = {
+    "lock": ("--interval-us", 3000),
+    "throttled": ("--interval-us", 250_000),
+    "reclaim": ("--interval-us", 10_000),
+    "compaction": ("--interval-us", 80_000),
+}
+#: Before they begin the kernel has all CPUs give back the pages that they hold; the loop's own
+#: clock has that too.
+DRAINS = ("reclaim", "compaction")
 
 
 @pytest.fixture(scope="module", params=["lite", "full"])
@@ -55,7 +67,7 @@ class Watched(NamedTuple):
 def watched(tracer: Tracer, *options: object) -> Watched:
     slot = free_slot()
     tracer.clear(slot)
-    with loop("--steps", STEPS, *options) as running:
+    with loop(*options) as running:
         tracer.assign({running.pid: slot}, {})
         result = running.run()
     causes, explained = tracer.cause_counters(slot, full=True)
@@ -76,14 +88,15 @@ def p50(cause: CauseCounters) -> int:
 @pytest.mark.parametrize("cause", MAKERS)
 def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -> None:
     observe(tracer, *(known.name for known in CAUSES))
-    found = watched(tracer, "--cause", cause)
+    steps = FEWER.get(cause, STEPS)
+    found = watched(tracer, "--cause", cause, "--steps", steps, *INTERVAL.get(cause, ()))
     own = found.own["p50_ns"]
     if cause == "minor_fault":
         # Observing a fault takes as long as the fault: what it takes when nobody looks counts.
         tracer.causes.want(())
         with loop("--steps", STEPS, "--cause", cause) as running:
             own = running.run()["caused"]["p50_ns"]
-    assert found.steps >= 0.8 * STEPS  # a slow disk leaves gates ready
+    assert found.steps >= 0.8 * steps  # a slow disk leaves gates ready
     named = found.causes[cause]
     assert named.steps >= 0.95 * found.steps
     assert named.events >= named.steps
@@ -91,13 +104,15 @@ def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -
     assert 0 < named.sum_ns <= found.explained_ns
     assert found.explained_ns <= found.stage_ns["compute"]
     # A histogram's bucket is 6 % wide.
-    assert p50(named) == pytest.approx(own, rel=0.05 + 0.03, abs=2000)
+    high = max(own * (1 + 0.05 + 0.03), own + 2000)
+    low = own * 0.5 if cause in DRAINS else min(own * (1 - 0.05 - 0.03), own - 2000)
+    assert low <= p50(named) <= high
 
 
 @pytest.mark.parametrize("cause", MAKERS)
 def test_a_cause_is_not_named_where_there_is_none(tracer: Tracer, cause: str) -> None:
     observe(tracer, cause)
-    found = watched(tracer, "--compute-us", 20)
+    found = watched(tracer, "--compute-us", 20, "--steps", STEPS)
     assert found.steps >= 0.95 * STEPS
     # The interpreter has a few of its own.
     assert cause not in found.causes or found.causes[cause].steps <= 0.05 * found.steps
@@ -105,7 +120,7 @@ def test_a_cause_is_not_named_where_there_is_none(tracer: Tracer, cause: str) ->
 
 def test_causes_cost_nothing_while_they_are_off(tracer: Tracer) -> None:
     observe(tracer)
-    found = watched(tracer, "--cause", "minor_fault")
+    found = watched(tracer, "--cause", "minor_fault", "--steps", 50)
     assert (found.causes, found.explained_ns) == ({}, 0)
 
 

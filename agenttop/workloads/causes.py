@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Protocol
 
+from agenttop.workloads.apart import Helper, OwnGroup
 from agenttop.workloads.blockfile import BLOCK, BlockFile
+from agenttop.workloads.system import SYS_FUTEX, SYS_GETDENTS64
 
+#: Its syscall() takes what the call takes.
+_libc: Final = ctypes.CDLL(None)
 _now = time.monotonic_ns
 
 #: Page faults a step. Entering and leaving the exception, some 0.3 us each, is not seen.
 PAGES: Final = 4
 #: Size of the file that is read cold.
 _FILE_BYTES: Final = 16 << 20
+_RECLAIM_BYTES: Final = 1 << 18
+#: Files in the directory that is listed.
+_FILES: Final = 1000
+#: For how long a lock is held.
+HOLD_NS: Final = 1_000_000
+#: The quota of a throttled cgroup.
+QUOTA_US: Final = 5000
+PERIOD_US: Final = 100_000
+#: A shorter stop is somebody else's doing.
+_STOP_NS: Final = 40_000_000
+
+_FUTEX_WAIT: Final = 0
+_FUTEX_WAKE: Final = 1
 
 
 class Maker(Protocol):
@@ -75,9 +96,171 @@ class MajorFault:
         self._file.close()
 
 
+class PageCacheMiss:
+    """A block of a file that is not in the page cache, read."""
+
+    def __init__(self, file: str | None) -> None:
+        self._file = BlockFile(file, _FILE_BYTES, direct=False)
+        self._next = 0
+
+    def make(self) -> int:
+        offset = self._next * BLOCK
+        self._next = (self._next + 1) % self._file.blocks
+        self._file.forget(offset)
+        begun = _now()
+        os.pread(self._file.fd, BLOCK, offset)
+        return _now() - begun
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class FileMetadata:
+    """A directory of many files, listed with one call."""
+
+    def __init__(self, file: str | None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="agenttop-", dir=file)
+        for number in range(_FILES):
+            Path(self._folder.name, f"{number:08}").touch()
+        self._fd = os.open(self._folder.name, os.O_RDONLY | os.O_DIRECTORY)
+        self._buffer = ctypes.create_string_buffer(64 * _FILES)
+
+    def make(self) -> int:
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        number, size = SYS_GETDENTS64, len(self._buffer)
+        begun = _now()
+        got = _libc.syscall(number, self._fd, self._buffer, size)
+        took = _now() - begun
+        if got <= 0:
+            raise OSError("getdents64 listed nothing")
+        return took
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._folder.cleanup()
+
+
+class Lock:
+    """A futex that another process holds for HOLD_NS."""
+
+    def __init__(self, file: str | None) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self._word = ctypes.c_uint32.from_buffer(self._memory)
+        self._holder = Helper(self._hold)
+
+    def _hold(self, helper: Helper) -> None:
+        """In the other process: it has the lock, and lets go of it after a while."""
+        self._word.value = 1
+        helper.reply()
+        time.sleep(HOLD_NS / 1e9)
+        self._word.value = 0
+        _libc.syscall(SYS_FUTEX, ctypes.byref(self._word), _FUTEX_WAKE, 1, None, None, 0)
+
+    def make(self) -> int:
+        self._holder.ask()
+        word, where = self._word, ctypes.byref(self._word)
+        begun = _now()
+        while word.value:
+            _libc.syscall(SYS_FUTEX, where, _FUTEX_WAIT, 1, None, None, 0)
+        return _now() - begun
+
+    def close(self) -> None:
+        self._holder.close()
+
+
+class Throttled:
+    """A cgroup of its own with a twentieth of a CPU, used up."""
+
+    def __init__(self, file: str | None) -> None:
+        self._group = OwnGroup("cpu")
+        try:
+            if self._group.v2:
+                self._group.write("cpu.max", f"{QUOTA_US} {PERIOD_US}")
+            else:
+                self._group.write("cpu.cfs_period_us", str(PERIOD_US))
+                self._group.write("cpu.cfs_quota_us", str(QUOTA_US))
+            self._group.enter()
+        except BaseException:
+            self._group.close()
+            raise
+
+    def make(self) -> int:
+        """Computes until it is stopped."""
+        last = _now()
+        while True:
+            now = _now()
+            if now - last > _STOP_NS:
+                return now - last
+            last = now
+
+    def close(self) -> None:
+        self._group.close()
+
+
+class Reclaim:
+    """The page cache of another process's cgroup, freed by this one."""
+
+    def __init__(self, file: str | None) -> None:
+        self._file = BlockFile(file, _RECLAIM_BYTES, direct=False)
+        os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_NORMAL)
+        self._group = OwnGroup("memory")
+        self._reader: Helper | None = None
+        try:
+            self._reader = Helper(self._read, self._group.enter)
+            name = "memory.reclaim" if self._group.v2 else "memory.force_empty"
+            self._fd = os.open(self._group.path / name, os.O_WRONLY)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, helper: Helper) -> None:
+        """In the other process: what it reads is its cgroup's."""
+        os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for offset in range(0, _RECLAIM_BYTES, BLOCK):
+            os.pread(self._file.fd, BLOCK, offset)
+        helper.reply()
+
+    def make(self) -> int:
+        assert self._reader is not None
+        self._reader.ask()
+        begun = _now()
+        try:
+            os.write(self._fd, str(_RECLAIM_BYTES // 2).encode())
+        except BlockingIOError:
+            pass  # it freed less than that
+        return _now() - begun
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._group.close()
+        self._file.close()
+
+
+class Compaction:
+    """All memory compacted, as vm.compact_memory asks for. Nothing stays changed."""
+
+    def __init__(self, file: str | None) -> None:
+        self._fd = os.open("/proc/sys/vm/compact_memory", os.O_WRONLY)
+
+    def make(self) -> int:
+        begun = _now()
+        os.write(self._fd, b"1")
+        return _now() - begun
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 MAKERS: Final[dict[str, Callable[[str | None], Maker]]] = {
     "minor_fault": MinorFault,
     "major_fault": MajorFault,
+    "reclaim": Reclaim,
+    "compaction": Compaction,
+    "page_cache_miss": PageCacheMiss,
+    "lock": Lock,
+    "throttled": Throttled,
+    "file_metadata": FileMetadata,
 }
 #: Those that read a file, the one of --file.
-READS: Final = ("major_fault",)
+READS: Final = ("major_fault", "page_cache_miss", "reclaim")

@@ -37,6 +37,10 @@ TFD_NONBLOCK_CLOEXEC: Final = os.O_CLOEXEC
 #: Numbers of the calls without a libc function; io_uring's are the same everywhere.
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
 
+#: For workloads of causes, x86_64's unless the machine has the numbers of newer ones.
+SYS_FUTEX: Final = 202 if platform.machine() == "x86_64" else 98
+SYS_GETDENTS64: Final = 217 if platform.machine() == "x86_64" else 61
+
 libc: Final = ctypes.CDLL(None, use_errno=True)
 #: The same without errno copies, for calls made once a step.
 fast: Final = ctypes.CDLL(None)

@@ -71,10 +71,14 @@ static __always_inline void cause_end(struct thread *t, u32 begun, u32 cause,
 				      u64 now)
 {
 	u64 ns = now - t->cause_since[begun];
+	u32 zero = 0, *wanted;
 
 	if (!(t->cause_open & 1U << begun))
 		return;
 	t->cause_open &= ~(1U << begun);
+	wanted = cause_wanted.lookup(&zero);
+	if (!wanted || !(*wanted & 1U << cause))
+		return;
 	if (!t->caused)
 		t->explained_ns = 0;
 	if (!t->cause_open)

@@ -8,6 +8,7 @@ nothing is attached while nobody does.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -21,10 +22,18 @@ from agenttop.collectors.bpf.causes_loader import (
 from agenttop.collectors.bpf.loader import LoadError
 from agenttop.collectors.files import parse_cpulist, read_text
 from agenttop.model import CAUSES_LOADING, CauseState
-from agenttop.words import CAUSES
+from agenttop.words import CAUSE_NAMES, CAUSES
 
-#: Programs that end causes are attached before those that begin them.
-_LAST: Final = ("page_fault_user", "page_fault_kernel")
+#: Programs that begin causes are attached behind those that end them.
+_LAST: Final = (
+    "page_fault_user",
+    "page_fault_kernel",
+    "direct_reclaim_begin",
+    "memcg_reclaim_begin",
+    "compaction_begin",
+    "page_cache_miss",
+    "cause_enter",
+)
 
 
 class Causes:
@@ -68,6 +77,8 @@ class Causes:
 
     def _attach(self) -> None:
         assert self._loaded is not None
+        mask = sum(1 << CAUSE_NAMES.index(cause) for cause in self._wanted)
+        kernel.map_update(self._maps["cause_wanted"], b"\0\0\0\0", struct.pack("<I", mask))
         needed = {name for cause in self._wanted for name in self._programs(cause)}
         for name in [name for name in self._links if name not in needed]:
             _close(self._links.pop(name))

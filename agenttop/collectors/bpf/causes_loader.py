@@ -23,11 +23,21 @@ if TYPE_CHECKING:
     from agenttop.collectors.bpf.compiled import Compiled
 
 #: The maps that these programs use, of those that the chain's loader made.
-MAPS: Final = ("threads", "cpus", "cause_rows", "cause_hist")
+MAPS: Final = ("threads", "cpus", "cause_rows", "cause_hist", "cause_wanted")
 #: Program -> its tracepoint.
 TRACEPOINTS: Final = {
     "page_fault_user": "page_fault_user",
     "page_fault_kernel": "page_fault_kernel",
+    "direct_reclaim_begin": "mm_vmscan_direct_reclaim_begin",
+    "direct_reclaim_end": "mm_vmscan_direct_reclaim_end",
+    "memcg_reclaim_begin": "mm_vmscan_memcg_reclaim_begin",
+    "memcg_reclaim_end": "mm_vmscan_memcg_reclaim_end",
+    "compaction_begin": "mm_compaction_begin",
+    "compaction_end": "mm_compaction_end",
+    "cause_switch": "sched_switch",
+    "page_cache_miss": "page_cache_sync_ra",
+    "cause_enter": "sys_enter",
+    "cause_exit": "sys_exit",
 }
 #: Program -> its software event, PERF_COUNT_SW_PAGE_FAULTS_MIN and _MAJ.
 SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
@@ -35,6 +45,28 @@ SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
 PROGRAMS: Final = {
     "minor_fault": ("minor_fault", "page_fault_user", "page_fault_kernel"),
     "major_fault": ("major_fault", "page_fault_user", "page_fault_kernel"),
+    "reclaim": (
+        "direct_reclaim_end",
+        "memcg_reclaim_end",
+        "direct_reclaim_begin",
+        "memcg_reclaim_begin",
+    ),
+    "compaction": ("compaction_end", "compaction_begin"),
+    "page_cache_miss": ("cause_switch", "page_cache_miss"),
+    "lock": ("cause_switch",),
+    "throttled": ("cause_switch",),
+    "file_metadata": ("cause_exit", "cause_enter"),
+}
+#: Kinds of system calls, arch/x86/entry/syscalls/syscall_64.tbl: those that read files; futex;
+#: those that look files up, list or name them (open, stat, access, getdents, readlink, rename,
+#: link, unlink, mkdir, getxattr and their newer forms).
+CALLS_X86_64: Final = {
+    "read": (0, 17, 19, 40, 275, 295, 326, 327),
+    "futex": (202, 449, 455),
+    "metadata": (
+        *(2, 4, 5, 6, 21, 78, 82, 83, 84, 85, 86, 87, 88, 89, 191, 192, 193, 217),
+        *(257, 258, 262, 263, 264, 265, 266, 267, 269, 316, 332, 437, 439),
+    ),
 }
 
 
@@ -70,7 +102,7 @@ def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
 
     try:
         btf = Btf.load()
-        text = programs.cause_text(btf, "full" if level == "full" else "lite", _numbers(btf))
+        text = programs.cause_text(btf, "full" if level == "full" else "lite", _facts(btf))
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
     names = [f"p_{name}" for name in (*TRACEPOINTS, *SOFTWARE_EVENTS)]
@@ -91,9 +123,24 @@ def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
     return _into_kernel(btf, made, [maps[name] for name in MAPS])
 
 
-def _numbers(btf: Btf) -> dict[str, int]:
-    """What only the programs of causes need to know of this kernel."""
-    return {}
+def _facts(btf: Btf) -> str:
+    """C: the fields and system calls that only the programs of causes look at."""
+    offsets = {
+        "OFF_THROTTLED": btf.field_offset("task_struct", "throttled"),
+        "OFF_CFS_RQ": btf.field_offset("task_struct", "se", "cfs_rq"),
+        "OFF_THROTTLE_COUNT": btf.field_offset("cfs_rq", "throttle_count"),
+    }
+    text = "".join(f"#define {name} {at}\n" for name, at in offsets.items() if at is not None)
+    kinds = ", ".join(f"CALL_{kind.upper()}" for kind in CALLS_X86_64)
+    cases = "".join(
+        "".join(f"\tcase {number}:\n" for number in numbers) + f"\t\treturn CALL_{kind.upper()};\n"
+        for kind, numbers in CALLS_X86_64.items()
+    )
+    return (
+        f"{text}enum {{ CALL_OTHER, {kinds} }};\n"
+        "static inline __attribute__((always_inline)) int call_of(u32 nr)\n"
+        f"{{\n\tswitch (nr) {{\n{cases}\t}}\n\treturn CALL_OTHER;\n}}\n"
+    )
 
 
 def _into_kernel(btf: Btf, made: Compiled, maps: list[int]) -> tuple[dict[str, Any], list[int]]:

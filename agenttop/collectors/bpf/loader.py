@@ -36,6 +36,7 @@ MAPS: Final = (
     "rows",
     "cause_rows",
     "cause_hist",
+    "cause_wanted",
     "controls",
     "soft_hist",
     "idle_hist",

@@ -132,6 +132,8 @@ BPF_F_TABLE("array", u32, struct agent_hist_stub, hist, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct row, rows, SLOTS * NR_CPUS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct cause_row, cause_rows, SLOTS * NR_CPUS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct agent_hist_stub, cause_hist, SLOTS, MMAPABLE);
+/* The causes that are observed, one bit each; some programs see several. */
+BPF_ARRAY(cause_wanted, u32, 1);
 BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, idle_hist, NR_IDLE, MMAPABLE);

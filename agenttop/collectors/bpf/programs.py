@@ -24,7 +24,13 @@ SOURCES: Final = (
 )
 
 #: The programs of causes are loaded apart, onto the maps of these.
-CAUSE_SOURCES: Final = ("maps.bpf.c", "causes.bpf.c", "causes_memory.bpf.c")
+CAUSE_SOURCES: Final = (
+    "maps.bpf.c",
+    "causes.bpf.c",
+    "causes_memory.bpf.c",
+    "causes_switch.bpf.c",
+    "causes_files.bpf.c",
+)
 
 #: System calls by gate, arch/x86/entry/syscalls/syscall_64.tbl.
 SYSCALLS_X86_64: Final = {
@@ -193,10 +199,9 @@ def _kernel_calls(btf: Btf) -> tuple[str, ...]:
     return tuple(KERNEL_CALLS) if all(btf.function(name) for name in KERNEL_CALLS) else ()
 
 
-def cause_text(btf: Btf, level: Literal["lite", "full"], numbers: dict[str, int]) -> str:
-    """What the programs of causes are compiled from; ``numbers`` go into it as #defines."""
-    defines = "".join(f"#define {name} {value}\n" for name, value in numbers.items())
-    return _prelude(btf, level, storage=True) + defines + _sources(CAUSE_SOURCES)
+def cause_text(btf: Btf, level: Literal["lite", "full"], more: str) -> str:
+    """What the programs of causes are compiled from; ``more`` is what only they need to know."""
+    return _prelude(btf, level, storage=True) + more + _sources(CAUSE_SOURCES)
 
 
 def _sources(names: tuple[str, ...] = SOURCES) -> str:
