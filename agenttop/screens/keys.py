@@ -60,6 +60,8 @@ BINDINGS: Final = [
     _key("B", "bundles", "bundles", "bundles",
          "Choose a bundle: its policies go on or off together", _POLICY),
     _key("l", "plan", "plan", "plan", "Plan and changes of the selected policy", _POLICY),
+    _key("C", "causes", "causes", "causes",
+         "What stages were spent on: choose what is observed", _SHOW),
     _key("b", "bpf_stats", "bpf", "bpf cost", "Measure the BPF programs' own time", _OTHER),
     _key("x", "app.export", "export", "export", "Write JSON, SVG and Perfetto trace here", _OTHER),
     _key("c", "app.copy", "copy", "copy", "Copy the agent's figures by OSC 52", _OTHER),

@@ -19,7 +19,7 @@ from agenttop.errors import UserError
 from agenttop.format import clean
 from agenttop.model import Command, Sample
 from agenttop.policies.bundles import load_all
-from agenttop.screens import bundles, sheets, switching
+from agenttop.screens import bundles, causes, sheets, switching
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.layout import LEAST, PANELS, Plan, plan
 from agenttop.screens.popup import Popup
@@ -281,6 +281,27 @@ class Main(Screen[None]):
 
         self.app.push_screen(
             Popup(view, "Bundles", rows, width=100, choices=len(found), also_closes="B"), chosen
+        )
+
+    def action_causes(self) -> None:
+        """Choose which causes are observed, and see those of the selected agent."""
+        view = self.view
+        if view.snapshot is None or not view.snapshot.cause_states:
+            self.tell("causes: N/A without step chains", "warning")
+            return
+
+        def chosen(index: int | None) -> None:
+            if index is not None:
+                name = causes.CHOICES[index][0]
+                self._send(Command("causes", name=name))
+                self.tell(f"causes: {name}", "policy")
+
+        def rows(width: int) -> list[Any]:
+            return causes.cause_rows(view, width)
+
+        self.app.push_screen(
+            Popup(view, "Causes", rows, width=100, choices=len(causes.CHOICES), also_closes="C"),
+            chosen,
         )
 
     def action_move(self, rows: int) -> None:

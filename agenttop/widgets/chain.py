@@ -46,7 +46,24 @@ class Chain(Panel):
         text = MEANINGS[stage]
         if self.view.agent.stages.get(stage) is None:
             text = f"N/A, {self._why(stage)}"
+        elif shares := self._causes(stage):
+            text = shares
         return [(f"{stage}: ", "head_active"), (text, "dim")], ()
+
+    def _causes(self, stage: str) -> str:
+        """What the stage was spent on, the most first; empty if no cause of it is observed."""
+        agent = self.view.agent
+        whole = agent.stages.get(stage) if agent is not None else None
+        if agent is None or stage not in agent.unexplained_ns or not whole or not whole.sum_ns:
+            return ""
+        found = [
+            (stat.sum_ns, name)
+            for name, stat in agent.causes.items()
+            if stat and stat.stage == stage
+        ]
+        words = [f"{name} {percent(ns / whole.sum_ns)}" for ns, name in sorted(found)[::-1] if ns]
+        rest = percent(agent.unexplained_ns[stage] / whole.sum_ns)
+        return ", ".join([*words, f"rest {rest} (C: all)"])
 
     def rows(self, width: int, height: int) -> list[Row]:
         agent = self.view.agent

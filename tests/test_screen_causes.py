@@ -1,0 +1,63 @@
+"""C on the screen: causes are switched, and those of the selected agent shown."""
+
+from __future__ import annotations
+
+from agenttop.model import CauseState
+from agenttop.screens.popup import Popup
+from agenttop.words import CAUSES
+from tests.screen_rig import rig
+from tests.test_causes import with_causes
+
+
+async def test_causes_of_the_agent_and_a_choice() -> None:
+    async with rig((120, 40)) as made:
+        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
+        made.synth.sample = lambda *a, **k: with_causes(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        await made.tick(3)
+        await made.press("C")
+        assert isinstance(made.app.screen, Popup)
+        text = made.text()
+        assert "minor_fault" in text
+        assert "switched off" in text
+        assert "rest of compute" in text
+        assert "○ lite" in text
+        await made.press("down", "enter")
+        assert [c.name for c in made.source.commands if c.kind == "causes"] == ["lite"]
+        assert "causes: lite" in made.text()
+
+
+async def test_without_chains_it_says_so() -> None:
+    async with rig((120, 40)) as made:
+        await made.press("C")
+        assert not isinstance(made.app.screen, Popup)
+        assert "N/A without step chains" in made.text()
+
+
+async def test_the_chain_names_what_compute_was_spent_on() -> None:
+    async with rig((120, 40)) as made:
+        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
+        made.synth.sample = lambda *a, **k: with_causes(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        await made.tick(3)
+        first = made.view.snapshot.agents[0].id if made.view.snapshot else None
+        for _ in range(10):
+            if made.view.selected == first:
+                break
+            await made.press("down")
+        await made.press("1", *["down"] * 10)
+        assert "minor_fault" in made.text()
+        assert "rest" in made.text()
+
+
+async def test_all_on_is_full() -> None:
+    async with rig((120, 40)) as made:
+        sample = made.synth.sample
+
+        def full(*args: object, **more: object):  # type: ignore[no-untyped-def]
+            made_sample = sample(*args, **more)  # type: ignore[arg-type]
+            made_sample.causes = [CauseState(c.name, c.stage, c.level, "on") for c in CAUSES]
+            return made_sample
+
+        made.synth.sample = full  # type: ignore[method-assign]
+        await made.tick(2)
+        await made.press("C")
+        assert "● full" in made.text()
