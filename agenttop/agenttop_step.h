@@ -52,7 +52,7 @@
 struct agenttop_step_context {
 	uint64_t size;			/* sizeof(struct agenttop_step_context) */
 	uint64_t budget_ns;		/* time on a CPU; 0: no budget */
-	char name[AGENTTOP_STEP_NAME];	/* ends with a NUL; empty: no name */
+	char name[AGENTTOP_STEP_NAME];	/* NULs to its end; empty: no name */
 };
 
 #define AGENTTOP_STEP_CONTEXT(name)					\

@@ -197,23 +197,25 @@ static __always_inline void context_end(struct thread *t, u64 now)
 /* The name and budget that the marker points to. */
 static __always_inline void context_read(struct thread *t, struct marks *m, u64 user)
 {
+	u64 told[2 + NAME_WORDS] = {};
 	struct name_key key = {};
-	u64 head[2] = {};
 
-	if (bpf_probe_read_user(head, sizeof(head), (void *)user) ||
-	    bpf_probe_read_user_str(key.name, sizeof(key.name),
-				    (void *)(user + sizeof(head))) < 0) {
+	if (bpf_probe_read_user(told, sizeof(told), (void *)user)) {
 		__sync_fetch_and_add(&m->unread, 1);
 		return;
 	}
-	if (head[0] < CONTEXT_SIZE || head[0] > PAGE_SIZE) {
+	if (told[0] < CONTEXT_SIZE || told[0] > PAGE_SIZE) {
 		__sync_fetch_and_add(&m->invalid, 1);
 		return;
 	}
-	t->budget = head[1];
-	if (!key.name[0])
+	t->budget = told[1];
+	if (!(told[2] & 0xff))
 		return;
 	key.slot = t->slot;
+	key.name[0] = told[2];
+	key.name[1] = told[3];
+	key.name[2] = told[4];
+	key.name[3] = told[5];
 	t->step_lane = lane_of(t, m, &key);
 }
 
