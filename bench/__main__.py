@@ -19,6 +19,7 @@ BENCHES = (
     "trial",
     "window",
     "demo",
+    "causes",
 )
 
 

@@ -11,11 +11,13 @@ from typing import Final
 from agenttop import paths
 from agenttop.collectors.bpf import programs
 from agenttop.collectors.bpf.btf import Btf, BtfError
+from agenttop.collectors.bpf.causes_loader import PROGRAMS, TRACEPOINTS
 from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
 from agenttop.collectors.bpf.loader import bcc as import_bcc
 from agenttop.doctor import Item
 from agenttop.probes.system import capabilities
 from agenttop.procinfo import printable, read_file
+from agenttop.words import CAUSES
 
 _PACKAGES: Final = (
     ({"debian", "ubuntu"}, "apt install python3-bpfcc"),
@@ -48,6 +50,7 @@ def items(deep: bool) -> list[Item]:
         _ring(btf),
         _stats(),
         *_tracepoints(btf),
+        *_causes(btf),
     ]
 
 
@@ -206,6 +209,29 @@ def _tracepoints(btf: Btf) -> list[Item]:
                 detail=f"no tracepoint {', '.join(absent)}" if absent else "tracepoint",
                 lost=("step chains" if required else loss) if absent else None,
                 needed=required,
+            )
+        )
+    return found
+
+
+def _causes(btf: Btf) -> list[Item]:
+    """One item per cause of --causes; what observing it costs is known only while it is on."""
+    storage = btf.field_offset("task_struct", "bpf_storage") is not None
+    found = []
+    for cause in CAUSES:
+        names = [TRACEPOINTS[p] for p in PROGRAMS[cause.name] if p in TRACEPOINTS]
+        absent = [name for name in names if not btf.has_tracepoint(name)]
+        why = "no task-local storage" if not storage else ""
+        if absent:
+            why = f"no tracepoint {', '.join(absent)}"
+        found.append(
+            Item(
+                key=f"cause.{cause.name}",
+                group="events",
+                title=f"cause {cause.name}",
+                status="missing" if why else "ok",
+                detail=why or f"--causes {cause.level}: {cause.meaning}",
+                lost=f"{cause.meaning}, as a cause of stage {cause.stage}" if why else None,
             )
         )
     return found
