@@ -40,6 +40,10 @@ def slot(tracer: Tracer) -> int:
     return slot
 
 
+def switches_lost(tracer: Tracer) -> int:
+    return tracer.losses(tracer.cpus())["switch_in"]
+
+
 def watch(tracer: Tracer, slot: int, text: str) -> Any:
     """Run a program as an agent from its ``input()`` on; what it prints as JSON at its end."""
     start = (
@@ -149,6 +153,7 @@ def test_a_context_that_nobody_ends_is_judged_at_the_threads_end(tracer: Tracer,
 
 
 def test_a_budget_counts_time_on_the_cpu_only(tracer: Tracer, slot: int) -> None:
+    lost = switches_lost(tracer)
     watch(
         tracer,
         slot,
@@ -166,7 +171,10 @@ def test_a_budget_counts_time_on_the_cpu_only(tracer: Tracer, slot: int) -> None
     )
     marks = tracer.steps.marks(slot)
     overrun = dict(zip(CLASSES, marks.overrun, strict=True))
-    assert overrun["interactive"] == 20
+    # Where a switch-in is not seen, the time that follows it is not known.
+    lost = switches_lost(tracer) - lost
+    assert 20 - lost <= overrun["interactive"] <= 20
+    assert lost < 10
     assert overrun["normal"] == 0
     # Interrupts and hypervisor pauses count as time on the CPU: now and then 2 ms are 4.
     assert overrun["batch"] <= 4

@@ -19,6 +19,7 @@ SOURCES: Final = (
     "window.bpf.c",
     "steps.bpf.c",
     "causes.bpf.c",
+    "wake.bpf.c",
     "chain.bpf.c",
     "life.bpf.c",
 )

@@ -161,13 +161,20 @@ static __always_inline void context_drop(struct thread *t)
 	t->budget = 0;
 }
 
-/* A context's time on a CPU; a switch to it may go by unseen. */
+/*
+ * A context's time on a CPU. Where the switch to it went by unseen
+ * (switch_in_lost), it is not known, and counts as none: a budget is never
+ * said to be overrun without proof.
+ */
 static __always_inline void context_off(struct thread *t, u64 now)
 {
-	if (t->budget && t->ran_since) {
+	if (!t->budget)
+		return;
+	if (t->ran_since)
 		t->ran += now - t->ran_since;
-		t->ran_since = 0;
-	}
+	else
+		lose(LOSS_SWITCH_IN);
+	t->ran_since = 0;
 }
 
 static __always_inline void context_on(struct thread *t, u64 now)
