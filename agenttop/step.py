@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, cast
 
 #: The first argument of prctl: "AGST". There is no such prctl; it answers EINVAL.
 MARKER: Final = 0x41475354
@@ -73,11 +73,17 @@ _context = functools.lru_cache(_KEPT)(_made)
 
 _prctl: Any = None
 if sys.platform.startswith("linux"):
-    # Keeps the interpreter's lock: the call takes less time than giving it away would.
+    # Keeps the interpreter's lock: the call takes less time than giving it away would. Without
+    # argument types ctypes passes a number as a C int and byref() as it is, at once; types, or a
+    # number that is wider, take a third of the whole call's time.
     _prctl = ctypes.PyDLL(None).prctl
-    # Numbers as wide as a register, converted in half of the time that c_ulong takes.
-    _prctl.argtypes = (ctypes.c_void_p,) * 5
     _prctl.restype = None
+_INT_MAX: Final = (1 << 31) - 1
+
+
+def _word(number: int) -> Any:
+    """A number as an argument of _prctl."""
+    return number if 0 <= number <= _INT_MAX else ctypes.c_uint64(number)
 
 
 def mark(step_id: int, how: int = 0, deadline_ns: int = 0, context: int = 0) -> None:
@@ -88,27 +94,24 @@ def mark(step_id: int, how: int = 0, deadline_ns: int = 0, context: int = 0) -> 
     ``struct agenttop_step_context`` (0: none).
     """
     if _prctl is not None:
-        _prctl(MARKER, step_id, how, deadline_ns, context)
+        _prctl(MARKER, _word(step_id), how, _word(deadline_ns), _word(context))
 
 
-class _Entry:
-    """A step that was entered: what its marker says."""
+class _Budget:
+    """What is left of the time on a CPU that a step may take."""
 
-    __slots__ = ("address", "context", "deadline_ns", "id", "latency", "left_ns", "outer", "since")
+    __slots__ = ("context", "left_ns", "since")
 
-    def __init__(
-        self, latency: int, deadline_ns: int, context: _Context | None, address: int
-    ) -> None:
-        self.id = next(_ids)
-        self.latency = latency
-        self.deadline_ns = deadline_ns
-        #: Its memory stays as long as the marker may be sent again.
+    def __init__(self, context: _Context) -> None:
         self.context = context
-        self.address = address
-        self.outer: _Entry | None = None
-        #: Of the budget; 0: there is none.
-        self.left_ns = 0
+        self.left_ns = int(context.budget_ns)
         self.since = 0
+
+
+#: A step that was entered, as its marker says it: id, class, deadline, context (by reference, so
+#: that its memory stays as long as the marker may be sent again); then the step around it, and
+#: its budget. A tuple, as a class of our own would take longer to make than the marker does.
+_Entry: TypeAlias = "tuple[int, int, Any, Any, _Entry | None, _Budget | None]"
 
 
 class _Here(threading.local):
@@ -119,24 +122,24 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_ids = itertools.count(1)
+#: Never 0, and never wider than a C int.
+_ids = itertools.chain.from_iterable(itertools.repeat(range(1, _INT_MAX)))
 
 
 def _switch(old: _Entry | None, new: _Entry | None, how: int) -> None:
     """From one context to another; ``how`` says what becomes of the old one, what the new is."""
     if _prctl is None:
         return
-    if old is not None and old.left_ns and how & PAUSE:
+    if how & PAUSE and old is not None and (budget := old[5]) is not None:
         # The kernel knows the time since the last marker only; here the pieces are added up.
-        old.left_ns = max(old.left_ns - (time.thread_time_ns() - old.since), 1)
+        budget.left_ns = max(budget.left_ns - (time.thread_time_ns() - budget.since), 1)
     if new is None:
         _prctl(MARKER, 0, how, 0, 0)
         return
-    if new.left_ns:
-        assert new.context is not None
-        new.context.budget_ns = new.left_ns
-        new.since = time.thread_time_ns()
-    _prctl(MARKER, new.id, new.latency | how, new.deadline_ns, new.address)
+    if (budget := new[5]) is not None:
+        budget.context.budget_ns = budget.left_ns
+        budget.since = time.thread_time_ns()
+    _prctl(MARKER, new[0], new[1] | how, new[2], new[3])
 
 
 class step:  # noqa: N801 (read as a verb, like contextlib.suppress)
@@ -150,12 +153,12 @@ class step:  # noqa: N801 (read as a verb, like contextlib.suppress)
     """
 
     __slots__ = (
-        "_address",
         "_budget_ns",
         "_context",
         "_deadline_ns",
         "_latency",
         "_name",
+        "_plain",
         "_within_ns",
     )
 
@@ -177,30 +180,30 @@ class step:  # noqa: N801 (read as a verb, like contextlib.suppress)
         self._within_ns = within_ns
         self._deadline_ns = deadline_ns
         self._budget_ns = budget_ns
-        self._context = _context(name, 0) if name else None
-        self._address = ctypes.addressof(self._context) if self._context is not None else 0
+        #: Neither its deadline nor its budget differs from entry to entry.
+        self._plain = not (within_ns or deadline_ns or budget_ns)
+        self._context: Any = ctypes.byref(_context(name, 0)) if name else 0
 
-    def _entry(self) -> _Entry:
+    def _entry(self, outer: _Entry | None) -> _Entry:
         deadline_ns = self._deadline_ns
         if self._within_ns:
             deadline_ns = time.monotonic_ns() + self._within_ns
-        if not self._budget_ns:
-            return _Entry(self._latency, deadline_ns, self._context, self._address)
-        # The budget that is left differs from entry to entry.
-        context = _made(self._name, self._budget_ns)
-        entry = _Entry(self._latency, deadline_ns, context, ctypes.addressof(context))
-        entry.left_ns = self._budget_ns
-        return entry
+        context, budget = self._context, None
+        if self._budget_ns:
+            budget = _Budget(_made(self._name, self._budget_ns))
+            context = ctypes.byref(budget.context)
+        return next(_ids), self._latency, _word(deadline_ns), context, outer, budget
 
     def __enter__(self) -> step:
         if _prctl is not None:
-            entry = self._entry()
             here = _here
-            outer = entry.outer = here.entry
-            here.entry = entry
-            if outer is None and not entry.left_ns:  # as _switch does, in less time
-                _prctl(MARKER, entry.id, entry.latency, entry.deadline_ns, entry.address)
+            outer = here.entry
+            if outer is None and self._plain:  # as below, in less time
+                number, latency, context = next(_ids), self._latency, self._context
+                here.entry = (number, latency, 0, context, None, None)
+                _prctl(MARKER, number, latency, 0, context)
             else:
+                entry = here.entry = self._entry(outer)
                 _switch(outer, entry, PAUSE if outer is not None else 0)
         return self
 
@@ -213,7 +216,7 @@ class step:  # noqa: N801 (read as a verb, like contextlib.suppress)
         here = _here
         entry = here.entry
         if entry is not None:
-            outer = here.entry = entry.outer
+            outer = here.entry = entry[4]
             if outer is None:
                 _prctl(MARKER, 0, 0, 0, 0)
             else:
@@ -257,7 +260,7 @@ class _Driven:
         if _prctl is None:
             return (yield from self._coroutine.__await__())
         coroutine, here = self._coroutine, _here
-        entry = self._step._entry() if self._step is not None else None
+        entry = self._step._entry(None) if self._step is not None else None
         how, task = 0, _current_task()
         go: Callable[[Any], Any] = coroutine.send
         argument: Any = None

@@ -18,15 +18,14 @@ _PROGRAM = f"""
 import ctypes, time
 from agenttop import step
 
-named = step._context("retrieve", 0)
-address = ctypes.addressof(named)
+named = ctypes.byref(step._context("retrieve", 0))
 block = step.step("retrieve")
 
 def bare(call=step._prctl, marker=step.MARKER):
     for i in range(1, {CALLS}): call(marker, i, 1, 0, 0)
 
 def with_name(call=step._prctl, marker=step.MARKER):
-    for i in range(1, {CALLS}): call(marker, i, 1, 0, address)
+    for i in range(1, {CALLS}): call(marker, i, 1, 0, named)
 
 def whole():
     for _ in range({CALLS}):

@@ -199,6 +199,43 @@ def test_names_beyond_the_limit_are_counted_together(tracer: Tracer, slot: int) 
     assert tracer.steps.marks(slot).crowded == 0
 
 
+def test_a_name_is_read_each_time_and_belongs_to_the_agent_of_the_time(
+    tracer: Tracer, slot: int
+) -> None:
+    """One buffer for names that change, in a thread that comes to another agent."""
+    other = free_slot()
+    tracer.clear(other)
+    text = (
+        "import ctypes\n"
+        "from agenttop.step import _Context, mark\n"
+        "print('ready', flush=True); input()\n"
+        "told = _Context(48, 0, b'')\n"
+        "def go():\n"
+        "    for i in range(30):\n"
+        "        told.name = [b'a', b'b', b'ab'][i % 3]\n"
+        "        mark(1, context=ctypes.addressof(told)); time.sleep(0.0005)\n"
+        "    mark(0)\n"
+        "import time; go(); print('again', flush=True); input(); go(); input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            for word, place in (("ready", slot), ("again", other)):
+                assert child.stdout.readline() == f"{word}\n"
+                tracer.assign({child.pid: place}, {})
+                child.stdin.write("\n")
+                child.stdin.flush()
+            child.communicate("\n", timeout=60)
+        finally:
+            child.kill()
+    for place in (slot, other):
+        steps = {name: one.steps for name, one in by_name(tracer, place).items()}
+        assert steps == {name: pytest.approx(10, abs=1) for name in ("a", "b", "ab")}
+
+
 def test_lanes_are_given_back(tracer: Tracer) -> None:
     """Far more names than there are lanes, one agent after the other."""
     for _ in range(3 * layout.LANES // layout.NAMES_EACH // 8):

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
     told: list[Call] = []
     first: list[int] = []
 
-    def prctl(marker: int, number: int, how: int, deadline: int, context: int) -> None:
+    def prctl(marker: int, number: int, how: int, deadline: Any, context: Any) -> None:
         assert marker == module.MARKER
         name = ""
+        deadline = getattr(deadline, "value", deadline)
         if context:
-            found = module._Context.from_address(context)
+            found = context._obj
             assert found.size == module.CONTEXT_BYTES
             name = found.name.decode()
         if number:

@@ -40,6 +40,8 @@ VALUE_SIZES: Final = {
 }
 #: Names of steps that an agent may have; one more lane holds the steps of all others.
 NAMES_EACH: Final = 16
+#: Names whose lanes a thread has at hand (a power of two).
+NAMES_NEAR: Final = 4
 #: Lanes for names: 0 is none, then those for agents by rule, then for threads that opted in.
 LANES_BY_RULE: Final = 256
 LANES: Final = 1 + 2 * LANES_BY_RULE
@@ -260,6 +262,7 @@ def prelude() -> str:
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,
         "NAMES_EACH": NAMES_EACH,
+        "NAMES_NEAR": NAMES_NEAR,
         "NAME_WORDS": NAME_BYTES // 8,
         "LANES": LANES,
         "NR_LANE_MEASURES": len(STEP_MEASURES),

@@ -43,6 +43,7 @@ static __always_inline void join(struct thread *t, u32 slot, u32 alone)
 	t->alone = alone;
 	t->lane = 0;
 	t->step_lane = 0;
+	names_forget(t);
 	if (slot == NO_SLOT || slot >= SLOTS)
 		return;
 	c = controls.lookup(&slot);
@@ -88,7 +89,7 @@ int p_sched_process_exit(args_t ctx)
 
 	if (!t)
 		return 0;
-	context_end(t, bpf_ktime_get_ns());
+	context_end(t);
 	slot = t->slot;
 	t->slot = NO_SLOT;
 	if (!leave(slot))
@@ -130,26 +131,25 @@ int p_cgroup_attach_task(args_t ctx)
 }
 
 /* Told once per thread: the state remembers that it asked. */
-static __always_inline void opt_in(u64 kind)
+static __always_inline struct thread *opt_in(u64 kind)
 {
 	struct thread *t = this_thread();
 
 	if (t && t->slot != NO_SLOT)
-		return;
+		return t;
 	t = enlist(current_task());
 	if (!t)
-		return;
+		return 0;
 	t->slot = PENDING_SLOT;
 	t->alone = 1;
 	tell(kind, bpf_get_current_pid_tgid(), 0);
+	return t;
 }
 
 static __always_inline void marker(u64 step_id, u64 how, u64 deadline, u64 user)
 {
-	struct thread *t;
+	struct thread *t = opt_in(EDGE_MARKER);
 
-	opt_in(EDGE_MARKER);
-	t = this_thread();
 	if (!t)
 		return;
 	/* A switch amidst would read half a context. */

@@ -45,6 +45,12 @@ struct wake {
 	u32 cpu;		/* the waker's */
 };
 
+/* A name that a thread has told of late, and its lane (steps.bpf.c). */
+struct named {
+	u64 name[NAME_WORDS];
+	u64 lane;		/* 0: there is none here */
+};
+
 /* What is known of a thread. Only the thread itself writes, but for wake. */
 struct thread {
 	u32 slot;		/* these four are read by user space */
@@ -84,6 +90,7 @@ struct thread {
 	u64 owed_slow;
 	struct wake wake;
 #if TASK_STORAGE
+	struct named named[NAMES_NEAR];
 	/* Causes of the current step (causes.bpf.c), one bit each. */
 	u32 caused;		/* had; what follows holds for these */
 	u32 cause_open;		/* under way */

@@ -183,29 +183,85 @@ static __always_inline void context_on(struct thread *t, u64 now)
 		t->ran_since = now;
 }
 
-/* The context is over: was it in time, and within its budget? */
-static __always_inline void context_end(struct thread *t, u64 now)
+static __always_inline void context_judge(struct thread *t)
 {
 	struct marks *m = marks_of(t);
 	u32 class = t->step_class & (NR_CLASSES - 1);
+	u64 now = bpf_ktime_get_ns();
 
-	if (m && t->step_id) {
-		if (t->deadline && now > t->deadline)
-			__sync_fetch_and_add(&m->missed[class], 1);
-		else if (t->deadline)
-			__sync_fetch_and_add(&m->met[class], 1);
-		context_off(t, now);
-		if (t->budget && t->ran > t->budget)
-			__sync_fetch_and_add(&m->overrun[class], 1);
-	}
+	if (!m || !t->step_id)
+		return;
+	if (t->deadline && now > t->deadline)
+		__sync_fetch_and_add(&m->missed[class], 1);
+	else if (t->deadline)
+		__sync_fetch_and_add(&m->met[class], 1);
+	context_off(t, now);
+	if (t->budget && t->ran > t->budget)
+		__sync_fetch_and_add(&m->overrun[class], 1);
+}
+
+/* The context is over: was it in time, and within its budget? */
+static __always_inline void context_end(struct thread *t)
+{
+	if (t->deadline || t->budget)
+		context_judge(t);
 	context_drop(t);
 }
+
+static __always_inline u32 lane_of_name(struct thread *t, struct marks *m,
+					u64 *name)
+{
+	struct name_key key = {};
+
+	key.slot = t->slot;
+	key.name[0] = name[0];
+	key.name[1] = name[1];
+	key.name[2] = name[2];
+	key.name[3] = name[3];
+	return lane_of(t, m, &key);
+}
+
+#if TASK_STORAGE
+/* Its lanes are another agent's from now on. */
+static __always_inline void names_forget(struct thread *t)
+{
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < NAMES_NEAR; i++)
+		t->named[i].lane = 0;
+}
+
+/*
+ * The lane of the name that was read from @user. A thread mostly tells the
+ * same few, each from an address of its own: comparing is quicker than looking
+ * up. Those beyond the limit are looked up, and so counted, each time.
+ */
+static __always_inline u32 lane_near(struct thread *t, struct marks *m,
+				     u64 *name, u64 user)
+{
+	struct named *n = &t->named[(user >> 4 ^ user >> 6) & (NAMES_NEAR - 1)];
+	u64 crowded = m->crowded;
+	u32 lane;
+
+	if (n->lane && n->name[0] == name[0] && n->name[1] == name[1] &&
+	    n->name[2] == name[2] && n->name[3] == name[3])
+		return n->lane;
+	lane = lane_of_name(t, m, name);
+	n->lane = m->crowded == crowded ? lane : 0;
+	n->name[0] = name[0];
+	n->name[1] = name[1];
+	n->name[2] = name[2];
+	n->name[3] = name[3];
+	return lane;
+}
+#else
+#define names_forget(t)
+#define lane_near(t, m, name, user)	lane_of_name(t, m, name)
+#endif
 
 /* The name and budget that the marker points to. */
 static __always_inline void context_read(struct thread *t, struct marks *m, u64 user)
 {
 	u64 told[2 + NAME_WORDS] = {};
-	struct name_key key = {};
 
 	if (bpf_probe_read_user(told, sizeof(told), (void *)user)) {
 		__sync_fetch_and_add(&m->unread, 1);
@@ -215,29 +271,25 @@ static __always_inline void context_read(struct thread *t, struct marks *m, u64 
 		__sync_fetch_and_add(&m->invalid, 1);
 		return;
 	}
-	t->budget = told[1];
-	if (!(told[2] & 0xff))
-		return;
-	key.slot = t->slot;
-	key.name[0] = told[2];
-	key.name[1] = told[3];
-	key.name[2] = told[4];
-	key.name[3] = told[5];
-	t->step_lane = lane_of(t, m, &key);
+	if (told[1]) {
+		t->ran_since = bpf_ktime_get_ns();
+		t->budget = told[1];
+	}
+	if (told[2] & 0xff)
+		t->step_lane = lane_near(t, m, &told[2], user);
 }
 
 /* The marker: @how is the class, and flags. */
 static __always_inline void step_marked(struct thread *t, u64 step_id, u64 how,
 					u64 deadline, u64 user)
 {
-	u64 now = bpf_ktime_get_ns();
 	struct marks *m;
 
 	if (how & STEP_PAUSE) {
 		context_drop(t);
 		t->paused = 1;
 	} else {
-		context_end(t, now);
+		context_end(t);
 	}
 	if (!step_id)
 		return;
@@ -246,7 +298,6 @@ static __always_inline void step_marked(struct thread *t, u64 step_id, u64 how,
 	t->step_class = how & STEP_CLASS_MASK;
 	t->deadline = deadline;
 	t->ran = 0;
-	t->ran_since = now;
 	if (!m)
 		return;
 	if (t->step_class >= NR_CLASSES || how & ~STEP_KNOWN) {
