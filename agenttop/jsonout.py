@@ -1,6 +1,6 @@
-"""Snapshots as JSON, and the JSON Schema of them.
+"""Snapshots as JSON, and the JSON Schema of them and of reports.
 
-The schema is made from the types of snapshot.py and model.py; the
+The schema is made from the types of what is written; the
 descriptions are the ``#:`` comments beside their fields, and the units follow
 from the names' suffixes.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any, Final
+from types import ModuleType
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +19,8 @@ from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
 from agenttop.step import CLASSES
 from agenttop.words import CAUSE_NAMES, COMPUTE_PARTS, GATES, SLOWPATH_STAGES, SOURCES, STAGES
 
+#: What there is a schema of.
+DOCUMENTS: Final = ("snapshot", "report")
 #: Suffix of a name -> its unit.
 UNITS: Final = {
     "per_s": "per second",
@@ -48,26 +51,57 @@ def encode(shot: Snapshot, indent: int = 2) -> bytes:
     return msgspec.json.format(msgspec.json.encode(shot), indent=indent) + b"\n"
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of what ``encode`` writes."""
-    _, parts = msgspec.json.schema_components([Snapshot], ref_template="#/$defs/{name}")
-    for module in (model, snapshot):
+class _Document(NamedTuple):
+    root: type
+    #: Where its types are.
+    modules: tuple[ModuleType, ...]
+    name: str
+    version: int
+    description: str
+
+
+def _document(what: str) -> _Document:
+    if what == "report":
+        from agenttop.report import model as reported
+
+        return _Document(
+            reported.Report,
+            (reported,),
+            reported.SCHEMA_NAME,
+            reported.SCHEMA_VERSION,
+            "Answers to the questions about agents' tail latency. null: not available, or not"
+            " measured (missing says why).",
+        )
+    return _Document(
+        Snapshot,
+        (model, snapshot),
+        SCHEMA_NAME,
+        SCHEMA_VERSION,
+        "What agenttop measured over an interval. null: not available here"
+        " (host.missing says why); values named in estimated rest on fewer than 5 samples"
+        " beyond them.",
+    )
+
+
+def schema(what: str = "snapshot") -> dict[str, Any]:
+    """The JSON Schema (2020-12) of one of DOCUMENTS: what ``encode`` or ``report`` writes."""
+    document = _document(what)
+    _, parts = msgspec.json.schema_components([document.root], ref_template="#/$defs/{name}")
+    for module in document.modules:
         for name, kind in inspect.getmembers(module, inspect.isclass):
             if name in parts and kind.__module__ == module.__name__:
                 _describe(parts[name], kind)
     for part in parts.values():
         _complete(part)
-    body = dict(parts.pop("Snapshot"))
-    body["properties"]["schema"]["const"] = SCHEMA_NAME
-    body["properties"]["version"]["const"] = SCHEMA_VERSION
+    body = dict(parts.pop(document.root.__name__))
+    body["properties"]["schema"]["const"] = document.name
+    body["properties"]["version"]["const"] = document.version
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:agenttop:{SCHEMA_NAME}:{SCHEMA_VERSION}",
+        "$id": f"urn:agenttop:{document.name}:{document.version}",
         **body,
-        "title": f"{SCHEMA_NAME} {SCHEMA_VERSION}",
-        "description": "What agenttop measured over an interval. null: not available here"
-        " (host.missing says why); values named in estimated rest on fewer than 5 samples"
-        " beyond them.",
+        "title": f"{document.name} {document.version}",
+        "description": document.description,
         "$defs": parts,
     }
 

@@ -92,6 +92,16 @@ def add_policy_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_causes(parser: argparse._ActionsContainer) -> None:
+    """``--causes``: what is observed from the start."""
+    parser.add_argument(
+        "--causes",
+        default="off",
+        metavar="off|lite|full|NAME[,NAME]",
+        help=f"what the stages were spent on: {', '.join(CAUSE_NAMES)} (%(default)s)",
+    )
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Everything that EngineOptions carry."""
     add_agents(parser)
@@ -116,13 +126,22 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bpf-stats", action="store_true", help="measure the time in BPF programs too"
     )
-    group.add_argument(
-        "--causes",
-        default="off",
-        metavar="off|lite|full|NAME[,NAME]",
-        help=f"what the stages were spent on: {', '.join(CAUSE_NAMES)} (%(default)s)",
-    )
+    add_causes(group)
     add_policy_settings(parser)
+
+
+def refuse_measuring(args: argparse.Namespace, **defaults: object) -> None:
+    """For a command that reads a recording: what it measured, and how, is past.
+
+    ``defaults``: those that the command has of its own. Raises UserError that
+    names the first of ``add_engine``'s options that was given.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_engine(parser)
+    for name, default in {**vars(parser.parse_args([])), **defaults}.items():
+        if getattr(args, name, default) != default:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} is for a measurement, not for a recording")
 
 
 def causes_of(spec: str) -> tuple[str, ...]:
@@ -160,6 +179,15 @@ def add_sort(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_bpf(args: argparse.Namespace) -> None:
+    """Raises UserError for an unknown cause, and for what cannot be had with ``--no-bpf``."""
+    causes = causes_of(args.causes)
+    if args.no_bpf and args.level == "full":
+        raise UserError("--level full needs BPF: leave out --no-bpf")
+    if args.no_bpf and causes:
+        raise UserError("--causes needs BPF: leave out --no-bpf")
+
+
 def engine_options(args: argparse.Namespace) -> EngineOptions:
     """What ``add_engine``'s options say.
 
@@ -169,6 +197,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     from agenttop.agents import Rules
     from agenttop.policies.catalog import parse_set
 
+    check_bpf(args)
     options = EngineOptions(
         agent_patterns=list(args.agent),
         agents_file=args.agents,
@@ -181,10 +210,6 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
         settings=parse_set(args.set),
         readonly=getattr(args, "readonly", False),
     )
-    if options.bpf == "off" and options.level == "full":
-        raise UserError("--level full needs BPF: leave out --no-bpf")
-    if causes_of(options.causes) and options.bpf == "off":
-        raise UserError("--causes needs BPF: leave out --no-bpf")
     Rules.load(options.agents_file, options.agent_patterns)
     return options
 

@@ -148,6 +148,9 @@ OPTIONS = {
     "demo --theme nothing": "no theme 'nothing'",
     "demo -o /nonexistent/x": "No such file",
     "demo -s beauty": "no such key",
+    "demo --causes weather": "no cause 'weather'",
+    "demo --no-bpf --causes lite": "--causes needs BPF",
+    "demo --set guard.limit=5": "guard has no parameter",
     "loop --gate door": "invalid choice: 'door'",
     "loop --gate sleep --source tcp": "gate sleep cannot wait for source tcp",
     "loop --steps 0": "0 is not within",
@@ -172,7 +175,11 @@ OPTIONS = {
     "policy revert turbo": "no policy 'turbo'",
     "policy status x": "unrecognized arguments: x",
     "doctor --foo": "unrecognized arguments: --foo",
-    "schema x": "unrecognized arguments: x",
+    "schema x": "invalid choice: 'x'",
+    "snapshot --from x --agent comm:a": "--agent is for a measurement, not for a recording",
+    "snapshot --from x --on-breach p99>1ms": "--on-breach is for a measurement",
+    "trace -o y --from x --no-bpf": "--no-bpf is for a measurement",
+    "report x --causes off": "--causes is for a measurement",
     "restore x": "unrecognized arguments: x",
 }
 

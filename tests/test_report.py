@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from test_recording import framed, written
 
 from agenttop import cli
 from agenttop.derive import Named
+from agenttop.jsonout import schema
 from agenttop.model import Budget, CauseCounters, CauseState, Command, Sample
 from agenttop.replaying import still
 from agenttop.report import blocks as cutting
@@ -161,6 +163,16 @@ def test_a_percentile_lies_in_its_interval_and_few_samples_are_marked() -> None:
 
 
 # --------------------------------------------------------------------------- answers
+
+
+def test_json_is_what_its_schema_says(report: Report) -> None:
+    rules = schema("report")
+    jsonschema.Draft202012Validator.check_schema(rules)
+    validator = jsonschema.Draft202012Validator(rules)
+    data = json.loads(msgspec.json.encode(report))
+    validator.validate(data)
+    data["answers"][0].pop("state")
+    assert not validator.is_valid(data)
 
 
 def test_every_question_is_answered_or_says_why_not(report: Report) -> None:

@@ -50,7 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="FILE", help="no screen: measure, then write there")
     add("--level", choices=LEVELS, default="lite", help="(%(default)s)")
     add("--no-bpf", action="store_true", help="without BPF: only what /proc and /sys tell")
+    options.add_causes(parser)
     add("--readonly", action="store_true", help="policies can be looked at but not switched")
+    options.add_policy_settings(parser)
     add("--theme", metavar="NAME", help="of the screen, or of an svg")
     add("--ascii", action="store_true", help="plain ASCII only")
     options.add_sort(parser)
@@ -61,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
     if args.sort == "help":
         print(sort_help())
         return 0
-    if args.no_bpf and args.level == "full":
-        raise UserError("--level full needs BPF: leave out --no-bpf")
+    from agenttop.policies.catalog import parse_set
+
+    options.check_bpf(args)
+    args.settings = parse_set(args.set)
     screen = args.format is None and args.output is None and live.on_terminal(os.environ)
     if screen:
         return _screen(args)
@@ -101,12 +105,15 @@ def _screen(args: argparse.Namespace) -> int:
 
 def _engine(args: argparse.Namespace, demo: Demo) -> EngineOptions:
     """An engine that measures exactly the demo's agents."""
+    chosen = [f"pid:{pid}" for pid in demo.background]
+    demote = {"processes": chosen, **args.settings.get("demote", {})}
     return EngineOptions(
         agents_file=demo.rules_file(),
         level=args.level,
         bpf="off" if args.no_bpf else "auto",
+        causes=args.causes,
         readonly=args.readonly,
-        settings={"demote": {"processes": [f"pid:{pid}" for pid in demo.background]}},
+        settings={**args.settings, "demote": demote},
     )
 
 

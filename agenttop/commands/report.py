@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.recording is not None:
         if args.switch:
             raise UserError("--switch is for a measurement, not for a recording")
+        options.refuse_measuring(args, causes=_BY_LEVEL)
         return headless.quietly(
             lambda: _deliver(_of_recording(args.recording, args.for_s, args.format), output)
         )

@@ -1,4 +1,4 @@
-"""Print the JSON Schema of what ``agenttop snapshot --format json`` writes."""
+"""Print the JSON Schema of what ``agenttop snapshot`` or ``agenttop report`` writes as JSON."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    from agenttop.jsonout import DOCUMENTS
+
+    parser.add_argument(
+        "document", nargs="?", choices=DOCUMENTS, default=DOCUMENTS[0], help="(%(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     from agenttop.jsonout import schema
 
-    print(json.dumps(schema(), indent=2))
+    print(json.dumps(schema(args.document), indent=2))
     return 0

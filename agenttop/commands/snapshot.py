@@ -69,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
     wanted = Wanted.of(args)
     recording = getattr(args, "recording", None)
     if recording is not None:
+        options.refuse_measuring(args)
+        if getattr(args, "on_breach", None):
+            raise UserError("--on-breach is for a measurement, not for a recording")
         seconds = getattr(args, "for_s", None)
         return headless.quietly(lambda: deliver(of_recording(recording, wanted, seconds), wanted))
     engine = options.engine_options(args)

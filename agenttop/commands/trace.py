@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Gather and write. Raises UserError before it starts, where it can be known then."""
     if not args.output:
         raise UserError("-o '': the name of a file is wanted")
+    if args.recording is not None:
+        options.refuse_measuring(args)
     output = Path(args.output)
     check_writable(output)
 
