@@ -360,13 +360,18 @@ static __always_inline void gate_entered(struct thread *t, u32 gate)
 
 int p_sys_enter(args_t ctx)
 {
-	struct thread *t = this_thread();
+	void *task = current_task();
+	struct thread *t;
 	int gate;
 
-	if (!t)
+	/* Most calls are no gates: that is known before whose they are. */
+	if (nobodys(task))
 		return 0;
 	gate = gate_of((u32)ctx[1]);
 	if (gate < 0)
+		return 0;
+	t = thread_of(task);
+	if (!t)
 		return 0;
 	if (gate == GATE_IO_URING_ENTER && !uring_waits((void *)ctx[0]))
 		return 0;
@@ -382,13 +387,10 @@ int p_sys_enter(args_t ctx)
  * to an epoll_wait) and is entered again at once is one gate; so the end of a
  * cut gate is decided by what comes next.
  */
-static __always_inline void gate_returned(struct thread *t, u32 nr, s64 ret)
+static __always_inline void gate_returned(struct thread *t, int gate, s64 ret)
 {
-	int gate = gate_of(nr);
 	u64 now;
 
-	if (gate < 0)
-		return;
 	t->pend = 0;
 	if (!t->enter || t->exit || gate != t->gate)
 		return;

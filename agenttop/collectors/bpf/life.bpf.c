@@ -199,13 +199,20 @@ int p_sys_exit(args_t ctx)
 {
 	void *regs = (void *)ctx[0];
 	u32 nr = KERNEL_U64(regs, OFF_REGS_NR);
+	void *task = current_task();
 	struct thread *t;
+	int gate;
 
 	if (nr == NR_SCHED_SETATTR || nr == NR_PRCTL)
 		may_opt_in(regs, nr);
-	t = this_thread();
+	if (nobodys(task))
+		return 0;
+	gate = gate_of(nr);
+	if (gate < 0)
+		return 0;
+	t = thread_of(task);
 	if (t)
-		gate_returned(t, nr, (s64)ctx[1]);
+		gate_returned(t, gate, (s64)ctx[1]);
 	return 0;
 }
 #endif
