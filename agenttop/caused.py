@@ -1,8 +1,9 @@
 """What agents' steps were spent on, as the Store keeps it: the causes of their stages.
 
-An agent's causes are summed in a slot beside its own (an annex, as named.py
-has them for names), from when it has had any: the histograms of words.CAUSES
-in their order, and a row of scalars with their sums.
+An agent's causes are summed in slots beside its own (annexes, as named.py has
+them for names), from when it has had any: the histograms of words.CAUSES in
+their order, and a row of scalars with their sums. What their labels gained
+stands beside the scalars.
 """
 
 from __future__ import annotations
@@ -14,29 +15,38 @@ from typing import Final
 import numpy as np
 
 from agenttop import snapshot as shot
-from agenttop.model import AgentCounters, CauseCounters, CauseState, Histogram
-from agenttop.rolling import BLOCK, Ints
-from agenttop.words import CAUSE_NAMES, CAUSES, STAGES
+from agenttop.labeltext import label_text
+from agenttop.model import AgentCounters, CauseCounters, CauseState, DetailCounters, Histogram
+from agenttop.rolling import BLOCK, Ints, Label
+from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 
-#: Sums of a cause: steps, events, ns. Behind those of all causes stands the explained time.
+#: Sums of a cause: steps, events, ns.
 _SUMS: Final = 3
-_EXPLAINED: Final = _SUMS * len(CAUSES)
-_NONE: Final = (0,) * (_EXPLAINED + 1)
+#: Behind those of an annex's causes stands, in the first, the time that is explained by stage.
+_EXPLAINED: Final = slice(_SUMS * BLOCK, _SUMS * BLOCK + len(STAGES))
+#: The annexes of an agent.
+_ANNEXES: Final = -(-len(CAUSES) // BLOCK)
 _LARGEST: Final = (1 << 63) - 1
+#: Labels of a cause that are kept of an agent: those of the kernel side and one for the rest.
+_MOST_LABELS: Final = 65
+#: Sums of a label before those of its own: steps, events, ns.
+_LABEL_SUMS: Final = 3
 
 
 @dataclass(slots=True)
 class Caused:
-    """An agent's causes, and the annex in which they are summed (none until there was one)."""
+    """An agent's causes, and the annexes in which they are summed (none until there was one)."""
 
     annexes: list[int] = field(default_factory=list)
-    #: The sums at the newest Sample.
-    before: tuple[int, ...] = _NONE
+    #: The sums at the newest Sample, a row for each annex.
+    before: Ints | None = None
+    #: Label -> what was told of it last, by cause.
+    labels: dict[str, dict[tuple[int, ...], DetailCounters]] = field(default_factory=dict)
 
     def take(
         self, counters: AgentCounters, width: int, first: bool, slot: Callable[[], int]
     ) -> tuple[list[int], list[Ints]]:
-        """What the sums gained: the annex, and a row of ``width`` scalars for it.
+        """What the sums gained: the annexes, and a row of ``width`` scalars for each.
 
         ``first``: it is the first Sample, what came before it does not count.
         ``slot`` gives a fresh slot.
@@ -44,32 +54,74 @@ class Caused:
         if not counters.causes:
             return [], []
         if not self.annexes:
-            self.annexes.append(slot())
-        now = _sums(counters)
-        row = np.zeros(width, dtype=np.int64)
-        if not first:
-            row[: len(now)] = [max(a - b, 0) for a, b in zip(now, self.before, strict=True)]
+            self.annexes += [slot() for _ in range(_ANNEXES)]
+        now = _sums(counters, width)
+        before = np.zeros_like(now) if self.before is None else self.before
+        gained = np.zeros_like(now) if first else np.maximum(now - before, 0)
         self.before = now
-        return self.annexes, [row]
+        return self.annexes, list(gained)
+
+    def take_labels(
+        self, causes: Mapping[str, CauseCounters], first: bool
+    ) -> dict[Label, list[int]]:
+        """What the sums of each label gained: steps, events, ns, and what words.DETAILS has."""
+        gained: dict[Label, list[int]] = {}
+        for name in DETAILS.keys() & causes.keys():
+            known = self.labels.setdefault(name, {})
+            for one in causes[name].details:
+                words = tuple(one.words)
+                old = known.get(words)
+                if old is None and len(known) >= _MOST_LABELS:
+                    continue
+                known[words] = one
+                if first:
+                    continue
+                now, before = _label_sums(name, one), _label_sums(name, old)
+                more = [max(a - b, 0) for a, b in zip(now, before, strict=True)]
+                if any(more):
+                    gained[name, words] = more
+        return gained
 
     def histograms(self, given: Mapping[str, CauseCounters]) -> Iterator[tuple[int, Histogram]]:
         """Rows of the histograms that a Sample brought, and these."""
         for place, name in enumerate(CAUSE_NAMES):
             if self.annexes and name in given:
-                yield self.annexes[0] * BLOCK + place, given[name].histogram
+                yield self.row(place), given[name].histogram
 
     def rows(self) -> Iterator[int]:
         """All rows that belong to a cause."""
-        for annex in self.annexes:
-            yield from range(annex * BLOCK, annex * BLOCK + len(CAUSES))
+        if self.annexes:
+            yield from (self.row(place) for place in range(len(CAUSES)))
+
+    def row(self, place: int) -> int:
+        """The row of a cause's histogram in Sums.counts."""
+        return self.annexes[place // BLOCK] * BLOCK + place % BLOCK
+
+    def sums(self, place: int, scalars: Sequence[Sequence[int]]) -> Sequence[int]:
+        """Steps, events and ns of a cause, out of all slots' scalars."""
+        if not self.annexes:
+            return (0,) * _SUMS
+        start = place % BLOCK * _SUMS
+        return scalars[self.annexes[place // BLOCK]][start : start + _SUMS]
 
 
-def _sums(counters: AgentCounters) -> tuple[int, ...]:
-    sums: list[int] = []
-    for name in CAUSE_NAMES:
+def _sums(counters: AgentCounters, width: int) -> Ints:
+    rows = [[0] * width for _ in range(_ANNEXES)]
+    for place, name in enumerate(CAUSE_NAMES):
         one = counters.causes.get(name)
-        sums += (one.steps, one.events, one.sum_ns) if one else (0,) * _SUMS
-    return tuple(min(value, _LARGEST) for value in (*sums, counters.explained_ns))
+        if one is not None:
+            start = place % BLOCK * _SUMS
+            rows[place // BLOCK][start : start + _SUMS] = one.steps, one.events, one.sum_ns
+    stages = counters.explained_stage_ns[: len(STAGES)]
+    rows[0][_EXPLAINED] = stages + [0] * (len(STAGES) - len(stages))
+    return np.array([[min(value, _LARGEST) for value in row] for row in rows], dtype=np.int64)
+
+
+def _label_sums(cause: str, one: DetailCounters | None) -> list[int]:
+    sums = DETAILS[cause].sums
+    if one is None:
+        return [0] * (_LABEL_SUMS + len(sums))
+    return [one.steps, one.events, one.sum_ns, *(one.sums.get(name, 0) for name in sums)]
 
 
 def by_cause(
@@ -77,21 +129,22 @@ def by_cause(
     states: Sequence[CauseState],
     scalars: Sequence[Sequence[int]],
     stat: Callable[[int, int, int], shot.Stat],
+    labels: Mapping[Label, Sequence[int]],
 ) -> dict[str, shot.CauseStat | None]:
     """Figures of each cause that is observed, or was for a part of the interval; None else.
 
-    ``stat`` makes a Stat of a row, steps and their sum.
+    ``stat`` makes a Stat of a row, steps and their sum. ``labels`` has what those of this agent
+    gained.
     """
     on = {state.name for state in states if state.state == "on"}
-    sums = scalars[caused.annexes[0]] if caused.annexes else _NONE
     out: dict[str, shot.CauseStat | None] = {}
     for place, cause in enumerate(CAUSES):
-        steps, events, ns = sums[_SUMS * place : _SUMS * (place + 1)]
+        steps, events, ns = caused.sums(place, scalars)
         if not steps:
             none = shot.CauseStat(stage=cause.stage)
             out[cause.name] = none if cause.name in on else None
             continue
-        known = stat(caused.annexes[0] * BLOCK + place, steps, ns)
+        known = stat(caused.row(place), steps, ns)
         out[cause.name] = shot.CauseStat(
             known.count,
             known.sum_ns,
@@ -103,8 +156,38 @@ def by_cause(
             known.hdr,
             stage=cause.stage,
             events=events,
+            details=_by_label(caused, cause.name, labels),
         )
     return out
+
+
+def _by_label(
+    caused: Caused, cause: str, labels: Mapping[Label, Sequence[int]]
+) -> list[shot.CauseLabel]:
+    found = []
+    for (name, words), (steps, events, ns, *sums) in labels.items():
+        one = caused.labels.get(cause, {}).get(words) if name == cause else None
+        if one is None or not steps:
+            continue
+        found.append(
+            shot.CauseLabel(
+                label=(label := _known_fields(cause, one.label)),
+                text=label_text(cause, label),
+                steps=steps,
+                events=events,
+                sum_ns=ns,
+                max_ns=one.max_ns,
+                sums=dict(zip(DETAILS[cause].sums, sums, strict=True)),
+            )
+        )
+    return sorted(found, key=lambda one: (-one.sum_ns, -one.steps, one.text))
+
+
+def _known_fields(cause: str, label: Mapping[str, str | int | None]) -> dict[str, str | int | None]:
+    """What words.DETAILS names, and it alone: a recording may come from anywhere."""
+    if not label:
+        return {}
+    return {name: label.get(name) for name in DETAILS[cause].label}
 
 
 def unexplained(
@@ -115,10 +198,10 @@ def unexplained(
 ) -> dict[str, int]:
     """What is left of each stage that observed causes explain, ns."""
     stages = {state.stage for state in states if state.state == "on"}
-    explained = scalars[caused.annexes[0]][_EXPLAINED] if caused.annexes else 0
+    explained = scalars[caused.annexes[0]][_EXPLAINED] if caused.annexes else [0] * len(STAGES)
     return {
-        name: max(sum_ns - explained, 0)
-        for name, sum_ns in zip(STAGES, stages_ns, strict=True)
+        name: max(sum_ns - known, 0)
+        for name, sum_ns, known in zip(STAGES, stages_ns, explained, strict=True)
         if name in stages
     }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from agenttop.format import NA, count, duration, percent
-from agenttop.snapshot import Agent, Snapshot
+from agenttop.snapshot import Agent, CauseStat, Snapshot
 
+#: Labels of a cause that are listed.
+_LABELS = 3
 _PERCENTILES = ("p50_ns", "p99_ns", "max_ns")
 
 
@@ -31,6 +33,7 @@ def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
             + "".join(f"{cell:>9}" for cell in cells)
             + f"  {share:>8}"
         )
+        lines += label_lines(stat)
     for stage, left in agent.unexplained_ns.items():
         whole = agent.stages.get(stage)
         share = percent(left / whole.sum_ns) if whole and whole.sum_ns else NA
@@ -38,6 +41,19 @@ def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
     off = [f"{s.name} ({s.reason})" for s in snapshot.cause_states if s.state == "n/a"]
     if off:
         lines.append(f"  N/A: {', '.join(off)}")
+    return lines
+
+
+def label_lines(stat: CauseStat) -> list[str]:
+    """The labels with the most time, a line each."""
+    lines = [
+        f"    {count(one.steps):>8} x {one.text}, {duration(one.sum_ns // max(one.steps, 1))} each"
+        for one in stat.details[:_LABELS]
+    ]
+    if len(stat.details) > _LABELS:
+        rest = stat.details[_LABELS:]
+        steps = count(sum(one.steps for one in rest))
+        lines.append(f"    {steps:>8} x {len(rest)} more")
     return lines
 
 

@@ -222,7 +222,8 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
             present = _present(view, owner)
             agent.steps_by_name = by_name(owner.names, scalars, present, stat)
         if states := view.sample.causes:
-            agent.causes = by_cause(owner.caused, states, scalars, stat)
+            labels = view.sums.labels.get(owner.slot, {})
+            agent.causes = by_cause(owner.caused, states, scalars, stat, labels)
             stages = scalars[owner.slot][_STAGE_SUMS]
             agent.unexplained_ns = unexplained(owner.caused, states, scalars, stages)
         agents.append(agent)

@@ -17,7 +17,15 @@ import msgspec
 from agenttop import model, snapshot
 from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
 from agenttop.step import CLASSES
-from agenttop.words import CAUSE_NAMES, COMPUTE_PARTS, GATES, SLOWPATH_STAGES, SOURCES, STAGES
+from agenttop.words import (
+    CAUSE_NAMES,
+    COMPUTE_PARTS,
+    DETAILS,
+    GATES,
+    SLOWPATH_STAGES,
+    SOURCES,
+    STAGES,
+)
 
 #: What there is a schema of.
 DOCUMENTS: Final = ("snapshot", "report")
@@ -41,6 +49,8 @@ KEYS: Final = {
     "compute_ns": COMPUTE_PARTS,
     "causes": CAUSE_NAMES,
     "unexplained_ns": STAGES,
+    "label": tuple(dict.fromkeys(name for one in DETAILS.values() for name in one.label)),
+    "sums": tuple(dict.fromkeys(name for one in DETAILS.values() for name in one.sums)),
     "deadlines": CLASSES,
 }
 _FIELD: Final = re.compile(r"^ {4}(\w+):")

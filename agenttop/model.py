@@ -151,6 +151,22 @@ class MarkCounters(Struct):
     invalid: int = 0
 
 
+class DetailCounters(Struct):
+    """The steps that had one label of a cause, since it was seen first."""
+
+    #: The label as the kernel side has it: its identity.
+    words: list[int]
+    #: Its fields (words.DETAILS); none: the labels beyond the limit of 64, together.
+    label: dict[str, str | int | None] = {}
+    steps: int = 0
+    events: int = 0
+    sum_ns: int = 0
+    #: The longest so far in a step.
+    max_ns: int = 0
+    #: What else is summed (words.DETAILS).
+    sums: dict[str, int] = {}
+
+
 class CauseCounters(Struct):
     """A cause in an agent's steps."""
 
@@ -160,6 +176,8 @@ class CauseCounters(Struct):
     sum_ns: int = 0
     #: Of its time in each of these steps.
     histogram: Histogram = msgspec.field(default_factory=Histogram)
+    #: By label, where the cause has labels; those without a new step may be left out.
+    details: list[DetailCounters] = []
 
 
 class CauseState(Struct):
@@ -218,8 +236,8 @@ class AgentCounters(Struct):
     cpu_steps: dict[str, int] = {}
     #: words.CAUSES by name -> counters; one without an entry has never been seen.
     causes: dict[str, CauseCounters] = {}
-    #: Time in any of the causes, each moment once.
-    explained_ns: int = 0
+    #: Per stage, the time in any of its causes, each moment once.
+    explained_stage_ns: list[int] = msgspec.field(default_factory=lambda: [0] * len(STAGES))
     #: From /proc/PID/task/*/schedstat, the only measure without BPF.
     run_ns: int | None = None
     run_delay_ns: int | None = None

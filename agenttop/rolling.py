@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from agenttop.histogram import BUCKETS, EDGES
 from agenttop.model import CpuCounters, Histogram, Trust
-from agenttop.words import CAUSES, MEASURES, SOFTIRQS
+from agenttop.words import MEASURES, SOFTIRQS
 
 Ints = NDArray[np.int64]
+#: A label of a cause: the cause's name, and the label's words.
+Label = tuple[str, tuple[int, ...]]
 
-#: Histograms of one owner: an agent's measures, or its causes, a CPU's softirq vectors, the
-#: idle states (cpuidle has at most 10).
-BLOCK: Final = max(len(MEASURES), len(SOFTIRQS), len(CAUSES), 10)
+#: Histograms of one owner: an agent's measures, or some of its causes, a CPU's softirq vectors,
+#: the idle states (cpuidle has at most 10).
+BLOCK: Final = max(len(MEASURES), len(SOFTIRQS), 10)
 _SLOT_CELLS: Final = BLOCK * BUCKETS
 #: The ratios whose values every Stat carries, as exact fractions.
 RATIOS: Final = ((1, 2), (99, 100), (999, 1000))
@@ -59,6 +61,8 @@ class Tick:
     scalars: Ints
     #: Slot -> CPU -> steps.
     cpu_steps: dict[int, dict[int, int]]
+    #: Slot -> label of a cause -> its sums.
+    labels: dict[int, dict[Label, list[int]]] = field(default_factory=dict)
 
     def forget(self, slots: set[int]) -> None:
         """Drop what belongs to these slots (they get another owner)."""
@@ -69,6 +73,7 @@ class Tick:
         self.slots, self.scalars = self.slots[keep], self.scalars[keep]
         for slot in slots:
             self.cpu_steps.pop(slot, None)
+            self.labels.pop(slot, None)
 
 
 @dataclass
@@ -82,6 +87,7 @@ class Sums:
     #: Shape (slots, width).
     scalars: Ints = field(init=False)
     cpu_steps: dict[int, dict[int, int]] = field(default_factory=dict)
+    labels: dict[int, dict[Label, list[int]]] = field(default_factory=dict)
     #: Time in BPF programs, and the time over which it was measured.
     bpf_ns: int = 0
     bpf_time_ns: int = 0
@@ -115,6 +121,15 @@ class Sums:
             mine = self.cpu_steps.setdefault(slot, {})
             for cpu, count in steps.items():
                 mine[cpu] = mine.get(cpu, 0) + sign * count
+        for slot, labels in tick.labels.items():
+            known = self.labels.setdefault(slot, {})
+            for label, sums in labels.items():
+                old = known.get(label) or [0] * len(sums)
+                total = [a + sign * b for a, b in zip(old, sums, strict=True)]
+                if any(total):
+                    known[label] = total
+                else:
+                    known.pop(label, None)
         before, after = tick.start.trust.bpf_ns, tick.end.trust.bpf_ns
         if before is not None and after is not None and after >= before:
             self.bpf_ns += sign * (after - before)
@@ -125,6 +140,7 @@ class Sums:
         self.counts[:] = 0
         self.scalars[:] = 0
         self.cpu_steps.clear()
+        self.labels.clear()
         self.bpf_ns = self.bpf_time_ns = 0
 
     def forget(self, slots: Iterable[int]) -> None:
@@ -133,6 +149,7 @@ class Sums:
             self.counts[slot * BLOCK : (slot + 1) * BLOCK] = 0
             self.scalars[slot] = 0
             self.cpu_steps.pop(slot, None)
+            self.labels.pop(slot, None)
 
 
 class Cumulative:

@@ -163,6 +163,8 @@ class Sampler:
         per_cpu = rows["steps"].T.tolist()
         lite = tracer.level == "lite"
         marked = tracer.steps.marked()
+        tracer.details.name_lines(self._names)
+        details = tracer.details.read(full) if tracer.causes.used else {}
         often, turn = full or len(measured) <= MANY, self._seq % 2
         for i, agent in enumerate(measured):
             stages = sums["stage_ns"][i]
@@ -171,8 +173,13 @@ class Sampler:
                 stages[_RETURN] = None
             unattributed, *sources = sums["sources"][i]
             causes, explained = (
-                tracer.cause_counters(agent.slot, full) if tracer.causes.used else ({}, 0)
+                tracer.cause_counters(agent.slot, full)
+                if tracer.causes.used
+                else ({}, [0] * len(STAGES))
             )
+            for name, labels in details.get(agent.slot, {}).items():
+                if name in causes:
+                    causes[name].details = labels
             out.append(
                 AgentCounters(
                     id=agent.id,
@@ -200,7 +207,7 @@ class Sampler:
                     tail_sum_ns=sums["tail_ns"][i],
                     cpu_steps={str(cpu): n for cpu, n in enumerate(per_cpu[i]) if n},
                     causes=causes,
-                    explained_ns=explained,
+                    explained_stage_ns=explained,
                     run_ns=agent.cpu_ns(),
                     named=_named(tracer, agent.slot, full) if agent.slot in marked else [],
                     marks=_marks(tracer, agent.slot) if agent.slot in marked else None,

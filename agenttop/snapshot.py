@@ -36,6 +36,22 @@ class Stat(Base):
     hdr: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class CauseLabel(Base):
+    """The steps in which a cause had one label: which line, device or function it was."""
+
+    #: Its fields; none: the labels beyond the limit of 64, together.
+    label: dict[str, str | int | None]
+    #: The same in a few words.
+    text: str
+    steps: int
+    events: int
+    sum_ns: int
+    #: The longest in a step since this label was seen first.
+    max_ns: int
+    #: What else is summed over these steps.
+    sums: dict[str, int]
+
+
 class CauseStat(Stat):
     """A cause in an agent's steps: count is the steps that had it, the times are per such step."""
 
@@ -43,6 +59,8 @@ class CauseStat(Stat):
     stage: str = ""
     #: How often it happened in these steps.
     events: int = 0
+    #: By label, the most time first; empty where the cause has no labels.
+    details: list[CauseLabel] = []
 
 
 class Cause(Base):

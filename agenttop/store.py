@@ -243,12 +243,19 @@ class Store:
         end = Boundary(sample.t_ns, sample.cpus, sample.trust, self._view_ns, sample.energy_uj)
         start, first = self._boundary or end, last is None
         slots, scalars, cpu_steps = self._take_agents(sample, start.t_ns, first)
+        labels = {
+            record.slot: gained
+            for counters in sample.agents
+            if counters.causes
+            and (record := self._agents[counters.id])
+            and (gained := record.caused.take_labels(counters.causes, first))
+        }
         cells, added = self._take_histograms(sample)
         self._last, self._boundary = sample, end
         if first:
             self._since_start, self._started_ns = end, end.t_ns
         else:
-            tick = Tick(start, end, cells, added, slots, scalars, cpu_steps)
+            tick = Tick(start, end, cells, added, slots, scalars, cpu_steps, labels)
             self._ticks.append(tick)
             self._window.add(tick)
             self._since.add(tick)

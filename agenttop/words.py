@@ -133,5 +133,23 @@ CAUSES: Final = (
     Cause("lock", "compute", "lite", "blocked on a lock (futex) until it ran again"),
     Cause("throttled", "compute", "lite", "stopped by its cgroup's CPU quota"),
     Cause("file_metadata", "compute", "full", "opening, listing, looking up and naming files"),
+    # Those with labels (DETAILS) from here on.
+    Cause("interrupt", "irq", "lite", "the handler of the interrupt that completed the step"),
 )
 CAUSE_NAMES: Final = tuple(cause.name for cause in CAUSES)
+
+
+class Detail(NamedTuple):
+    """What is told of a cause beside its time, label by label."""
+
+    #: Fields of the label.
+    label: tuple[str, ...]
+    #: What else is summed over the steps that had the label; the unit is in the name.
+    sums: tuple[str, ...] = ()
+
+
+#: Causes whose steps are told apart by a label: which line, device, function, process.
+DETAILS: Final = {
+    # sums: by a softirq that the handler raised, which then woke.
+    "interrupt": Detail(("line", "vector", "name", "cpu"), ("softirq_steps",)),
+}

@@ -17,11 +17,18 @@ from agenttop.cli import main
 from agenttop.errors import UserError
 from agenttop.histogram import bucket_of
 from agenttop.jsonout import encode
-from agenttop.model import CauseCounters, CauseState, Command, Histogram, Sample
+from agenttop.model import (
+    CauseCounters,
+    CauseState,
+    Command,
+    DetailCounters,
+    Histogram,
+    Sample,
+)
 from agenttop.options import causes_of
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
-from agenttop.words import CAUSE_NAMES, CAUSES
+from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 
 
 def one_cause(value_ns: int, steps: int) -> CauseCounters:
@@ -36,7 +43,8 @@ def with_causes(sample: Sample, steps: int, value_ns: int = 5000) -> Sample:
     sample.causes = [CauseState(c.name, c.stage, c.level, "on") for c in CAUSES]
     sample.causes[1].state, sample.causes[1].reason = "off", "switched off"
     sample.agents[0].causes = {"minor_fault": one_cause(value_ns, steps)} if steps else {}
-    sample.agents[0].explained_ns = steps * value_ns
+    explained = sample.agents[0].explained_stage_ns
+    explained[STAGES.index("compute")] = steps * value_ns
     return sample
 
 
@@ -75,6 +83,102 @@ def test_not_observed_is_none_and_not_seen_is_zero() -> None:
         fault = agent.causes["minor_fault"]
         assert fault is not None
         assert (fault.count, fault.p50_ns) == (0, None)
+
+
+def labelled(sample: Sample, *steps: int) -> Sample:
+    """The sample of an engine that has seen so many steps by each of these timers' CPUs."""
+    with_causes(sample, 0)
+    one = one_cause(2000, sum(steps))
+    one.details = [
+        DetailCounters(
+            [3 << 32, cpu],
+            {"line": None, "vector": "local_timer", "name": None, "cpu": cpu},
+            number,
+            number,
+            number * 2000,
+            9000,
+            {"softirq_steps": cpu},
+        )
+        for cpu, number in enumerate(steps)
+        if number
+    ]
+    sample.agents[0].causes = {"interrupt": one}
+    sample.agents[0].explained_stage_ns[STAGES.index("irq")] = sum(steps) * 2000
+    return sample
+
+
+def test_labels_count_what_they_gained_and_those_left_out_gained_nothing() -> None:
+    source, store = Synth(), Store()
+    store.feed(labelled(source.sample(), 100))
+    store.feed(labelled(source.sample(), 130, 50))
+    snapshot = store.snapshot()
+    assert snapshot is not None
+    cause = snapshot.agents[0].causes["interrupt"]
+    assert cause is not None
+    assert [(one.text, one.steps, one.sum_ns) for one in cause.details] == [
+        ("local_timer, cpu 1", 50, 100_000),
+        ("local_timer, cpu 0", 30, 60_000),
+    ]
+    assert [one.sums for one in cause.details] == [{"softirq_steps": 1}, {"softirq_steps": 0}]
+    assert cause.details[0].label["cpu"] == 1
+    third = labelled(source.sample(), 130, 60)
+    third.agents[0].causes["interrupt"].details = third.agents[0].causes["interrupt"].details[1:]
+    store.feed(third)
+    snapshot = store.snapshot()
+    assert snapshot is not None
+    cause = snapshot.agents[0].causes["interrupt"]
+    assert cause is not None
+    assert [one.steps for one in cause.details] == [60, 30]
+    irq = snapshot.agents[0].stages["irq"]
+    assert irq is not None
+    assert snapshot.agents[0].unexplained_ns["irq"] == max(irq.sum_ns - 90 * 2000, 0)
+    lines = "\n".join(cause_lines(snapshot, snapshot.agents[0]))
+    assert "60 x local_timer, cpu 1, 2" in lines
+    written = json.loads(encode(snapshot))["agents"][0]["causes"]["interrupt"]["details"]
+    assert [one["label"]["vector"] for one in written] == ["local_timer"] * 2
+
+
+def test_labels_leave_the_window_with_their_ticks() -> None:
+    source, store = Synth(), Store(window_ns=3_000_000_000)
+    for number in range(8):
+        store.feed(labelled(source.sample(), 100, 50 if number else 0))
+    snapshot = store.snapshot()
+    assert snapshot is not None
+    cause = snapshot.agents[0].causes["interrupt"]
+    assert cause is not None
+    assert cause.details == []
+
+
+words = st.lists(st.integers(0, (1 << 64) - 1), max_size=6)
+fields = st.dictionaries(
+    st.sampled_from(("line", "vector", "name", "cpu", "x")) | st.text(max_size=5),
+    st.none() | st.text(max_size=40) | st.integers(-(1 << 63), (1 << 63) - 1),
+    max_size=5,
+)
+
+
+@given(st.sampled_from(sorted(DETAILS)), st.lists(st.tuples(words, fields), max_size=80))
+def test_any_label_becomes_a_line_of_text(
+    cause: str, labels: list[tuple[list[int], dict[str, str | int | None]]]
+) -> None:
+    source, store = Synth(agents=1), Store()
+    for steps in (0, 5):
+        sample = with_causes(source.sample(), 0)
+        one = one_cause(2000, 5 + steps)
+        one.details = [DetailCounters(w, label, steps, 1, 1, 1) for w, label in labels]
+        sample.agents[0].causes = {cause: one}
+        store.feed(sample)
+    snapshot = store.snapshot()
+    assert snapshot is not None
+    stat = snapshot.agents[0].causes[cause]
+    if not labels:
+        return
+    assert stat is not None
+    assert 0 < len(stat.details) <= 65
+    for told in stat.details:
+        assert told.text.isprintable()
+        assert set(told.label) <= set(DETAILS[cause].label)
+    encode(snapshot)
 
 
 def test_without_chains_there_are_no_causes() -> None:

@@ -6,7 +6,7 @@ from agenttop.model import CauseState
 from agenttop.screens.popup import Popup
 from agenttop.words import CAUSES
 from tests.screen_rig import rig
-from tests.test_causes import with_causes
+from tests.test_causes import labelled, with_causes
 
 
 async def test_causes_of_the_agent_and_a_choice() -> None:
@@ -24,6 +24,22 @@ async def test_causes_of_the_agent_and_a_choice() -> None:
         await made.press("down", "enter")
         assert [c.name for c in made.source.commands if c.kind == "causes"] == ["lite"]
         assert "causes: lite" in made.text()
+
+
+async def test_labels_stand_below_their_cause_and_in_the_chain() -> None:
+    async with rig((120, 40)) as made:
+        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
+        made.synth.sample = lambda *a, **k: labelled(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        await made.tick(3)
+        first = made.view.snapshot.agents[0].id if made.view.snapshot else None
+        for _ in range(10):
+            if made.view.selected == first:
+                break
+            await made.press("down")
+        await made.press("1", "down")
+        assert "interrupt (local_timer, cpu 0)" in made.text()
+        await made.press("C")
+        assert "each  local_timer, cpu 0" in made.text()
 
 
 async def test_without_chains_it_says_so() -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 from agenttop.format import NA, clean, count, duration, percent
 from agenttop.screens.state import View
-from agenttop.snapshot import Cause
+from agenttop.snapshot import Cause, CauseLabel
 from agenttop.widgets.paint import Line, Row
 from agenttop.words import CAUSES
 
@@ -16,6 +16,8 @@ CHOICES: Final = (
     ("lite", "a probe where each happens"),
     ("full", "file metadata too, which taxes every system call"),
 )
+#: Labels of a cause that are listed.
+_LABELS: Final = 3
 
 
 def observed(view: View) -> str:
@@ -61,12 +63,19 @@ def cause_rows(view: View, width: int) -> list[Row]:
         ):
             line.fit(text, 9, "text", right=True)
         rows.append(line.add(f"  {cost}", "dim").row())
+        rows += [_label(one, width) for one in stat.details[:_LABELS]]
     for stage, left in (agent.unexplained_ns if agent is not None else {}).items():
         whole = agent.stages.get(stage) if agent is not None else None
         share = percent(left / whole.sum_ns) if whole and whole.sum_ns else NA
         line = Line(width).add("   ").fit(f"rest of {stage}: own work, and unknown", 53, "dim")
         rows.append(line.fit(share, 9, "text", right=True).row())
     return rows
+
+
+def _label(one: CauseLabel, width: int) -> Row:
+    line = Line(width).fit("", 11).fit(count(one.steps), 18, "dim", right=True)
+    line.fit(f"{duration(one.sum_ns // max(one.steps, 1))} each", 18, "dim", right=True)
+    return line.add(f"  {clean(one.text, 80)}", "accent").row()
 
 
 def _states(view: View) -> list[Cause]:

@@ -57,13 +57,13 @@ class Chain(Panel):
         if agent is None or stage not in agent.unexplained_ns or not whole or not whole.sum_ns:
             return ""
         found = [
-            (stat.sum_ns, name)
+            (stat.sum_ns, f"{name} ({stat.details[0].text})" if stat.details else name)
             for name, stat in agent.causes.items()
             if stat and stat.stage == stage
         ]
         words = [f"{name} {percent(ns / whole.sum_ns)}" for ns, name in sorted(found)[::-1] if ns]
         rest = percent(agent.unexplained_ns[stage] / whole.sum_ns)
-        return ", ".join([*words, f"rest {rest} (C: all)"])
+        return clean(", ".join([*words, f"rest {rest} (C: all)"]), 200)
 
     def rows(self, width: int, height: int) -> list[Row]:
         agent = self.view.agent

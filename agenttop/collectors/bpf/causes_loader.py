@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from agenttop.collectors.bpf.compiled import Compiled
 
 #: The maps that these programs use, of those that the chain's loader made.
-MAPS: Final = ("threads", "cpus", "cause_rows", "cause_hist", "cause_wanted")
+MAPS: Final = (
+    "threads",
+    "cpus",
+    "cause_rows",
+    "cause_hist",
+    "cause_wanted",
+    "cause_details",
+    "cause_labels",
+    "delivery",
+)
 #: Program -> its tracepoint.
 TRACEPOINTS: Final = {
     "page_fault_user": "page_fault_user",
@@ -38,6 +47,9 @@ TRACEPOINTS: Final = {
     "page_cache_miss": "page_cache_sync_ra",
     "cause_enter": "sys_enter",
     "cause_exit": "sys_exit",
+    "cause_raise": "softirq_raise",
+    "cause_softirq": "softirq_entry",
+    "cause_waking": "sched_waking",
 }
 #: Program -> its software event, PERF_COUNT_SW_PAGE_FAULTS_MIN and _MAJ.
 SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
@@ -56,6 +68,7 @@ PROGRAMS: Final = {
     "lock": ("cause_switch",),
     "throttled": ("cause_switch",),
     "file_metadata": ("cause_exit", "cause_enter"),
+    "interrupt": ("cause_switch", "cause_softirq", "cause_raise", "cause_waking"),
 }
 #: Kinds of system calls, arch/x86/entry/syscalls/syscall_64.tbl: those that read files; futex;
 #: those that look files up, list or name them (open, stat, access, getdents, readlink, rename,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
- * Causes for which a thread goes off the CPU in compute: a lock, its cgroup's
+ * Causes that show at a switch: those that the waker has told of
+ * (causes_wake.bpf.c), and those for which a thread goes off the CPU in compute: a lock, its cgroup's
  * CPU quota, a page that is not in the page cache.
  *
  * Runs behind the chain's own program at sched_switch, which has noted that
@@ -79,7 +80,11 @@ int p_cause_switch(args_t ctx)
 	if (t && t->off && in_compute(t))
 		goes_off(t, prev);
 	t = thread_of(next);
-	if (t && t->cause_off)
+	if (!t)
+		return 0;
+	if (t->cause_off)
 		came_on(t);
+	if (t->given.seq == t->seen && t->taken != t->seen)
+		causes_take(t);
 	return 0;
 }

@@ -7,6 +7,7 @@ known here; programs.plan refuses other machines before.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -19,6 +20,7 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 0, 1, 2, 3, 4
 _BTF_LOAD, _BTF_BY_ID = 18, 19
 _PROG_LOAD, _OBJ_INFO, _RAW_TP_OPEN = 5, 15, 17
 _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 28, 32, 33
+_MAP_LOOKUP_BATCH: Final = 24
 
 MAP_TASK_STORAGE: Final = 29
 PROG_PERF_EVENT: Final = 7
@@ -221,6 +223,36 @@ def map_lookup_into(fd: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> 
     except FileNotFoundError:
         return False
     return True
+
+
+def map_items(
+    fd: int, keys: ctypes.Array[ctypes.c_char], values: ctypes.Array[ctypes.c_char], most: int
+) -> int:
+    """Fill the buffers with all of a hash, up to ``most``, in one call; how many there were.
+
+    What comes or goes meanwhile may be in it or not.
+    """
+    token = ctypes.create_string_buffer(8)
+    attr = ctypes.create_string_buffer(
+        struct.pack(
+            "<QQQQIIQQ",
+            0,
+            ctypes.addressof(token),
+            ctypes.addressof(keys),
+            ctypes.addressof(values),
+            most,
+            fd,
+            0,
+            0,
+        ),
+        152,
+    )
+    if _libc.syscall(_SYS_BPF, _MAP_LOOKUP_BATCH, attr, len(attr)) < 0:
+        error = ctypes.get_errno()
+        if error != errno.ENOENT:  # which says that it was the last batch
+            raise OSError(error, os.strerror(error))
+    (count,) = struct.unpack_from("<I", attr.raw, 32)
+    return int(count)
 
 
 def map_keys(fd: int, size: int) -> list[bytes]:

@@ -12,7 +12,9 @@ from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS
 from agenttop.step import CLASS_MASK, CLASSES, CONTEXT_BYTES, NAME_BYTES, PAUSE, RESUME
 from agenttop.words import (
     CAUSE_NAMES,
+    CAUSES,
     COMPUTE_PARTS,
+    DETAILS,
     GATES,
     LOOP_GATES,
     MEASURES,
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
 SLOTS: Final = 257
 #: A cause's histogram has half of the sub-buckets: 16 per power of two.
 CAUSE_BUCKETS: Final = BUCKETS // 2
+#: Words of a label, and of what is summed beside the time of a cause that has labels.
+LABEL_WORDS: Final = 5
+EXTRAS: Final = 4
+#: Labels that a cause of an agent may have, and that there may be in all. Those beyond the first
+#: limit are counted together, with a label of all ones.
+LABELS_EACH: Final = 64
+LABELS: Final = 8192
+OTHER_LABELS: Final = ((1 << 64) - 1,) * LABEL_WORDS
 #: An even number of them makes whole pages.
 CAUSE_HISTS: Final = (len(CAUSE_NAMES) + 1) // 2 * 2
 #: Bytes of a value, of maps that BCC sees only as a stub of.
@@ -64,6 +74,8 @@ LOSSES: Final = (
     "irq_range",
     # The kernel told of no switch to a thread that ran again (chain.bpf.c).
     "switch_in",
+    # No room for one more label of a cause.
+    "labels_full",
 )
 
 #: Sources in the kernel: 0 is unknown, then words.SOURCES.
@@ -118,8 +130,24 @@ CAUSE_ROW_FIELDS: Final = (
     ("steps", len(CAUSE_NAMES)),  # steps that had the cause
     ("events", len(CAUSE_NAMES)),  # how often it happened in them
     ("ns", len(CAUSE_NAMES)),
-    ("explained_ns", 1),  # time in any of them, each moment once
+    ("explained_ns", len(STAGES)),  # time in any of them, each moment once
 )
+
+#: A label of a cause in an agent's steps, and what was summed over the steps that had it
+#: (words.DETAILS has the meaning of label and extra).
+DETAIL_KEY_FIELDS: Final = (
+    ("owner", 1),  # slot, and the cause in the upper half
+    ("label", LABEL_WORDS),
+)
+DETAIL_FIELDS: Final = (
+    ("steps", 1),
+    ("events", 1),
+    ("ns", 1),
+    ("max_ns", 1),
+    ("extra", EXTRAS),
+)
+#: How many labels an agent has, by cause.
+LABEL_FIELDS: Final = (("labels", len(CAUSE_NAMES)),)
 
 #: What user space tells the kernel about a slot, and the slot's live threads.
 CONTROL_FIELDS: Final = (
@@ -244,6 +272,11 @@ def _enum(prefix: str, names: tuple[str, ...], start: int = 0) -> str:
     return f"enum {{ {members} }};\n"
 
 
+def _mask(stage: str) -> str:
+    bits = sum(1 << place for place, cause in enumerate(CAUSES) if cause.stage == stage)
+    return f"{bits:#x}U"
+
+
 def prelude() -> str:
     """Constants, enums and structs for the C sources."""
     constants = {
@@ -273,6 +306,13 @@ def prelude() -> str:
         "STEP_RESUME": RESUME,
         "STEP_KNOWN": CLASS_MASK | PAUSE | RESUME,
         "NR_CAUSES": len(CAUSE_NAMES),
+        "FIRST_LABELLED": CAUSE_NAMES.index(next(iter(DETAILS))),
+        "NR_LABELLED": len(DETAILS),
+        "LABEL_WORDS": LABEL_WORDS,
+        "EXTRAS": EXTRAS,
+        "LABELS_EACH": LABELS_EACH,
+        "MAX_LABELS": LABELS,
+        **{f"CAUSES_OF_{stage.upper()}": _mask(stage) for stage in STAGES},
         "CAUSE_HISTS": CAUSE_HISTS,
         "CAUSE_BUCKETS": CAUSE_BUCKETS,
     }
@@ -292,6 +332,9 @@ def prelude() -> str:
         ("cpu", CPU_FIELDS),
         ("row", ROW_FIELDS),
         ("cause_row", CAUSE_ROW_FIELDS),
+        ("detail_key", DETAIL_KEY_FIELDS),
+        ("detail", DETAIL_FIELDS),
+        ("labels", LABEL_FIELDS),
         ("control", CONTROL_FIELDS),
         ("marks", MARKS_FIELDS),
         ("lane", LANE_FIELDS),

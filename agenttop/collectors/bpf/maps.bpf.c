@@ -51,7 +51,26 @@ struct named {
 	u64 lane;		/* 0: there is none here */
 };
 
-/* What is known of a thread. Only the thread itself writes, but for wake. */
+/* What is told of a cause with labels, in one step (words.DETAILS). */
+struct told {
+	u64 label[LABEL_WORDS];
+	u64 extra[EXTRAS];
+};
+
+/*
+ * What the waker knows of the causes of the stages that its wake-up ends
+ * (causes_wake.bpf.c). Only the waker writes.
+ */
+struct given {
+	u32 seq;		/* of the wake-up */
+	u32 has;		/* causes, one bit each */
+	u32 cpu;
+	u32 irq_softirq;	/* by a softirq that the interrupt raised */
+	u64 irq_by;		/* kind, and line or vector */
+	u64 irq_ns;
+};
+
+/* What is known of a thread. Only the thread itself writes, but for wake and given. */
 struct thread {
 	u32 slot;		/* these four are read by user space */
 	u32 cpu;
@@ -98,8 +117,11 @@ struct thread {
 	u32 cause_events[NR_CAUSES];
 	u64 cause_ns[NR_CAUSES];
 	u64 cause_since[NR_CAUSES];
-	u64 explained_ns;	/* in any of them */
+	u64 explained_ns;	/* in any of those of compute */
 	u64 explained_since;
+	u32 taken;		/* sequence number of the wake-up whose causes were taken */
+	struct given given;
+	struct told told[NR_LABELLED];
 #endif
 };
 
@@ -118,6 +140,15 @@ struct agent_hist_stub {
 
 struct cause_hist {
 	u32 bucket[CAUSE_HISTS][CAUSE_BUCKETS];
+};
+
+/* What each CPU is doing, as far as only causes need it (causes_wake.bpf.c). */
+struct delivery {
+	struct {
+		u64 ts;		/* the first of this softirq since it ran last */
+		u64 by;		/* the interrupt that raised it; 0: none */
+		u64 by_ts;	/* its entry */
+	} raised[NR_SOFTIRQ], soft;
 };
 
 struct one_hist {
@@ -141,6 +172,9 @@ BPF_F_TABLE("array", u32, struct cause_row, cause_rows, SLOTS * NR_CPUS, MMAPABL
 BPF_F_TABLE("array", u32, struct agent_hist_stub, cause_hist, SLOTS, MMAPABLE);
 /* The causes that are observed, one bit each; some programs see several. */
 BPF_ARRAY(cause_wanted, u32, 1);
+BPF_TABLE("hash", struct detail_key, struct detail, cause_details, MAX_LABELS);
+BPF_F_TABLE("array", u32, struct labels, cause_labels, SLOTS, MMAPABLE);
+BPF_PERCPU_ARRAY(delivery, struct delivery, 1);
 BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, idle_hist, NR_IDLE, MMAPABLE);

@@ -29,6 +29,7 @@ CAUSE_SOURCES: Final = (
     "maps.bpf.c",
     "causes.bpf.c",
     "causes_memory.bpf.c",
+    "causes_wake.bpf.c",
     "causes_switch.bpf.c",
     "causes_files.bpf.c",
 )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.causes import Causes
+from agenttop.collectors.bpf.details import Details
 from agenttop.collectors.bpf.loader import Loaded
 from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.programs import possible_cpus
@@ -25,7 +26,7 @@ from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
 from agenttop.model import CauseCounters, Histogram
-from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS
+from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS, STAGES
 
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)
 _CAUSE_ROW: Final = layout.dtype(layout.CAUSE_ROW_FIELDS)
@@ -157,6 +158,7 @@ class Tracer:
             maps["cause_rows"], _CAUSE_ROW, layout.SLOTS * self._cpus
         ).reshape(self._cpus, layout.SLOTS)
         self._cause_hists: dict[int, _Changes] = {}
+        self.details = Details(maps)
         #: What stages were spent on: switched on and off here.
         self.causes = Causes(
             loaded.level,
@@ -246,6 +248,7 @@ class Tracer:
         changes.live[:] = 0
         if self._cause_rows["seq"][:, slot].any():
             self._cause_rows[:, slot] = 0
+            self.details.clear(slot)
             self._cause_hists[slot] = changes = self._map_cause_histograms(slot)
             changes.live[:] = 0
 
@@ -254,6 +257,7 @@ class Tracer:
         self._hists.pop(slot, None)
         self.steps.clear(slot)
         self._cause_hists.pop(slot, None)
+        self.details.clear(slot)
 
     def _map_cause_histograms(self, slot: int) -> _Changes:
         fd, count = self._loaded.maps["cause_hist"], layout.CAUSE_HISTS * layout.CAUSE_BUCKETS
@@ -328,12 +332,15 @@ class Tracer:
         """
         return _consistent(self._rows, np.fromiter(slots, dtype=np.intp))
 
-    def cause_counters(self, slot: int, full: bool) -> tuple[dict[str, CauseCounters], int]:
-        """The causes of a slot's steps by name (those that were seen), and the explained time."""
+    def cause_counters(self, slot: int, full: bool) -> tuple[dict[str, CauseCounters], list[int]]:
+        """The causes of a slot's steps by name (those that were seen).
+
+        And the time that they explain, by stage. Their labels are in ``details``.
+        """
         row = _consistent(self._cause_rows, np.array([slot], dtype=np.intp))[:, 0]
         steps, events, sums = (row[name].sum(axis=0).tolist() for name in ("steps", "events", "ns"))
         if not any(steps):
-            return {}, 0
+            return {}, [0] * len(STAGES)
         changes = self._cause_hists.get(slot)
         if changes is None:
             changes = self._cause_hists[slot] = self._map_cause_histograms(slot)
@@ -348,7 +355,7 @@ class Tracer:
             )
             for i, name in enumerate(CAUSE_NAMES)
             if steps[i]
-        }, int(row["explained_ns"].sum())
+        }, row["explained_ns"].sum(axis=0).tolist()
 
     def histograms(self, slot: int, full: bool) -> dict[str, Histogram]:
         """Measure -> buckets: those that changed since the last call, or all that are not empty."""

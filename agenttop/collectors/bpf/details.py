@@ -1,0 +1,134 @@
+"""The labels of causes, read from user space: which line, device or function it was.
+
+The kernel side has numbers for a label (words of 64 bits); here they become
+the fields that words.DETAILS names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agenttop.collectors.bpf import kernel, layout
+from agenttop.collectors.bpf.mapped import mapped
+from agenttop.model import DetailCounters
+from agenttop.words import CAUSE_NAMES, DETAILS, VECTORS
+
+_KEY: Final = layout.dtype(layout.DETAIL_KEY_FIELDS)
+_VALUE: Final = layout.dtype(layout.DETAIL_FIELDS)
+_LABELS: Final = layout.dtype(layout.LABEL_FIELDS)
+
+Words = tuple[int, ...]
+Label = dict[str, str | int | None]
+
+
+class Details:
+    """Not more than one for the loaded programs; slots are the registry's."""
+
+    def __init__(self, maps: Mapping[str, int]) -> None:
+        self._fd = maps["cause_details"]
+        self._counts: NDArray[np.uint64] = mapped(maps["cause_labels"], _LABELS, layout.SLOTS)[
+            "labels"
+        ]
+        self._names: dict[str, str] = {}
+        #: Made when there is the first label.
+        self._buffers: tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]] | None = None
+        #: Raw key -> what it is, and its steps when it was told last.
+        self._known: dict[bytes, tuple[str, list[int], Label]] = {}
+        self._told: dict[bytes, int] = {}
+
+    def name_lines(self, names: Mapping[str, str]) -> None:
+        """Interrupt line (as text) -> its name."""
+        if names != self._names:
+            self._names = dict(names)
+            self._known.clear()
+
+    def read(self, full: bool) -> dict[int, dict[str, list[DetailCounters]]]:
+        """Slot -> cause -> labels: those with steps since the last call, or all."""
+        out: dict[int, dict[str, list[DetailCounters]]] = {}
+        keys, values = self._items()
+        told: dict[bytes, int] = {}
+        for place, key in enumerate(keys):
+            raw = key.tobytes()
+            value = values[place]
+            steps = told[raw] = int(value["steps"])
+            if not full and self._told.get(raw) == steps:
+                continue
+            known = self._known.get(raw)
+            if known is None:
+                known = self._known[raw] = self._explain(key)
+            cause, words, label = known
+            sums = DETAILS[cause].sums
+            causes = out.setdefault(int(key["owner"]) & 0xFFFFFFFF, {})
+            causes.setdefault(cause, []).append(
+                DetailCounters(
+                    words,
+                    label,
+                    steps,
+                    int(value["events"]),
+                    int(value["ns"]),
+                    int(value["max_ns"]),
+                    dict(zip(sums, value["extra"].tolist(), strict=False)),
+                )
+            )
+        if len(told) < len(self._told):
+            self._known = {raw: known for raw, known in self._known.items() if raw in told}
+        self._told = told
+        return out
+
+    def clear(self, slot: int) -> None:
+        """Forget the labels of a slot that nobody uses."""
+        if not self._counts[slot].any():
+            return
+        keys, _ = self._items()
+        for key in keys[keys["owner"] & np.uint64(0xFFFFFFFF) == slot]:
+            kernel.map_delete(self._fd, key.tobytes())
+        self._counts[slot] = 0
+
+    def _items(self) -> tuple[Any, Any]:
+        """Keys and values, structured arrays."""
+        count = 0
+        if self._counts.any():
+            if self._buffers is None:
+                self._buffers = (
+                    ctypes.create_string_buffer(_KEY.itemsize * layout.LABELS),
+                    ctypes.create_string_buffer(_VALUE.itemsize * layout.LABELS),
+                )
+            count = kernel.map_items(self._fd, *self._buffers, layout.LABELS)
+        if self._buffers is None or not count:
+            return np.zeros(0, _KEY), np.zeros(0, _VALUE)
+        keys, values = self._buffers
+        return (
+            np.frombuffer(memoryview(keys), _KEY, count),
+            np.frombuffer(memoryview(values), _VALUE, count),
+        )
+
+    def _explain(self, key: Any) -> tuple[str, list[int], Label]:
+        cause = CAUSE_NAMES[int(key["owner"]) >> 32]
+        words: list[int] = key["label"].tolist()
+        label = {} if tuple(words) == layout.OTHER_LABELS else _READERS[cause](self, words)
+        return cause, words, label
+
+    # ------------------------------------------------------------------ what the words mean
+
+    def _interrupt(self, words: list[int]) -> Label:
+        """words: kind and number, CPU."""
+        kind, number = words[0] >> 32, words[0] & 0xFFFFFFFF
+        line = layout.WAKERS[kind] == "line"
+        vector = VECTORS[number] if not line and number < len(VECTORS) else None
+        return {
+            "line": number if line else None,
+            "vector": vector,
+            "name": self._names.get(str(number)) if line else None,
+            "cpu": words[1],
+        }
+
+
+#: Cause -> how its label is read.
+_READERS: Final[dict[str, Callable[[Details, list[int]], Label]]] = {
+    "interrupt": Details._interrupt,
+}
