@@ -23,7 +23,17 @@ def _interrupt(label: Mapping[str, Any]) -> str:
     return f"{what}, cpu {label['cpu']}"
 
 
+def _softirq(label: Mapping[str, Any]) -> str:
+    return f"{label['vector']}, cpu {label['cpu']}"
+
+
+def _timer(label: Mapping[str, Any]) -> str:
+    return f"{label['kind']} {label['function'] or 'of an unknown function'}"
+
+
 #: Cause -> the words of its label.
 _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "interrupt": _interrupt,
+    "softirq": _softirq,
+    "timer": _timer,
 }

@@ -135,6 +135,8 @@ CAUSES: Final = (
     Cause("file_metadata", "compute", "full", "opening, listing, looking up and naming files"),
     # Those with labels (DETAILS) from here on.
     Cause("interrupt", "irq", "lite", "the handler of the interrupt that completed the step"),
+    Cause("softirq", "softirq", "lite", "the softirq that completed the step"),
+    Cause("timer", "irq", "lite", "a timer's expiry to its wake-up"),
 )
 CAUSE_NAMES: Final = tuple(cause.name for cause in CAUSES)
 
@@ -152,4 +154,10 @@ class Detail(NamedTuple):
 DETAILS: Final = {
     # sums: by a softirq that the handler raised, which then woke.
     "interrupt": Detail(("line", "vector", "name", "cpu"), ("softirq_steps",)),
+    # sums: raise to entry (in stage irq); by ksoftirqd and not on the way out of an interrupt.
+    "softirq": Detail(("vector", "cpu"), ("raised_ns", "ksoftirqd_steps")),
+    # sums: passed since the earliest time that would have done (the thread's slack; in stage
+    # wait); its slack whole; late after the last time (in stage irq; in idle_exit where the CPU
+    # was idle). Those of wheel timers come in ticks.
+    "timer": Detail(("function", "kind"), ("slack_used_ns", "slack_ns", "late_ns", "late_idle_ns")),
 }

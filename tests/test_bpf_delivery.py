@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from loops import loop
+from loops import PATIENCE_S, loop
 from test_bpf_causes import observe
 from tracing import Measured, free_slot, load, measured
 
+from agenttop.collectors.bpf.causes_loader import tick_ns
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import CauseCounters, DetailCounters
@@ -47,6 +50,29 @@ def delivered(tracer: Tracer, *options: object) -> Delivered:
     with loop(*options) as running:
         tracer.assign({running.pid: slot}, {})
         running.run()
+    return read(tracer, slot)
+
+
+def scripted(tracer: Tracer, script: str) -> Delivered:
+    """A script that prints a line when it is ready, and begins at one."""
+    slot = free_slot()
+    tracer.clear(slot)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        tracer.assign({process.pid: slot}, {})
+        process.communicate("\n", timeout=PATIENCE_S)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+    return read(tracer, slot)
+
+
+def read(tracer: Tracer, slot: int) -> Delivered:
     causes, explained = tracer.cause_counters(slot, full=True)
     labels = tracer.details.read(full=True).get(slot, {})
     found = measured(tracer, slot)
@@ -119,3 +145,96 @@ def test_labels_go_with_their_slot(tracer: Tracer) -> None:
     assert slot in tracer.details.read(full=True)
     tracer.release(slot)
     assert slot not in tracer.details.read(full=True)
+
+
+# --------------------------------------------------------------------------- softirq
+
+
+def test_a_packets_softirq_is_named_with_its_raise_and_its_run(tracer: Tracer) -> None:
+    observe(tracer, "interrupt", "softirq")
+    cpu = max(os.sched_getaffinity(0))
+    seen = delivered(
+        tracer, "--gate", "epoll", "--source", "tcp", "--peer-cpu", cpu, "--steps", STEPS
+    )
+    net = seen.found.sources["net"]
+    assert net >= 0.95 * seen.found.steps
+    assert seen.causes["softirq"].steps >= 0.95 * net
+    label = most(seen.labels["softirq"])
+    # A packet for the loop is received where the peer sent it.
+    assert label.label == {"vector": "NET_RX", "cpu": cpu}
+    assert label.steps >= 0.95 * net
+    # It is all of its stage, and its raise all of the one before: no handler raised it.
+    assert seen.explained_ns["softirq"] >= 0.95 * seen.found.stage_ns["softirq"]
+    assert seen.explained_ns["irq"] >= 0.9 * seen.found.stage_ns["irq"]
+    assert label.sums["raised_ns"] > 0
+    assert label.sums["ksoftirqd_steps"] <= label.steps
+
+
+def test_no_softirq_is_named_for_a_timers_interrupt(tracer: Tracer) -> None:
+    observe(tracer, "softirq")
+    seen = delivered(tracer, "--gate", "sleep", "--steps", STEPS)
+    steps = seen.causes["softirq"].steps if "softirq" in seen.causes else 0
+    assert steps <= 0.05 * seen.found.steps
+
+
+# --------------------------------------------------------------------------- timers
+
+
+@pytest.mark.parametrize("slack_us", [0, 100, 400])
+def test_a_timers_slack_is_told_from_its_lateness(tracer: Tracer, slack_us: int) -> None:
+    observe(tracer, "timer")
+    slack_ns = slack_us * 1000 or 1
+    slot = free_slot()
+    tracer.clear(slot)
+    with loop("--gate", "sleep", "--slack-ns", slack_ns, "--steps", STEPS) as running:
+        tracer.assign({running.pid: slot}, {})
+        own = running.run()["lateness"]
+    found = measured(tracer, slot)
+    label = most(tracer.details.read(full=True)[slot]["timer"])
+    assert label.label == {"function": "hrtimer_wakeup", "kind": "hrtimer"}
+    assert label.steps >= 0.95 * found.steps
+    assert label.sums["slack_ns"] == pytest.approx(slack_ns * label.steps, rel=0.001)
+    assert label.sums["slack_used_ns"] <= label.sums["slack_ns"]
+    assert label.sums["late_idle_ns"] <= label.sums["late_ns"]
+    # What the loop is late by its own clock is its slack, and what the chain says of the rest.
+    slow = sum(
+        found.stage_ns[name] for name in ("irq", "softirq", "ipi", "idle_exit", "queue", "return")
+    )
+    mean = own["sum_ns"] / own["count"]
+    told = (label.sums["slack_used_ns"] / label.steps) + slow / found.steps
+    # Entering and leaving the call, and the interpreter, are not in the chain.
+    assert told <= mean + 2000
+    assert mean - told <= max(0.05 * mean, 25_000)
+
+
+#: Waits for nothing, 12 ms at a time, by a timer of the wheel.
+WAITS = """
+import socket, struct, sys
+ours, theirs = socket.socketpair()
+ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("qq", 0, 12000))
+print(flush=True)
+sys.stdin.readline()
+for _ in range(60):
+    try:
+        ours.recv(1)
+    except BlockingIOError:
+        pass
+"""
+
+
+def test_a_timer_of_the_wheel_has_its_own_kind(tracer: Tracer) -> None:
+    observe(tracer, "timer")
+    seen = scripted(tracer, WAITS)
+    label = most(seen.labels["timer"])
+    assert label.label == {"function": "process_timeout", "kind": "wheel"}
+    assert label.steps >= 0.95 * seen.found.steps
+    # Late by whole ticks, if at all; it has no slack.
+    assert label.sums["late_ns"] % tick_ns() == 0
+    assert (label.sums["slack_ns"], label.sums["slack_used_ns"]) == (0, 0)
+
+
+def test_no_timer_is_named_for_wakes_by_a_process(tracer: Tracer) -> None:
+    observe(tracer, "timer")
+    seen = delivered(tracer, "--gate", "read", "--source", "ipc", "--steps", STEPS)
+    steps = seen.causes["timer"].steps if "timer" in seen.causes else 0
+    assert steps <= 0.05 * seen.found.steps

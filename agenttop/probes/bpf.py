@@ -11,7 +11,7 @@ from typing import Final
 from agenttop import paths
 from agenttop.collectors.bpf import programs
 from agenttop.collectors.bpf.btf import Btf, BtfError
-from agenttop.collectors.bpf.causes_loader import PROGRAMS, TRACEPOINTS
+from agenttop.collectors.bpf.causes_loader import OPTIONAL, PROGRAMS, lacks
 from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
 from agenttop.collectors.bpf.loader import bcc as import_bcc
 from agenttop.doctor import Item
@@ -219,18 +219,18 @@ def _causes(btf: Btf) -> list[Item]:
     storage = btf.field_offset("task_struct", "bpf_storage") is not None
     found = []
     for cause in CAUSES:
-        names = [TRACEPOINTS[p] for p in PROGRAMS[cause.name] if p in TRACEPOINTS]
-        absent = [name for name in names if not btf.has_tracepoint(name)]
+        absent = {p: said for p in PROGRAMS[cause.name] if (said := lacks(btf, p))}
         why = "no task-local storage" if not storage else ""
-        if absent:
-            why = f"no tracepoint {', '.join(absent)}"
+        why = next((said for p, said in absent.items() if p not in OPTIONAL), why)
+        without = dict.fromkeys(OPTIONAL[p] for p in absent if p in OPTIONAL)
+        some = f" (without {', '.join(without)})" if without else ""
         found.append(
             Item(
                 key=f"cause.{cause.name}",
                 group="events",
                 title=f"cause {cause.name}",
                 status="missing" if why else "ok",
-                detail=why or f"--causes {cause.level}: {cause.meaning}",
+                detail=why or f"--causes {cause.level}: {cause.meaning}{some}",
                 lost=f"{cause.meaning}, as a cause of stage {cause.stage}" if why else None,
             )
         )

@@ -14,6 +14,8 @@ from typing import Final
 
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.causes_loader import (
+    FOLDS,
+    OPTIONAL,
     PROGRAMS,
     SOFTWARE_EVENTS,
     CauseLoading,
@@ -91,11 +93,18 @@ class Causes:
 
     def _programs(self, cause: str) -> tuple[str, ...]:
         """Of a cause that can be had; none of the others."""
-        return () if self._reason(cause) else PROGRAMS[cause]
+        if self._reason(cause):
+            return ()
+        names = (*FOLDS[self._level], *PROGRAMS[cause])
+        return tuple(name for name in names if name not in self._failed)
 
     def _reason(self, cause: str) -> str:
         """Why a cause cannot be had, or empty."""
-        known = (self._failed[name] for name in PROGRAMS[cause] if name in self._failed)
+        known = (
+            self._failed[name]
+            for name in (*FOLDS[self._level], *PROGRAMS[cause])
+            if name in self._failed and name not in OPTIONAL
+        )
         return self._unavailable or next(known, "")
 
     def states(self, cost: bool) -> list[CauseState]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from agenttop.collectors.bpf.btf import Btf
     from agenttop.collectors.bpf.compiled import Compiled
 
+#: include/uapi/linux/time.h; Python has no name for it.
+_CLOCK_MONOTONIC_COARSE: Final = 6
 #: The maps that these programs use, of those that the chain's loader made.
 MAPS: Final = (
     "threads",
@@ -49,11 +52,19 @@ TRACEPOINTS: Final = {
     "cause_exit": "sys_exit",
     "cause_raise": "softirq_raise",
     "cause_softirq": "softirq_entry",
+    "cause_fold": "sys_enter",
     "cause_waking": "sched_waking",
+    "cause_hrtimer": "hrtimer_expire_entry",
+    "cause_timer_exit": "timer_expire_exit",
+    "cause_timer": "timer_expire_entry",
 }
 #: Program -> its software event, PERF_COUNT_SW_PAGE_FAULTS_MIN and _MAJ.
 SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
-#: Cause -> its programs.
+#: Level -> the programs that add up what an ended step had: every cause takes them.
+FOLDS: Final = {"lite": ("cause_switch",), "full": ("cause_switch", "cause_fold")}
+#: What every cause takes that the waker tells of.
+_WAKE: Final = ("cause_switch", "cause_waking")
+#: Cause -> its own programs.
 PROGRAMS: Final = {
     "minor_fault": ("minor_fault", "page_fault_user", "page_fault_kernel"),
     "major_fault": ("major_fault", "page_fault_user", "page_fault_kernel"),
@@ -68,7 +79,26 @@ PROGRAMS: Final = {
     "lock": ("cause_switch",),
     "throttled": ("cause_switch",),
     "file_metadata": ("cause_exit", "cause_enter"),
-    "interrupt": ("cause_switch", "cause_softirq", "cause_raise", "cause_waking"),
+    "interrupt": (*_WAKE, "cause_softirq", "cause_raise"),
+    "softirq": (*_WAKE, "cause_softirq", "cause_raise"),
+    "timer": (*_WAKE, "cause_hrtimer", "cause_timer_exit", "cause_timer"),
+}
+#: Programs without which their causes can be had all the same, and what those then lack.
+OPTIONAL: Final = {
+    "cause_timer": "timers of the timer wheel",
+    "cause_timer_exit": "timers of the timer wheel",
+}
+#: Program -> the fields of kernel structs that it looks at, by the name that it has for them.
+FIELDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
+    "cause_waking": {"OFF_COMM": ("task_struct", "comm")},
+    "cause_hrtimer": {
+        "OFF_HRTIMER_SOFT": ("hrtimer", "_softexpires"),
+        "OFF_HRTIMER_FUNCTION": ("hrtimer", "function"),
+    },
+    "cause_timer": {
+        "OFF_TIMER_EXPIRES": ("timer_list", "expires"),
+        "OFF_TIMER_FUNCTION": ("timer_list", "function"),
+    },
 }
 #: Kinds of system calls, arch/x86/entry/syscalls/syscall_64.tbl: those that read files; futex;
 #: those that look files up, list or name them (open, stat, access, getdents, readlink, rename,
@@ -118,7 +148,7 @@ def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
         text = programs.cause_text(btf, "full" if level == "full" else "lite", _facts(btf))
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
-    names = [f"p_{name}" for name in (*TRACEPOINTS, *SOFTWARE_EVENTS)]
+    names = [f"p_{name}" for name in _names(level)]
     made = compiled.recall(text, names)
     if made is None:
         os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
@@ -133,7 +163,18 @@ def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
     (_, _, running, *_), _ = kernel.map_info(maps["threads"])
     if threads != running:
         raise LoadError("the chain's programs are of another version: start agenttop anew")
-    return _into_kernel(btf, made, [maps[name] for name in MAPS])
+    return _into_kernel(btf, made, _names(level), [maps[name] for name in MAPS])
+
+
+def _names(level: str) -> tuple[str, ...]:
+    """All programs of a level."""
+    left_out = set(FOLDS["full"]) - set(FOLDS[level])
+    return tuple(name for name in (*TRACEPOINTS, *SOFTWARE_EVENTS) if name not in left_out)
+
+
+def tick_ns() -> int:
+    """Length of the kernel's tick (1/HZ): the coarse clocks go by it."""
+    return round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
 
 
 def _facts(btf: Btf) -> str:
@@ -143,7 +184,12 @@ def _facts(btf: Btf) -> str:
         "OFF_CFS_RQ": btf.field_offset("task_struct", "se", "cfs_rq"),
         "OFF_THROTTLE_COUNT": btf.field_offset("cfs_rq", "throttle_count"),
     }
+    # Programs that look at one that is missing are not loaded (_into_kernel).
+    for fields in FIELDS.values():
+        offsets |= {name: btf.field_offset(*path) or 0 for name, path in fields.items()}
     text = "".join(f"#define {name} {at}\n" for name, at in offsets.items() if at is not None)
+    text += f"#define TICK_NS {tick_ns()}ULL\n"
+    text += f"#define KSOFTIRQ {int.from_bytes(b'ksoftirq', sys.byteorder)}ULL\n"
     kinds = ", ".join(f"CALL_{kind.upper()}" for kind in CALLS_X86_64)
     cases = "".join(
         "".join(f"\tcase {number}:\n" for number in numbers) + f"\t\treturn CALL_{kind.upper()};\n"
@@ -156,22 +202,39 @@ def _facts(btf: Btf) -> str:
     )
 
 
-def _into_kernel(btf: Btf, made: Compiled, maps: list[int]) -> tuple[dict[str, Any], list[int]]:
-    from agenttop.collectors.bpf import kernel
+def lacks(btf: Btf, program: str) -> str:
+    """What this kernel does not have for a program, in words; empty: nothing."""
+    point = TRACEPOINTS.get(program)
+    if point is not None and not btf.has_tracepoint(point):
+        return f"no tracepoint {point}"
+    for path in FIELDS.get(program, {}).values():
+        if btf.field_offset(*path) is None:
+            return f"no field {'.'.join(path)}"
+    return ""
 
+
+def _into_kernel(
+    btf: Btf, made: Compiled, names: tuple[str, ...], maps: list[int]
+) -> tuple[dict[str, Any], list[int]]:
+    from agenttop.collectors.bpf import kernel, programs
+
+    calls = programs.kernel_calls(btf)
     loaded: dict[str, int] = {}
     refused: dict[str, str] = {}
-    for name in (*TRACEPOINTS, *SOFTWARE_EVENTS):
-        code = made.code(f"p_{name}", maps)
+    for name in names:
+        lacking = lacks(btf, name)
+        if lacking:
+            refused[name] = lacking
+            continue
+        code = kernel.link_calls(made.code(f"p_{name}", maps), calls)
         try:
             if name in SOFTWARE_EVENTS:
                 loaded[name] = kernel.load_program(code, name, kernel.PROG_PERF_EVENT)
-            elif btf_id := btf.typedef(f"btf_trace_{TRACEPOINTS[name]}"):
+            else:
+                btf_id = btf.typedef(f"btf_trace_{TRACEPOINTS[name]}") or 0
                 loaded[name] = kernel.load_program(
                     code, name, kernel.PROG_TRACING, kernel.ATTACH_TRACE_RAW_TP, btf_id
                 )
-            else:
-                refused[name] = f"this kernel has no tracepoint {TRACEPOINTS[name]}"
         except OSError as error:
             refused[name] = f"the kernel refused a program: {error.strerror or error}"[:300]
     return {"programs": list(loaded), "refused": refused}, list(loaded.values())

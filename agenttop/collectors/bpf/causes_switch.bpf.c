@@ -77,6 +77,8 @@ int p_cause_switch(args_t ctx)
 	struct thread *t;
 
 	t = thread_of(prev);
+	if (t && t->folding)
+		causes_fold(t);
 	if (t && t->off && in_compute(t))
 		goes_off(t, prev);
 	t = thread_of(next);

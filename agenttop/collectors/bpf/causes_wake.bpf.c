@@ -74,6 +74,91 @@ static __always_inline void give_interrupt(struct given *g, struct cpu *cpu,
 	g->has |= 1U << CAUSE_INTERRUPT;
 }
 
+static __always_inline void give_softirq(struct given *g, struct cpu *cpu,
+					 struct delivery *d, u64 now)
+{
+	void *task = current_task();
+
+	g->soft_vec = cpu->soft_vec;
+	g->soft_ns = now - cpu->soft_ts;
+	g->soft_raised = d->soft.ts ? cpu->soft_ts - d->soft.ts : 0;
+	/* Its threads run them under their own name: "ksoftirq", "d/N" behind it. */
+	g->soft_thread = KERNEL_U32(task, OFF_FLAGS) & PF_KTHREAD &&
+			 KERNEL_U64(task, OFF_COMM) == KSOFTIRQ;
+	g->has |= 1U << CAUSE_SOFTIRQ;
+}
+
+/*
+ * hrtimer_expire_entry: a timer may fire from its soft expiry on, and shall by
+ * its hard one; between them lies the slack that its thread allows.
+ */
+int p_cause_hrtimer(args_t ctx)
+{
+	struct delivery *d = this_delivery();
+	s64 now = 0, soft, hard;
+
+	if (!d)
+		return 0;
+#if HRTIMER_NOW_IS_POINTER
+	bpf_probe_read_kernel(&now, sizeof(now), (void *)ctx[1]);
+#else
+	now = ctx[1];
+#endif
+	soft = KERNEL_U64(ctx[0], OFF_HRTIMER_SOFT);
+	hard = KERNEL_U64(ctx[0], OFF_HRTIMER_EXPIRES);
+	d->timer.function = KERNEL_U64(ctx[0], OFF_HRTIMER_FUNCTION);
+	d->timer.wheel = 0;
+	d->timer.slack = hard - soft;
+	d->timer.slack_used = now < soft ? 0 : (now < hard ? now : hard) - soft;
+	d->timer.late = now > hard ? now - hard : 0;
+	return 0;
+}
+
+/* timer_expire_entry(timer, baseclk): its time is in ticks. */
+int p_cause_timer(args_t ctx)
+{
+	struct delivery *d = this_delivery();
+	s64 late;
+
+	if (!d)
+		return 0;
+	late = ctx[1] - KERNEL_U64(ctx[0], OFF_TIMER_EXPIRES);
+	d->timer.function = KERNEL_U64(ctx[0], OFF_TIMER_FUNCTION);
+	d->timer.wheel = 1;
+	d->timer.slack = 0;
+	d->timer.slack_used = 0;
+	d->timer.late = late > 0 ? late * TICK_NS : 0;
+	d->wheel = 1;
+	return 0;
+}
+
+int p_cause_timer_exit(args_t ctx)
+{
+	struct delivery *d = this_delivery();
+
+	if (d)
+		d->wheel = 0;
+	return 0;
+}
+
+/* What of it lies in stage irq. */
+static __always_inline void give_timer(struct given *g, struct cpu *cpu,
+				       struct delivery *d, u64 now)
+{
+	if (cpu->hard && cpu->hrtimer) {
+		g->timer_ns = now - cpu->hard_ts;
+		d->timer.late_idle = cpu->hard_idle ? d->timer.late : 0;
+		g->timer_ns += d->timer.late - d->timer.late_idle;
+	} else if (!cpu->hard && cpu->soft && (cpu->hrtimer || d->wheel)) {
+		g->timer_ns = cpu->soft_ts - cpu->soft_event;
+		d->timer.late_idle = 0;
+	} else {
+		return;
+	}
+	g->timer = d->timer;
+	g->has |= 1U << CAUSE_TIMER;
+}
+
 int p_cause_waking(args_t ctx)
 {
 	struct thread *t = thread_of((void *)ctx[0]);
@@ -94,6 +179,10 @@ int p_cause_waking(args_t ctx)
 	g->cpu = bpf_get_smp_processor_id();
 	if (wanted & 1U << CAUSE_INTERRUPT)
 		give_interrupt(g, cpu, d, t->wake.waking);
+	if (wanted & 1U << CAUSE_SOFTIRQ && !cpu->hard && cpu->soft)
+		give_softirq(g, cpu, d, t->wake.waking);
+	if (wanted & 1U << CAUSE_TIMER)
+		give_timer(g, cpu, d, t->wake.waking);
 	g->seq = t->wake.seq;
 	return 0;
 }
@@ -111,5 +200,21 @@ static __always_inline void causes_take(struct thread *t)
 		told = cause_tell(t, CAUSE_INTERRUPT, g->irq_ns);
 		told_label(told, g->irq_by, g->cpu);
 		told->extra[0] = g->irq_softirq;
+	}
+	if (g->has & 1U << CAUSE_SOFTIRQ) {
+		told = cause_tell(t, CAUSE_SOFTIRQ, g->soft_ns);
+		told_label(told, g->soft_vec, g->cpu);
+		told->extra[0] = g->soft_raised;
+		told->extra[1] = g->soft_thread;
+		t->raised_ns = g->soft_raised;
+		t->raised_irq = g->has & 1U << CAUSE_INTERRUPT && g->irq_softirq;
+	}
+	if (g->has & 1U << CAUSE_TIMER) {
+		told = cause_tell(t, CAUSE_TIMER, g->timer_ns);
+		told_label(told, g->timer.function, g->timer.wheel);
+		told->extra[0] = g->timer.slack_used;
+		told->extra[1] = g->timer.slack;
+		told->extra[2] = g->timer.late;
+		told->extra[3] = g->timer.late_idle;
 	}
 }

@@ -163,7 +163,7 @@ static __always_inline void step_end(struct thread *t, u64 end)
 		count(h, MEASURE_SLOWPATH, slow);
 	}
 	step_named(t, step, slow);
-	causes_fold(t, slot, id);
+	causes_ended(t);
 	if (c && slow > c->slow_ns)
 		keep(t, c, end, slow, ret, compute);
 }

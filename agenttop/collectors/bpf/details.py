@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.mapped import mapped
+from agenttop.collectors.bpf.symbols import Symbols
 from agenttop.model import DetailCounters
-from agenttop.words import CAUSE_NAMES, DETAILS, VECTORS
+from agenttop.words import CAUSE_NAMES, DETAILS, SOFTIRQS, VECTORS
 
 _KEY: Final = layout.dtype(layout.DETAIL_KEY_FIELDS)
 _VALUE: Final = layout.dtype(layout.DETAIL_FIELDS)
@@ -35,6 +36,7 @@ class Details:
             "labels"
         ]
         self._names: dict[str, str] = {}
+        self._symbols = Symbols()
         #: Made when there is the first label.
         self._buffers: tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]] | None = None
         #: Raw key -> what it is, and its steps when it was told last.
@@ -127,8 +129,23 @@ class Details:
             "cpu": words[1],
         }
 
+    def _softirq(self, words: list[int]) -> Label:
+        """words: vector, CPU."""
+        vector = SOFTIRQS[words[0]] if words[0] < len(SOFTIRQS) else str(words[0])
+        return {"vector": vector, "cpu": words[1]}
+
+    def _timer(self, words: list[int]) -> Label:
+        """words: address of its function, whether it is one of the timer wheel."""
+        return {"function": self._symbol(words[0]), "kind": "wheel" if words[1] else "hrtimer"}
+
+    def _symbol(self, address: int) -> str | None:
+        """Name of a kernel function; None where the kernel does not tell."""
+        return self._symbols.name(address)
+
 
 #: Cause -> how its label is read.
 _READERS: Final[dict[str, Callable[[Details, list[int]], Label]]] = {
     "interrupt": Details._interrupt,
+    "softirq": Details._softirq,
+    "timer": Details._timer,
 }

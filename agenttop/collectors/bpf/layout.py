@@ -6,6 +6,7 @@ Every field is one u64 or an array of them; ``c_struct`` writes the C side and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS
@@ -23,6 +24,7 @@ from agenttop.words import (
     STAGES,
     STEP_MEASURES,
     VECTORS,
+    Cause,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ EXTRAS: Final = 4
 LABELS_EACH: Final = 64
 LABELS: Final = 8192
 OTHER_LABELS: Final = ((1 << 64) - 1,) * LABEL_WORDS
+#: Causes whose stages go into 64 bits.
+_PACKED: Final = 21
 #: An even number of them makes whole pages.
 CAUSE_HISTS: Final = (len(CAUSE_NAMES) + 1) // 2 * 2
 #: Bytes of a value, of maps that BCC sees only as a stub of.
@@ -277,6 +281,12 @@ def _mask(stage: str) -> str:
     return f"{bits:#x}U"
 
 
+def _packed(causes: Sequence[Cause]) -> str:
+    """The stage of each cause, three bits for one."""
+    places = (STAGES.index(cause.stage) << 3 * place for place, cause in enumerate(causes))
+    return f"{sum(places):#x}ULL"
+
+
 def prelude() -> str:
     """Constants, enums and structs for the C sources."""
     constants = {
@@ -312,7 +322,9 @@ def prelude() -> str:
         "EXTRAS": EXTRAS,
         "LABELS_EACH": LABELS_EACH,
         "MAX_LABELS": LABELS,
-        **{f"CAUSES_OF_{stage.upper()}": _mask(stage) for stage in STAGES},
+        "CAUSES_OF_COMPUTE": _mask("compute"),
+        "STAGES_OF_CAUSES": _packed(CAUSES[:_PACKED]),
+        f"STAGES_OF_CAUSES_{_PACKED}": _packed(CAUSES[_PACKED:]),
         "CAUSE_HISTS": CAUSE_HISTS,
         "CAUSE_BUCKETS": CAUSE_BUCKETS,
     }

@@ -57,6 +57,16 @@ struct told {
 	u64 extra[EXTRAS];
 };
 
+/* A timer whose function runs, or ran (causes_wake.bpf.c). */
+struct expiry {
+	u64 function;
+	u64 wheel;		/* of the timer wheel, else an hrtimer */
+	u64 slack_used;		/* after the earliest time that would have done */
+	u64 slack;
+	u64 late;		/* after the latest */
+	u64 late_idle;		/* of that, with the CPU idle */
+};
+
 /*
  * What the waker knows of the causes of the stages that its wake-up ends
  * (causes_wake.bpf.c). Only the waker writes.
@@ -68,6 +78,12 @@ struct given {
 	u32 irq_softirq;	/* by a softirq that the interrupt raised */
 	u64 irq_by;		/* kind, and line or vector */
 	u64 irq_ns;
+	u32 soft_vec;
+	u32 soft_thread;	/* run by ksoftirqd */
+	u64 soft_ns;		/* its entry to the wake-up */
+	u64 soft_raised;	/* its raise to its entry */
+	u64 timer_ns;
+	struct expiry timer;
 };
 
 /* What is known of a thread. Only the thread itself writes, but for wake and given. */
@@ -114,12 +130,15 @@ struct thread {
 	u32 caused;		/* had; what follows holds for these */
 	u32 cause_open;		/* under way */
 	u32 cause_off;		/* to end with the next switch-in */
+	u32 folding;		/* had by the step that has ended just now */
 	u32 cause_events[NR_CAUSES];
 	u64 cause_ns[NR_CAUSES];
 	u64 cause_since[NR_CAUSES];
 	u64 explained_ns;	/* in any of those of compute */
 	u64 explained_since;
 	u32 taken;		/* sequence number of the wake-up whose causes were taken */
+	u32 raised_irq;		/* the handler's time and the raise are one behind the other */
+	u64 raised_ns;		/* softirq: raise to entry */
 	struct given given;
 	struct told told[NR_LABELLED];
 #endif
@@ -149,6 +168,8 @@ struct delivery {
 		u64 by;		/* the interrupt that raised it; 0: none */
 		u64 by_ts;	/* its entry */
 	} raised[NR_SOFTIRQ], soft;
+	struct expiry timer;
+	u64 wheel;		/* a timer of the wheel expires */
 };
 
 struct one_hist {

@@ -28,6 +28,7 @@ SOURCES: Final = (
 CAUSE_SOURCES: Final = (
     "maps.bpf.c",
     "causes.bpf.c",
+    "causes_fold.bpf.c",
     "causes_memory.bpf.c",
     "causes_wake.bpf.c",
     "causes_switch.bpf.c",
@@ -180,7 +181,6 @@ def plan(btf: Btf, level: Literal["lite", "full"], raw: bool = False) -> Plan:
     wanted = (*EXITS, *ENTRIES, *CHAIN, *LIFE, *(CALLS if level == "full" else ()))
     there = tuple(name for name in wanted if btf.has_tracepoint(name))
     iterator = storage and btf.function("bpf_iter_task") is not None
-    calls = {KERNEL_CALLS[name]: btf.function(name) or 0 for name in _kernel_calls(btf)}
     return Plan(
         mode="tp_btf" if storage else "raw_tp",
         level=level,
@@ -188,7 +188,7 @@ def plan(btf: Btf, level: Literal["lite", "full"], raw: bool = False) -> Plan:
         tracepoints=there,
         iterator=iterator,
         missing=tuple(name for name in wanted if name not in there),
-        calls=calls,
+        calls=kernel_calls(btf),
     )
 
 
@@ -199,6 +199,11 @@ def _kernel_calls(btf: Btf) -> tuple[str, ...]:
     if not btf.has_variable("tracepoint_srcu_srcu_data"):
         return ()
     return tuple(KERNEL_CALLS) if all(btf.function(name) for name in KERNEL_CALLS) else ()
+
+
+def kernel_calls(btf: Btf) -> dict[int, int]:
+    """Plan.calls: number in the compiled code -> BTF id of the kernel function."""
+    return {KERNEL_CALLS[name]: btf.function(name) or 0 for name in _kernel_calls(btf)}
 
 
 def cause_text(btf: Btf, level: Literal["lite", "full"], more: str) -> str:

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * What a step's causes add to its agent's, once it has ended.
+ *
+ * Runs behind the chain's programs and not in them: the kernel's verifier
+ * follows each path through a program, and the chain has many. Until the
+ * thread is in anew nothing writes what is read here.
+ */
+
+/* Three bits each. */
+static __always_inline u32 stage_of_cause(u32 cause)
+{
+	return (cause < 21 ? STAGES_OF_CAUSES >> 3 * cause :
+			     STAGES_OF_CAUSES_21 >> 3 * (cause - 21)) & 7;
+}
+
+/*
+ * bucket_of() with half of its sub-buckets and one branch: it stands in a loop,
+ * of which the verifier follows each path. The number of bits at and below the
+ * highest one tells its place.
+ */
+static __always_inline u64 cause_bucket(u64 v)
+{
+	u64 bits, i;
+
+	if (v >> (MAX_EXPONENT + 1)) {
+		lose(LOSS_OVERFLOW);
+		v = (1ULL << (MAX_EXPONENT + 1)) - 1;
+	}
+	bits = v | 1U << SUB_BITS;
+	bits |= bits >> 1;
+	bits |= bits >> 2;
+	bits |= bits >> 4;
+	bits |= bits >> 8;
+	bits |= bits >> 16;
+	bits |= bits >> 32;
+	bits -= bits >> 1 & 0x5555555555555555ULL;
+	bits = (bits & 0x3333333333333333ULL) + (bits >> 2 & 0x3333333333333333ULL);
+	bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	bits = (bits * 0x0101010101010101ULL >> 56) - 1 - SUB_BITS;
+	i = ((bits << SUB_BITS) + (v >> bits)) >> 1;
+	asm volatile("%0 &= %1" : "+r"(i) : "i"(CAUSE_BUCKETS - 1));
+	return i;
+}
+
+/* Of two numbers below 2^63, without a branch. */
+static __always_inline u64 smaller(u64 a, u64 b)
+{
+	u64 less = (s64)(a - b) >> 63;
+
+	/* The compiler would make a branch of it. */
+	asm volatile("" : "+r"(less));
+	return b + ((a - b) & less);
+}
+
+/* A row for a label that has none; NULL where there is no room. */
+static __always_inline struct detail *new_detail(struct detail_key *key, u32 slot,
+						 u32 cause)
+{
+	struct labels *l = cause_labels.lookup(&slot);
+	struct detail fresh = {}, *d;
+
+	if (!l || cause >= NR_CAUSES)
+		return 0;
+	if (__sync_fetch_and_add(&l->labels[cause], 1) < LABELS_EACH) {
+		if (!cause_details.insert(key, &fresh))
+			return cause_details.lookup(key);
+		/* Another CPU was faster with the same label, or all are taken. */
+		__sync_fetch_and_add(&l->labels[cause], -1);
+		d = cause_details.lookup(key);
+		if (!d)
+			lose(LOSS_LABELS_FULL);
+		return d;
+	}
+	__sync_fetch_and_add(&l->labels[cause], -1);
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < LABEL_WORDS; i++)
+		key->label[i] = ~0ULL;
+	d = cause_details.lookup(key);
+	if (d)
+		return d;
+	cause_details.insert(key, &fresh);
+	d = cause_details.lookup(key);
+	if (!d)
+		lose(LOSS_LABELS_FULL);
+	return d;
+}
+
+/* A step had @cause, with this label. */
+static __always_inline void detail_add(u32 slot, u32 cause, struct told *told,
+				       u64 events, u64 ns)
+{
+	struct detail_key key;
+	struct detail *d;
+
+	key.owner = (u64)cause << 32 | slot;
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < LABEL_WORDS; i++)
+		key.label[i] = told->label[i];
+	d = cause_details.lookup(&key);
+	if (!d)
+		d = new_detail(&key, slot, cause);
+	if (!d)
+		return;
+	__sync_fetch_and_add(&d->steps, 1);
+	__sync_fetch_and_add(&d->events, events);
+	__sync_fetch_and_add(&d->ns, ns);
+	if (ns > d->max_ns)
+		d->max_ns = ns;
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < EXTRAS; i++)
+		if (told->extra[i])
+			__sync_fetch_and_add(&d->extra[i], told->extra[i]);
+}
+
+/*
+ * A step has ended. Runs with preemption off. A cause of a stage before compute
+ * takes no longer than the stage did: what began before the gate counts from
+ * the gate on. Those of one stage lie in one another, so the longest of them
+ * is what they explain together.
+ */
+static __always_inline void causes_fold(struct thread *t)
+{
+	u32 caused = t->folding, slot = t->slot, i, stage, at, row;
+	u64 explained[8] = {};
+	struct cause_hist *h;
+	struct cause_row *r;
+	u64 ns;
+
+	t->folding = 0;
+	if (slot == NO_SLOT || slot >= SLOTS)
+		return;
+	row = bpf_get_smp_processor_id() * SLOTS + slot;
+	r = cause_rows.lookup(&row);
+	h = (void *)cause_hist.lookup(&slot);
+	if (!r || !h)
+		return;
+	r->seq++;
+	barrier();
+	if (caused & CAUSES_OF_COMPUTE)
+		r->explained_ns[STAGE_COMPUTE] += t->explained_ns;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < NR_CAUSES; i++) {
+		if (!(caused & 1U << i))
+			continue;
+		ns = t->cause_ns[i];
+		stage = stage_of_cause(i);
+		if (stage <= STAGE_QUEUE) {
+			ns = smaller(ns, t->stage[stage]);
+			t->cause_ns[i] = ns;
+			explained[stage] += ns - smaller(ns, explained[stage]);
+		}
+		r->steps[i]++;
+		r->events[i] += t->cause_events[i];
+		r->ns[i] += ns;
+		__sync_fetch_and_add(&h->bucket[i][cause_bucket(ns)], 1);
+	}
+	/* Raise to entry lies in stage irq too, behind the handler. */
+	if (caused & 1U << CAUSE_SOFTIRQ) {
+		ns = t->raised_ns;
+		if (t->raised_irq && caused & 1U << CAUSE_INTERRUPT)
+			ns += t->cause_ns[CAUSE_INTERRUPT];
+		if (ns > t->stage[STAGE_IRQ])
+			ns = t->stage[STAGE_IRQ];
+		if (ns > explained[STAGE_IRQ])
+			explained[STAGE_IRQ] = ns;
+	}
+	r->explained_ns[STAGE_WAIT] += explained[STAGE_WAIT];
+	r->explained_ns[STAGE_IRQ] += explained[STAGE_IRQ];
+	r->explained_ns[STAGE_SOFTIRQ] += explained[STAGE_SOFTIRQ];
+	r->explained_ns[STAGE_IPI] += explained[STAGE_IPI];
+	r->explained_ns[STAGE_IDLE_EXIT] += explained[STAGE_IDLE_EXIT];
+	r->explained_ns[STAGE_QUEUE] += explained[STAGE_QUEUE];
+	barrier();
+	r->seq++;
+	if (!(caused >> FIRST_LABELLED))
+		return;
+#pragma clang loop unroll(disable)
+	for (at = 0; at < NR_LABELLED; at++) {
+		i = FIRST_LABELLED + at;
+		if (caused & 1U << i)
+			detail_add(slot, i, &t->told[at], t->cause_events[i],
+				   t->cause_ns[i]);
+	}
+}
+
+#if LEVEL_FULL
+/* Behind the chain's own program, which ends steps there; at sched_switch p_cause_switch folds. */
+int p_cause_fold(args_t ctx)
+{
+	struct thread *t = this_thread();
+
+	if (!t || !t->folding)
+		return 0;
+	preempt_off();
+	causes_fold(t);
+	preempt_on();
+	return 0;
+}
+#endif
