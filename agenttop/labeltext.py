@@ -31,9 +31,39 @@ def _timer(label: Mapping[str, Any]) -> str:
     return f"{label['kind']} {label['function'] or 'of an unknown function'}"
 
 
+def _network(label: Mapping[str, Any]) -> str:
+    parts = [f"{label['device'] or 'an unnamed device'}"]
+    if label["kind"] == "loopback":
+        parts.append("loopback")
+    if label["queue"] is not None:
+        parts.append(f"queue {label['queue']}")
+    return ", ".join(parts)
+
+
+def _socket(label: Mapping[str, Any]) -> str:
+    local = _end(label["local_address"], label["local_port"])
+    if label["peer_address"] is None:
+        return f"{label['protocol']} to {local}"
+    return f"{label['protocol']} {_end(label['peer_address'], label['peer_port'])} to {local}"
+
+
+def _end(address: object, port: object) -> str:
+    host = f"[{address}]" if ":" in str(address) else str(address or "*")
+    return f"{host}:{port or '*'}"
+
+
+def _workqueue(label: Mapping[str, Any]) -> str:
+    if label["thread"]:
+        return f"thread {label['thread']}"
+    return f"work {label['function'] or 'of an unknown function'}"
+
+
 #: Cause -> the words of its label.
 _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "interrupt": _interrupt,
     "softirq": _softirq,
     "timer": _timer,
+    "network": _network,
+    "socket": _socket,
+    "workqueue": _workqueue,
 }

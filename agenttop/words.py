@@ -137,6 +137,9 @@ CAUSES: Final = (
     Cause("interrupt", "irq", "lite", "the handler of the interrupt that completed the step"),
     Cause("softirq", "softirq", "lite", "the softirq that completed the step"),
     Cause("timer", "irq", "lite", "a timer's expiry to its wake-up"),
+    Cause("network", "softirq", "lite", "the NAPI poll that brought the packet"),
+    Cause("socket", "softirq", "lite", "from the packet's coming in to its socket's wake-up"),
+    Cause("workqueue", "wait", "lite", "work that a kernel thread did before its wake-up"),
 )
 CAUSE_NAMES: Final = tuple(cause.name for cause in CAUSES)
 
@@ -160,4 +163,15 @@ DETAILS: Final = {
     # wait); its slack whole; late after the last time (in stage irq; in idle_exit where the CPU
     # was idle). Those of wheel timers come in ticks.
     "timer": Detail(("function", "kind"), ("slack_used_ns", "slack_ns", "late_ns", "late_idle_ns")),
+    # sums: the polls that woke, their packets and their time whole; those that used up the
+    # budget of a poll; those of the CPU's backlog (loopback, virtual devices, RPS).
+    "network": Detail(
+        ("device", "kind", "queue", "napi"),
+        ("polls", "packets", "poll_ns", "exhausted_polls", "backlog_polls"),
+    ),
+    "socket": Detail(
+        ("family", "protocol", "local_address", "local_port", "peer_address", "peer_port")
+    ),
+    # sums: queued to run, over the steps for which it is known; run to wake.
+    "workqueue": Detail(("function", "thread"), ("queued_ns", "queued_steps", "run_ns")),
 }

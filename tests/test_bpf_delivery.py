@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +22,14 @@ from agenttop.collectors.bpf.causes_loader import tick_ns
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import CauseCounters, DetailCounters
-from agenttop.words import CAUSES, DETAILS, STAGES
+from agenttop.words import CAUSES, DETAILS, SLOWPATH_STAGES, STAGES
 
 pytestmark = pytest.mark.bpf
 
 STEPS = 300
+#: A busy machine holds up the loop between the kernel's last event and its own clock.
+TRIES = 4
+OWN_NS = 20_000
 
 
 @pytest.fixture(scope="module", params=["lite", "full"])
@@ -53,8 +60,15 @@ def delivered(tracer: Tracer, *options: object) -> Delivered:
     return read(tracer, slot)
 
 
-def scripted(tracer: Tracer, script: str) -> Delivered:
-    """A script that prints a line when it is ready, and begins at one."""
+def scripted(
+    tracer: Tracer,
+    script: str,
+    during: Callable[[int], AbstractContextManager[object]] = nullcontext,
+) -> Delivered:
+    """A script that prints a line when it is ready, and begins at one.
+
+    ``during`` is entered before that, with its pid.
+    """
     slot = free_slot()
     tracer.clear(slot)
     process = subprocess.Popen(
@@ -64,7 +78,8 @@ def scripted(tracer: Tracer, script: str) -> Delivered:
         assert process.stdout is not None
         process.stdout.readline()
         tracer.assign({process.pid: slot}, {})
-        process.communicate("\n", timeout=PATIENCE_S)
+        with during(process.pid):
+            process.communicate("\n", timeout=PATIENCE_S)
         assert process.returncode == 0
     finally:
         process.kill()
@@ -91,6 +106,10 @@ def read(tracer: Tracer, slot: int) -> Delivered:
     for stage, ns in explained_ns.items():
         assert ns <= found.stage_ns[stage]
     return Delivered(found, causes, explained_ns, labels)
+
+
+def slowpath(found: Measured) -> int:
+    return sum(found.stage_ns[stage] for stage in SLOWPATH_STAGES)
 
 
 def most(labels: list[DetailCounters]) -> DetailCounters:
@@ -184,27 +203,30 @@ def test_no_softirq_is_named_for_a_timers_interrupt(tracer: Tracer) -> None:
 def test_a_timers_slack_is_told_from_its_lateness(tracer: Tracer, slack_us: int) -> None:
     observe(tracer, "timer")
     slack_ns = slack_us * 1000 or 1
-    slot = free_slot()
-    tracer.clear(slot)
-    with loop("--gate", "sleep", "--slack-ns", slack_ns, "--steps", STEPS) as running:
-        tracer.assign({running.pid: slot}, {})
-        own = running.run()["lateness"]
-    found = measured(tracer, slot)
-    label = most(tracer.details.read(full=True)[slot]["timer"])
-    assert label.label == {"function": "hrtimer_wakeup", "kind": "hrtimer"}
-    assert label.steps >= 0.95 * found.steps
-    assert label.sums["slack_ns"] == pytest.approx(slack_ns * label.steps, rel=0.001)
-    assert label.sums["slack_used_ns"] <= label.sums["slack_ns"]
-    assert label.sums["late_idle_ns"] <= label.sums["late_ns"]
-    # What the loop is late by its own clock is its slack, and what the chain says of the rest.
-    slow = sum(
-        found.stage_ns[name] for name in ("irq", "softirq", "ipi", "idle_exit", "queue", "return")
-    )
-    mean = own["sum_ns"] / own["count"]
-    told = (label.sums["slack_used_ns"] / label.steps) + slow / found.steps
-    # Entering and leaving the call, and the interpreter, are not in the chain.
-    assert told <= mean + 2000
-    assert mean - told <= max(0.05 * mean, 25_000)
+    excess = []
+    for _ in range(TRIES):
+        slot = free_slot()
+        tracer.clear(slot)
+        with loop("--gate", "sleep", "--slack-ns", slack_ns, "--steps", STEPS) as running:
+            tracer.assign({running.pid: slot}, {})
+            own = running.run()["lateness"]
+        seen = read(tracer, slot)
+        label = most(seen.labels["timer"])
+        assert label.label == {"function": "hrtimer_wakeup", "kind": "hrtimer"}
+        assert label.steps >= 0.95 * seen.found.steps
+        assert label.sums["slack_ns"] == pytest.approx(slack_ns * label.steps, rel=0.001)
+        assert label.sums["slack_used_ns"] <= label.sums["slack_ns"]
+        assert label.sums["late_idle_ns"] <= label.sums["late_ns"]
+        # What the loop is late by its own clock is its slack, and the chain's slowpath.
+        mean = own["sum_ns"] / own["count"]
+        told = label.sums["slack_used_ns"] / label.steps
+        told += slowpath(seen.found) / seen.found.steps
+        # Entering and leaving the call are not in the chain.
+        assert told <= mean + 2000
+        excess.append(mean - told)
+        if excess[-1] <= max(0.05 * mean, OWN_NS):
+            return
+    pytest.fail(f"the loop was later than the chain tells, by {excess} ns")
 
 
 #: Waits for nothing, 12 ms at a time, by a timer of the wheel.
@@ -238,3 +260,157 @@ def test_no_timer_is_named_for_wakes_by_a_process(tracer: Tracer) -> None:
     seen = delivered(tracer, "--gate", "read", "--source", "ipc", "--steps", STEPS)
     steps = seen.causes["timer"].steps if "timer" in seen.causes else 0
     assert steps <= 0.05 * seen.found.steps
+
+
+# --------------------------------------------------------------------------- network
+
+
+def test_loopback_is_named_with_the_socket_of_the_wake(tracer: Tracer) -> None:
+    observe(tracer, "network", "socket", "softirq")
+    seen = delivered(tracer, "--gate", "epoll", "--source", "tcp", "--steps", STEPS)
+    net = seen.found.sources["net"]
+    assert net >= 0.95 * seen.found.steps
+    device = most(seen.labels["network"])
+    assert device.steps >= 0.95 * net
+    assert device.label == {"device": "lo", "kind": "loopback", "queue": None, "napi": None}
+    # Each poll brought a packet, by the CPU's backlog; a few are over while nobody is known yet.
+    assert 0.95 * device.steps <= device.sums["polls"] == device.sums["backlog_polls"]
+    assert device.sums["packets"] >= device.sums["polls"]
+    assert device.sums["poll_ns"] >= 0.95 * device.sum_ns
+    assert device.sums["exhausted_polls"] <= 0.05 * device.steps
+    ends = most(seen.labels["socket"])
+    assert ends.steps >= 0.95 * net
+    assert (ends.label["family"], ends.label["protocol"]) == ("inet", "tcp")
+    assert (ends.label["local_address"], ends.label["peer_address"]) == ("127.0.0.1", "127.0.0.1")
+    assert ends.label["local_port"] != ends.label["peer_port"]
+    # One lies in the other.
+    assert ends.sum_ns <= device.sum_ns <= seen.causes["softirq"].sum_ns
+
+
+@pytest.mark.parametrize("cause", ["network", "socket", "workqueue"])
+def test_nothing_of_the_network_or_of_workers_is_named_for_timers(
+    tracer: Tracer, cause: str
+) -> None:
+    observe(tracer, cause)
+    seen = delivered(tracer, "--gate", "sleep", "--steps", STEPS)
+    steps = seen.causes[cause].steps if cause in seen.causes else 0
+    assert steps <= 0.05 * seen.found.steps
+
+
+#: A name that a terminal would obey; the kernel takes it.
+HOSTILE = "at\x1b[31m0"
+PORT = 7931
+RECEIVES = f"""
+import ctypes, socket, sys
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+print(flush=True)
+sys.stdin.readline()
+ours = socket.socket(socket.AF_INET6 if SIX else socket.AF_INET, socket.SOCK_DGRAM)
+ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+ours.bind(("", {PORT}))
+for _ in range(300):
+    ours.recv(64)
+"""
+
+
+def ip(*words: str, inside: int | None = None) -> None:
+    enter = ["nsenter", "-t", str(inside), "-n"] if inside else []
+    subprocess.run([*enter, "ip", *words], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["inet", "inet6"])
+def test_a_packet_through_a_virtual_device_is_named_with_it(tracer: Tracer, six: bool) -> None:
+    if shutil.which("ip") is None or shutil.which("nsenter") is None:
+        pytest.skip("needs ip and nsenter")
+    observe(tracer, "network", "socket")
+    near, far = ("fd0a:77::1", "fd0a:77::2") if six else ("10.231.77.1", "10.231.77.2")
+    bits = "/64" if six else "/30"
+
+    @contextmanager
+    def sending(pid: int) -> Iterator[None]:
+        ip("link", "add", "athost0", "type", "veth", "peer", "name", HOSTILE, "netns", str(pid))
+        try:
+            dad = ["nodad"] if six else []
+            ip("addr", "add", near + bits, "dev", "athost0", *dad)
+            ip("link", "set", "athost0", "up")
+            ip("addr", "add", far + bits, "dev", HOSTILE, *dad, inside=pid)
+            ip("link", "set", HOSTILE, "up", inside=pid)
+            done = threading.Event()
+            family = socket.AF_INET6 if six else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as ours:
+                ours.bind((near, PORT + 1))
+
+                def send() -> None:
+                    while not done.wait(0.001):
+                        ours.sendto(b"x", (far, PORT))
+
+                thread = threading.Thread(target=send)
+                thread.start()
+                try:
+                    yield
+                finally:
+                    done.set()
+                    thread.join()
+        finally:
+            subprocess.run(["ip", "link", "del", "athost0"], capture_output=True)
+
+    seen = scripted(tracer, f"SIX = {six}\n{RECEIVES}", sending)
+    net = seen.found.sources["net"]
+    assert net >= 100
+    device = most(seen.labels["network"])
+    assert device.steps >= 0.95 * net
+    # What a terminal would obey is not in it.
+    assert device.label["device"] == HOSTILE.replace("\x1b", "\ufffd")
+    assert device.label["kind"] == "device"
+    ends = most(seen.labels["socket"])
+    assert ends.steps >= 0.95 * net
+    assert ends.label == {
+        "family": "inet6" if six else "inet",
+        "protocol": "udp",
+        "local_address": None,
+        "local_port": PORT,
+        "peer_address": None,
+        "peer_port": None,
+    }
+
+
+# --------------------------------------------------------------------------- work queues
+
+
+def test_work_that_completes_a_step_is_named_with_its_wait_and_its_run(tracer: Tracer) -> None:
+    observe(tracer, "workqueue")
+    excess = []
+    for _ in range(TRIES):
+        slot = free_slot()
+        tracer.clear(slot)
+        # What is written into a pty reaches its reader by a worker.
+        with loop("--gate", "epoll", "--source", "kworker", "--steps", STEPS) as running:
+            tracer.assign({running.pid: slot}, {})
+            own = running.run()["lateness"]
+        seen = read(tracer, slot)
+        _check_work(seen)
+        # Written, queued, done, woken: what the loop is late by its own clock.
+        mean = own["sum_ns"] / own["count"]
+        done = seen.causes["workqueue"].sum_ns
+        told = (done + slowpath(seen.found)) / seen.found.steps
+        assert told <= mean + 2000
+        excess.append(mean - told)
+        if excess[-1] <= max(0.05 * mean, OWN_NS):
+            return
+    pytest.fail(f"the loop was later than the chain tells, by {excess} ns")
+
+
+def _check_work(seen: Delivered) -> None:
+    assert seen.found.sources["kworker"] >= 0.95 * seen.found.steps
+    label = most(seen.labels["workqueue"])
+    assert label.label == {"function": "flush_to_ldisc", "thread": None}
+    assert label.steps >= 0.95 * seen.found.steps
+    assert label.sums["queued_steps"] >= 0.95 * label.steps
+    assert label.sums["queued_ns"] + label.sums["run_ns"] >= label.sum_ns
+    assert seen.explained_ns["wait"] == seen.causes["workqueue"].sum_ns
+
+
+def test_a_kernel_thread_that_is_no_worker_has_its_name(tracer: Tracer) -> None:
+    observe(tracer, "workqueue")
+    words = [0, int.from_bytes(b"jbd2/vda", "little"), int.from_bytes(b"-8\x1b", "little"), 0, 0]
+    assert tracer.details._workqueue(words) == {"function": None, "thread": "jbd2/vda-8\ufffd"}

@@ -47,6 +47,7 @@ static __always_inline void told_label(struct told *told, u64 first, u64 second)
 	told->extra[1] = 0;
 	told->extra[2] = 0;
 	told->extra[3] = 0;
+	told->extra[4] = 0;
 }
 
 /* Is the thread where its causes count? */
@@ -57,6 +58,13 @@ static __always_inline int in_compute(struct thread *t)
 #else
 	return t->enter && t->in;
 #endif
+}
+
+static __always_inline struct delivery *this_delivery(void)
+{
+	u32 zero = 0;
+
+	return delivery.lookup(&zero);
 }
 
 /* Begun anew where its end was not seen. */

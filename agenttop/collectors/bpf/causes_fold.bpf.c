@@ -86,9 +86,8 @@ static __always_inline struct detail *new_detail(struct detail_key *key, u32 slo
 	return d;
 }
 
-/* A step had @cause, with this label. */
-static __always_inline void detail_add(u32 slot, u32 cause, struct told *told,
-				       u64 events, u64 ns)
+/* The row of a label; NULL where there is no room. */
+static __always_inline struct detail *detail_of(u32 slot, u32 cause, u64 *label)
 {
 	struct detail_key key;
 	struct detail *d;
@@ -96,10 +95,17 @@ static __always_inline void detail_add(u32 slot, u32 cause, struct told *told,
 	key.owner = (u64)cause << 32 | slot;
 #pragma clang loop unroll(full)
 	for (u32 i = 0; i < LABEL_WORDS; i++)
-		key.label[i] = told->label[i];
+		key.label[i] = label[i];
 	d = cause_details.lookup(&key);
-	if (!d)
-		d = new_detail(&key, slot, cause);
+	return d ? d : new_detail(&key, slot, cause);
+}
+
+/* A step had @cause, with this label. */
+static __always_inline void detail_add(u32 slot, u32 cause, struct told *told,
+				       u64 events, u64 ns)
+{
+	struct detail *d = detail_of(slot, cause, told->label);
+
 	if (!d)
 		return;
 	__sync_fetch_and_add(&d->steps, 1);

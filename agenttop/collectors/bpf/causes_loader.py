@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from agenttop.collectors.bpf.loader import Child, LoadError, bcc, hand_over
+from agenttop.collectors.files import read_text
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.btf import Btf
@@ -35,6 +36,8 @@ MAPS: Final = (
     "cause_details",
     "cause_labels",
     "delivery",
+    "works",
+    "workers",
 )
 #: Program -> its tracepoint.
 TRACEPOINTS: Final = {
@@ -57,6 +60,13 @@ TRACEPOINTS: Final = {
     "cause_hrtimer": "hrtimer_expire_entry",
     "cause_timer_exit": "timer_expire_exit",
     "cause_timer": "timer_expire_entry",
+    "cause_packet": "netif_receive_skb",
+    "cause_ready": "sk_data_ready",
+    "cause_poll": "napi_poll",
+    "cause_queue_work": "workqueue_queue_work",
+    "cause_work": "workqueue_execute_start",
+    "cause_work_end": "workqueue_execute_end",
+    "cause_worker": "sched_switch",
 }
 #: Program -> its software event, PERF_COUNT_SW_PAGE_FAULTS_MIN and _MAJ.
 SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
@@ -82,6 +92,15 @@ PROGRAMS: Final = {
     "interrupt": (*_WAKE, "cause_softirq", "cause_raise"),
     "softirq": (*_WAKE, "cause_softirq", "cause_raise"),
     "timer": (*_WAKE, "cause_hrtimer", "cause_timer_exit", "cause_timer"),
+    "network": (*_WAKE, "cause_softirq", "cause_packet", "cause_poll"),
+    "socket": (*_WAKE, "cause_packet", "cause_ready"),
+    "workqueue": (
+        *_WAKE,
+        "cause_queue_work",
+        "cause_work",
+        "cause_work_end",
+        "cause_worker",
+    ),
 }
 #: Programs without which their causes can be had all the same, and what those then lack.
 OPTIONAL: Final = {
@@ -89,7 +108,7 @@ OPTIONAL: Final = {
     "cause_timer_exit": "timers of the timer wheel",
 }
 #: Program -> the fields of kernel structs that it looks at, by the name that it has for them.
-FIELDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
+FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "cause_waking": {"OFF_COMM": ("task_struct", "comm")},
     "cause_hrtimer": {
         "OFF_HRTIMER_SOFT": ("hrtimer", "_softexpires"),
@@ -99,6 +118,25 @@ FIELDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "OFF_TIMER_EXPIRES": ("timer_list", "expires"),
         "OFF_TIMER_FUNCTION": ("timer_list", "function"),
     },
+    "cause_packet": {
+        "OFF_SKB_DEV": ("sk_buff", "dev"),
+        "OFF_SKB_NAPI": ("sk_buff", "napi_id"),
+        "OFF_SKB_QUEUE": ("sk_buff", "queue_mapping"),
+        "OFF_DEV_NAME": ("net_device", "name"),
+        "OFF_DEV_FLAGS": ("net_device", "flags"),
+    },
+    "cause_poll": {"OFF_NAPI_DEV": ("napi_struct", "dev")},
+    "cause_ready": {
+        "OFF_SOCK_FAMILY": ("sock", "__sk_common", "skc_family"),
+        "OFF_SOCK_PROTOCOL": ("sock", "sk_protocol"),
+        "OFF_SOCK_NUM": ("sock", "__sk_common", "skc_num"),
+        "OFF_SOCK_DPORT": ("sock", "__sk_common", "skc_dport"),
+        "OFF_SOCK_DADDR": ("sock", "__sk_common", "skc_daddr"),
+        "OFF_SOCK_SADDR": ("sock", "__sk_common", "skc_rcv_saddr"),
+        "OFF_SOCK_DADDR6": ("sock", "__sk_common", "skc_v6_daddr"),
+        "OFF_SOCK_SADDR6": ("sock", "__sk_common", "skc_v6_rcv_saddr"),
+    },
+    "cause_work": {"OFF_WORK_FUNC": ("work_struct", "func")},
 }
 #: Kinds of system calls, arch/x86/entry/syscalls/syscall_64.tbl: those that read files; futex;
 #: those that look files up, list or name them (open, stat, access, getdents, readlink, rename,
@@ -179,6 +217,8 @@ def tick_ns() -> int:
 
 def _facts(btf: Btf) -> str:
     """C: the fields and system calls that only the programs of causes look at."""
+    from agenttop.collectors.bpf import programs
+
     offsets = {
         "OFF_THROTTLED": btf.field_offset("task_struct", "throttled"),
         "OFF_CFS_RQ": btf.field_offset("task_struct", "se", "cfs_rq"),
@@ -186,9 +226,14 @@ def _facts(btf: Btf) -> str:
     }
     # Programs that look at one that is missing are not loaded (_into_kernel).
     for fields in FIELDS.values():
-        offsets |= {name: btf.field_offset(*path) or 0 for name, path in fields.items()}
+        offsets |= {name: _offset(btf, path) or 0 for name, path in fields.items()}
     text = "".join(f"#define {name} {at}\n" for name, at in offsets.items() if at is not None)
     text += f"#define TICK_NS {tick_ns()}ULL\n"
+    # NR_CPUS + 1; kernel_max is the highest of the NR_CPUS.
+    most = read_text("/sys/devices/system/cpu/kernel_max") or str(programs.possible_cpus() - 1)
+    text += f"#define MIN_NAPI_ID {int(most) + 2}\n"
+    # include/uapi/linux/if.h, include/linux/socket.h
+    text += "#define IFF_LOOPBACK 0x8\n#define AF_INET 2\n#define AF_INET6 10\n"
     text += f"#define KSOFTIRQ {int.from_bytes(b'ksoftirq', sys.byteorder)}ULL\n"
     kinds = ", ".join(f"CALL_{kind.upper()}" for kind in CALLS_X86_64)
     cases = "".join(
@@ -202,13 +247,17 @@ def _facts(btf: Btf) -> str:
     )
 
 
+def _offset(btf: Btf, path: tuple[str, ...]) -> int | None:
+    return btf.field_offset(path[0], *path[1:])
+
+
 def lacks(btf: Btf, program: str) -> str:
     """What this kernel does not have for a program, in words; empty: nothing."""
     point = TRACEPOINTS.get(program)
     if point is not None and not btf.has_tracepoint(point):
         return f"no tracepoint {point}"
     for path in FIELDS.get(program, {}).values():
-        if btf.field_offset(*path) is None:
+        if _offset(btf, path) is None:
             return f"no field {'.'.join(path)}"
     return ""
 

@@ -8,13 +8,6 @@
  * wake-up that its step goes by.
  */
 
-static __always_inline struct delivery *this_delivery(void)
-{
-	u32 zero = 0;
-
-	return delivery.lookup(&zero);
-}
-
 static __always_inline u32 causes_wanted(void)
 {
 	u32 zero = 0, *wanted = cause_wanted.lookup(&zero);
@@ -54,6 +47,10 @@ int p_cause_softirq(args_t ctx)
 	d->soft.by_ts = d->raised[vec].by_ts;
 	d->raised[vec].ts = 0;
 	d->raised[vec].by = 0;
+	if (vec == SOFTIRQ_NET_RX) {
+		d->poll_since = bpf_ktime_get_ns();
+		d->nr_polled = 0;
+	}
 	return 0;
 }
 
@@ -183,6 +180,10 @@ int p_cause_waking(args_t ctx)
 		give_softirq(g, cpu, d, t->wake.waking);
 	if (wanted & 1U << CAUSE_TIMER)
 		give_timer(g, cpu, d, t->wake.waking);
+	if (wanted & (1U << CAUSE_NETWORK | 1U << CAUSE_SOCKET))
+		give_packet(g, cpu, d, t->slot, wanted, t->wake.waking);
+	if (wanted & 1U << CAUSE_WORKQUEUE)
+		give_work(g, cpu, d, t->wake.waking);
 	g->seq = t->wake.seq;
 	return 0;
 }
@@ -216,5 +217,25 @@ static __always_inline void causes_take(struct thread *t)
 		told->extra[1] = g->timer.slack;
 		told->extra[2] = g->timer.late;
 		told->extra[3] = g->timer.late_idle;
+	}
+	if (g->has & 1U << CAUSE_NETWORK) {
+		told = cause_tell(t, CAUSE_NETWORK, g->net_ns);
+		told_label(told, g->net_label[0], g->net_label[1]);
+		told->label[2] = g->net_label[2];
+	}
+	if (g->has & 1U << CAUSE_SOCKET) {
+		told = cause_tell(t, CAUSE_SOCKET, g->sock_ns);
+		told_label(told, g->sock_label[0], g->sock_label[1]);
+		told->label[2] = g->sock_label[2];
+		told->label[3] = g->sock_label[3];
+		told->label[4] = g->sock_label[4];
+	}
+	if (g->has & 1U << CAUSE_WORKQUEUE) {
+		told = cause_tell(t, CAUSE_WORKQUEUE, g->work_queued + g->work_run);
+		told_label(told, g->work_label[0], g->work_label[1]);
+		told->label[2] = g->work_label[2];
+		told->extra[0] = g->work_queued;
+		told->extra[1] = g->work_known;
+		told->extra[2] = g->work_run;
 	}
 }

@@ -7,6 +7,8 @@ the fields that words.DETAILS names.
 from __future__ import annotations
 
 import ctypes
+import ipaddress
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -17,11 +19,18 @@ from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.symbols import Symbols
 from agenttop.model import DetailCounters
+from agenttop.procinfo import printable
 from agenttop.words import CAUSE_NAMES, DETAILS, SOFTIRQS, VECTORS
 
 _KEY: Final = layout.dtype(layout.DETAIL_KEY_FIELDS)
 _VALUE: Final = layout.dtype(layout.DETAIL_FIELDS)
 _LABELS: Final = layout.dtype(layout.LABEL_FIELDS)
+
+_FAMILIES: Final = {int(socket.AF_INET): "inet", int(socket.AF_INET6): "inet6"}
+#: include/uapi/linux/in.h
+_PROTOCOLS: Final = {
+    getattr(socket, f"IPPROTO_{name.upper()}"): name for name in ("tcp", "udp", "icmp", "sctp")
+}
 
 Words = tuple[int, ...]
 Label = dict[str, str | int | None]
@@ -138,9 +147,56 @@ class Details:
         """words: address of its function, whether it is one of the timer wheel."""
         return {"function": self._symbol(words[0]), "kind": "wheel" if words[1] else "hrtimer"}
 
+    def _network(self, words: list[int]) -> Label:
+        """words: name (two), NAPI id, loopback and queue + 1."""
+        queue, loopback, napi = words[2] & 0xFFFF, words[2] >> 16 & 1, words[2] >> 32
+        return {
+            "device": _text(words[:2]),
+            "kind": "loopback" if loopback else "device",
+            "queue": queue - 1 if queue else None,
+            "napi": napi or None,
+        }
+
+    def _socket(self, words: list[int]) -> Label:
+        """words: peer's address (two), local one (two), family, protocol and the two ports."""
+        family, protocol = words[4] >> 48, words[4] >> 32 & 0xFFFF
+        local, peer = words[4] >> 16 & 0xFFFF, words[4] & 0xFFFF
+        return {
+            "family": _FAMILIES.get(family),
+            "protocol": _PROTOCOLS.get(protocol, str(protocol)),
+            "local_address": _address(family, words[2:4]),
+            "local_port": local or None,
+            "peer_address": _address(family, words[:2]),
+            "peer_port": peer or None,
+        }
+
+    def _workqueue(self, words: list[int]) -> Label:
+        """words: function of the work, name of the thread (two) where it is no worker."""
+        return {
+            "function": self._symbol(words[0]),
+            "thread": _text(words[1:3]) or None,
+        }
+
     def _symbol(self, address: int) -> str | None:
         """Name of a kernel function; None where the kernel does not tell."""
         return self._symbols.name(address)
+
+
+def _text(words: list[int]) -> str:
+    """A C string; anybody may have named the thing."""
+    raw = b"".join(word.to_bytes(8, "little") for word in words)
+    return printable(raw.partition(b"\0")[0].decode(errors="replace"))
+
+
+def _address(family: int, words: list[int]) -> str | None:
+    """None: it has none, as an unconnected socket has no peer."""
+    raw = b"".join(word.to_bytes(8, "little") for word in words)
+    if not any(raw):
+        return None
+    if family == socket.AF_INET:
+        return str(ipaddress.IPv4Address(raw[:4]))
+    address = ipaddress.IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
 
 
 #: Cause -> how its label is read.
@@ -148,4 +204,7 @@ _READERS: Final[dict[str, Callable[[Details, list[int]], Label]]] = {
     "interrupt": Details._interrupt,
     "softirq": Details._softirq,
     "timer": Details._timer,
+    "network": Details._network,
+    "socket": Details._socket,
+    "workqueue": Details._workqueue,
 }

@@ -36,7 +36,7 @@ SLOTS: Final = 257
 CAUSE_BUCKETS: Final = BUCKETS // 2
 #: Words of a label, and of what is summed beside the time of a cause that has labels.
 LABEL_WORDS: Final = 5
-EXTRAS: Final = 4
+EXTRAS: Final = 5
 #: Labels that a cause of an agent may have, and that there may be in all. Those beyond the first
 #: limit are counted together, with a label of all ones.
 LABELS_EACH: Final = 64

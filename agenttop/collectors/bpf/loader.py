@@ -40,6 +40,8 @@ MAPS: Final = (
     "cause_details",
     "cause_labels",
     "delivery",
+    "works",
+    "workers",
     "controls",
     "soft_hist",
     "idle_hist",

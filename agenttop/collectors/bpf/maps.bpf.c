@@ -84,6 +84,14 @@ struct given {
 	u64 soft_raised;	/* its raise to its entry */
 	u64 timer_ns;
 	struct expiry timer;
+	u64 net_ns;		/* the poll's begin to the wake-up */
+	u64 net_label[3];
+	u64 sock_ns;		/* the packet's coming in to the wake-up */
+	u64 sock_label[5];
+	u64 work_queued;	/* until it ran */
+	u64 work_known;		/* that is known */
+	u64 work_run;		/* from there to the wake-up */
+	u64 work_label[3];
 };
 
 /* What is known of a thread. Only the thread itself writes, but for wake and given. */
@@ -161,6 +169,25 @@ struct cause_hist {
 	u32 bucket[CAUSE_HISTS][CAUSE_BUCKETS];
 };
 
+/* Labels that learn what one NAPI poll took, at most. */
+#define MAX_POLLED 4
+/* Sizes of tables, powers of two. */
+#define WORKS 1024
+#define WORKERS 1024
+
+struct queued_work {
+	u64 work;
+	u64 ts;
+};
+
+/* A kernel thread that works at something. */
+struct worker {
+	u64 tid;
+	u64 function;
+	u64 queued;		/* 0: not known */
+	u64 since;
+};
+
 /* What each CPU is doing, as far as only causes need it (causes_wake.bpf.c). */
 struct delivery {
 	struct {
@@ -170,6 +197,24 @@ struct delivery {
 	} raised[NR_SOFTIRQ], soft;
 	struct expiry timer;
 	u64 wheel;		/* a timer of the wheel expires */
+	struct {
+		u64 ts;
+		u64 dev;
+		u32 napi;
+		u32 queue;
+	} packet;		/* the last */
+	struct {
+		u64 ts;
+		u64 sock;
+	} ready;		/* the socket that was told last */
+	u64 poll_since;
+	u64 thread_in;		/* a kernel thread runs */
+	u64 number;
+	u32 nr_polled;
+	struct {
+		u32 slot;
+		u64 label[LABEL_WORDS];
+	} polled[MAX_POLLED];	/* woken in this poll */
 };
 
 struct one_hist {
@@ -196,6 +241,8 @@ BPF_ARRAY(cause_wanted, u32, 1);
 BPF_TABLE("hash", struct detail_key, struct detail, cause_details, MAX_LABELS);
 BPF_F_TABLE("array", u32, struct labels, cause_labels, SLOTS, MMAPABLE);
 BPF_PERCPU_ARRAY(delivery, struct delivery, 1);
+BPF_ARRAY(works, struct queued_work, WORKS);
+BPF_ARRAY(workers, struct worker, WORKERS);
 BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, idle_hist, NR_IDLE, MMAPABLE);
@@ -226,6 +273,11 @@ BPF_HASH(threads, u32, struct thread, 16384);
 	asm volatile("%0 = *(u32 *)(%1 + %2)"				\
 		     : "=r"(_v) : "r"(ptr), "i"(off));			\
 	_v; })
+#define KERNEL_U16(ptr, off) ({						\
+	u64 _v;								\
+	asm volatile("%0 = *(u16 *)(%1 + %2)"				\
+		     : "=r"(_v) : "r"(ptr), "i"(off));			\
+	(u32)(_v & 0xffff); })
 #define KERNEL_U64(ptr, off) ({						\
 	u64 _v;								\
 	asm volatile("%0 = *(u64 *)(%1 + %2)"				\

@@ -30,6 +30,8 @@ CAUSE_SOURCES: Final = (
     "causes.bpf.c",
     "causes_fold.bpf.c",
     "causes_memory.bpf.c",
+    "causes_net.bpf.c",
+    "causes_work.bpf.c",
     "causes_wake.bpf.c",
     "causes_switch.bpf.c",
     "causes_files.bpf.c",
