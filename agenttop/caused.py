@@ -141,7 +141,8 @@ def by_cause(
     for place, cause in enumerate(CAUSES):
         steps, events, ns = caused.sums(place, scalars)
         if not steps:
-            none = shot.CauseStat(stage=cause.stage)
+            # What happened aside, without a step that waited for it, has labels all the same.
+            none = shot.CauseStat(stage=cause.stage, details=_by_label(caused, cause.name, labels))
             out[cause.name] = none if cause.name in on else None
             continue
         known = stat(caused.row(place), steps, ns)
@@ -167,7 +168,7 @@ def _by_label(
     found = []
     for (name, words), (steps, events, ns, *sums) in labels.items():
         one = caused.labels.get(cause, {}).get(words) if name == cause else None
-        if one is None or not steps:
+        if one is None or not (steps or events):
             continue
         found.append(
             shot.CauseLabel(
@@ -180,7 +181,7 @@ def _by_label(
                 sums=dict(zip(DETAILS[cause].sums, sums, strict=True)),
             )
         )
-    return sorted(found, key=lambda one: (-one.sum_ns, -one.steps, one.text))
+    return sorted(found, key=lambda one: (-one.sum_ns, -one.steps, -one.events, one.text))
 
 
 def _known_fields(cause: str, label: Mapping[str, str | int | None]) -> dict[str, str | int | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agenttop.format import NA, count, duration, percent
-from agenttop.snapshot import Agent, CauseStat, Snapshot
+from agenttop.snapshot import Agent, CauseLabel, CauseStat, Snapshot
 
 #: Labels of a cause that are listed.
 _LABELS = 3
@@ -47,7 +47,7 @@ def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
 def label_lines(stat: CauseStat) -> list[str]:
     """The labels with the most time, a line each."""
     lines = [
-        f"    {count(one.steps):>8} x {one.text}, {duration(one.sum_ns // max(one.steps, 1))} each"
+        f"    {count(one.steps or one.events):>8} x {one.text}{_each(one)}"
         for one in stat.details[:_LABELS]
     ]
     if len(stat.details) > _LABELS:
@@ -55,6 +55,17 @@ def label_lines(stat: CauseStat) -> list[str]:
         steps = count(sum(one.steps for one in rest))
         lines.append(f"    {steps:>8} x {len(rest)} more")
     return lines
+
+
+def _each(one: CauseLabel) -> str:
+    """What a step had of it, and of what else is summed what a time of it took."""
+    told = f", {duration(one.sum_ns // one.steps)} each" if one.steps else ""
+    parts = [
+        f"{name.removesuffix('_ns').replace('_', ' ')} {duration(total // one.events)}"
+        for name, total in one.sums.items()
+        if name.endswith("_ns") and total > 0 and one.events > 0
+    ]
+    return told + (f" ({', '.join(parts)})" if parts else "")
 
 
 def state_lines(snapshot: Snapshot) -> list[str]:

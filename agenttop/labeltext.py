@@ -58,6 +58,11 @@ def _workqueue(label: Mapping[str, Any]) -> str:
     return f"work {label['function'] or 'of an unknown function'}"
 
 
+def _block(label: Mapping[str, Any]) -> str:
+    role = ", background" if label.get("role") == "background" else ""
+    return f"{label['operation']} {label['device'] or 'no disk'}{role}"
+
+
 #: Cause -> the words of its label.
 _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "interrupt": _interrupt,
@@ -66,4 +71,6 @@ _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "network": _network,
     "socket": _socket,
     "workqueue": _workqueue,
+    "block": _block,
+    "block_in_compute": _block,
 }

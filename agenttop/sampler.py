@@ -14,6 +14,7 @@ from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.model import (
     AgentCounters,
+    CauseCounters,
     CauseState,
     CpuCounters,
     Exemplar,
@@ -178,8 +179,8 @@ class Sampler:
                 else ({}, [0] * len(STAGES))
             )
             for name, labels in details.get(agent.slot, {}).items():
-                if name in causes:
-                    causes[name].details = labels
+                # Of what no step waited for there are labels alone.
+                causes.setdefault(name, CauseCounters()).details = labels
             out.append(
                 AgentCounters(
                     id=agent.id,

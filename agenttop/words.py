@@ -140,6 +140,8 @@ CAUSES: Final = (
     Cause("network", "softirq", "lite", "the NAPI poll that brought the packet"),
     Cause("socket", "softirq", "lite", "from the packet's coming in to its socket's wake-up"),
     Cause("workqueue", "wait", "lite", "work that a kernel thread did before its wake-up"),
+    Cause("block", "wait", "lite", "requests to a disk that gates waited for"),
+    Cause("block_in_compute", "compute", "lite", "requests to a disk waited for outside of gates"),
 )
 CAUSE_NAMES: Final = tuple(cause.name for cause in CAUSES)
 
@@ -174,4 +176,12 @@ DETAILS: Final = {
     ),
     # sums: queued to run, over the steps for which it is known; run to wake.
     "workqueue": Detail(("function", "thread"), ("queued_ns", "queued_steps", "run_ns")),
+    # role: gate, or background (nobody waited; these have events and no steps). sums: in the
+    # queue, in the device, from its completion to the wake-up; what was asked for.
+    "block": Detail(
+        ("device", "operation", "role"), ("queue_ns", "device_ns", "wake_ns", "size_bytes")
+    ),
+    "block_in_compute": Detail(
+        ("device", "operation"), ("queue_ns", "device_ns", "wake_ns", "size_bytes")
+    ),
 }

@@ -16,7 +16,12 @@ from bench.report import Report
 
 SLOT, STEPS = 1, 400
 #: Compaction and a quota take so long that nothing can be told from them.
-MADE = ("minor_fault", "major_fault", "page_cache_miss", "lock", "reclaim", "file_metadata")
+MADE = (
+    *("minor_fault", "major_fault", "page_cache_miss", "lock", "reclaim", "file_metadata"),
+    "block_in_compute",
+)
+#: Causes that are what a gate waits for: the loop's own median of the gate stands for them.
+AWAITED = {"block": ("--gate", "read", "--source", "block")}
 
 
 def run(report: Report, rounds: int) -> None:
@@ -27,11 +32,11 @@ def run(report: Report, rounds: int) -> None:
         tracer.causes.finish()
         found: dict[tuple[str, bool], list[float]] = {}
         for _ in range(rounds):
-            for cause in MADE:
+            for cause in (*MADE, *AWAITED):
                 for on in (False, True):
                     tracer.causes.want((cause,) if on else ())
                     found.setdefault((cause, on), []).append(_own_us(tracer, cause))
-        for cause in MADE:
+        for cause in (*MADE, *AWAITED):
             off, on = found[cause, False], found[cause, True]
             report.add(f"{cause}, off", "us", off)
             report.add(f"{cause}, observed", "us", on)
@@ -46,8 +51,9 @@ def run(report: Report, rounds: int) -> None:
 def _own_us(tracer: Tracer, cause: str) -> float:
     """The loop's own median of the cause."""
     tracer.clear(SLOT)
+    options = AWAITED.get(cause, ("--cause", cause))
     loop = subprocess.Popen(
-        agenttop("loop", "--cause", cause, "--steps", STEPS, "--wait", "--json"),
+        agenttop("loop", *options, "--steps", STEPS, "--wait", "--json"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -56,7 +62,8 @@ def _own_us(tracer: Tracer, cause: str) -> float:
     pid = int(loop.stdout.readline().partition("=")[2])
     tracer.assign({pid: SLOT}, {})
     told, _ = loop.communicate("\n")
-    return float(json.loads(told)["caused"]["p50_ns"] / 1000)
+    result = json.loads(told)
+    return float((result["caused"] or result["gate_ns"])["p50_ns"] / 1000)
 
 
 def _run_ns(tracer: Tracer, cause: str) -> float:

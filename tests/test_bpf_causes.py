@@ -26,6 +26,7 @@ FEWER = {"compaction": 40, "throttled": 20, "reclaim": 100}
 #: Longer than they take, or the loop would find its gate ready.
 INTERVAL = {
     "lock": ("--interval-us", 3000),
+    "block_in_compute": ("--interval-us", 4000),
     "throttled": ("--interval-us", 250_000),
     "reclaim": ("--interval-us", 10_000),
     "compaction": ("--interval-us", 80_000),

@@ -13,7 +13,7 @@ import json
 
 from agenttop.errors import UserError
 from agenttop.options import count, number
-from agenttop.workloads.causes import MAKERS, READS
+from agenttop.workloads.causes import ASIDE, MAKERS, READS
 from agenttop.workloads.gates import PACED, SOURCES, TABLE, Plan
 from agenttop.workloads.loop import MAX_STEPS, Settings
 from agenttop.workloads.loop import run as run_loop
@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--cause",
-        choices=MAKERS,
+        choices=(*MAKERS, *ASIDE),
         help="make this in each step's compute, and time it: see agenttop --causes",
     )
     add("--wait", action="store_true", help="print 'READY pid=N', begin at a line on stdin")

@@ -73,8 +73,9 @@ def cause_rows(view: View, width: int) -> list[Row]:
 
 
 def _label(one: CauseLabel, width: int) -> Row:
-    line = Line(width).fit("", 11).fit(count(one.steps), 18, "dim", right=True)
-    line.fit(f"{duration(one.sum_ns // max(one.steps, 1))} each", 18, "dim", right=True)
+    line = Line(width).fit("", 11).fit(count(one.steps or one.events), 18, "dim", right=True)
+    each = f"{duration(one.sum_ns // one.steps)} each" if one.steps else "no step"
+    line.fit(each, 18, "dim", right=True)
     return line.add(f"  {clean(one.text, 80)}", "accent").row()
 
 

@@ -48,7 +48,7 @@ class BlockFile:
         if path is not None and not os.path.isdir(path):
             self.fd = _open_existing(path)
         elif path is not None:
-            self.fd = _create(path, size)
+            self.fd = create(path, size)
         else:
             self.fd = temporary(size, direct=True)
         self.blocks = os.lseek(self.fd, 0, os.SEEK_END) // BLOCK
@@ -92,13 +92,14 @@ def temporary(size: int, direct: bool = False) -> int:
     reasons = []
     for directory in candidates():
         try:
-            return _create(directory, size, direct)
+            return create(directory, size, direct)
         except UserError as error:
             reasons.append(str(error))
     raise UserError("; ".join(reasons) or "no directory for a temporary file: give --file PATH")
 
 
-def _create(directory: str, size: int, direct: bool = True) -> int:
+def create(directory: str, size: int, direct: bool = True) -> int:
+    """The same in a directory. Raises UserError."""
     fd = -1
     try:
         memory = in_memory(directory)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from agenttop.workloads.apart import Helper, OwnGroup
-from agenttop.workloads.blockfile import BLOCK, BlockFile
-from agenttop.workloads.system import SYS_FUTEX, SYS_GETDENTS64
+from agenttop.workloads.blockfile import BLOCK, BlockFile, create, temporary
+from agenttop.workloads.system import SYS_FUTEX, SYS_GETDENTS64, address, pread, sync_file_range
 
 #: Its syscall() takes what the call takes.
 _libc: Final = ctypes.CDLL(None)
@@ -26,6 +26,8 @@ _FILE_BYTES: Final = 16 << 20
 _RECLAIM_BYTES: Final = 1 << 18
 #: Files in the directory that is listed.
 _FILES: Final = 1000
+#: Read at once past the page cache, so that the disk takes much longer than the call itself.
+READ_BYTES: Final = 1 << 19
 #: For how long a lock is held.
 HOLD_NS: Final = 1_000_000
 #: The quota of a throttled cgroup.
@@ -37,6 +39,8 @@ _LONG_STOP_NS: Final = 40_000_000
 
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
+#: SYNC_FILE_RANGE_WRITE, include/uapi/linux/fs.h.
+_START_WRITING: Final = 2
 
 
 class Maker(Protocol):
@@ -255,6 +259,51 @@ class Compaction:
         os.close(self._fd)
 
 
+class BlockInCompute:
+    """Many blocks read past the page cache at once, outside of any gate."""
+
+    def __init__(self, file: str | None) -> None:
+        self._file = BlockFile(file, _FILE_BYTES)
+        self._memory = mmap.mmap(-1, READ_BYTES)
+        self._memory.write(bytes(READ_BYTES))
+        self._address = address(self._memory)
+        self._next = 0
+
+    def make(self) -> int:
+        """The time off the CPU: what the read computes is not waiting."""
+        offset = self._next * READ_BYTES
+        self._next = (self._next + 1) % max(self._file.blocks * BLOCK // READ_BYTES, 1)
+        begun, ran = _now(), time.thread_time_ns()
+        got = pread(self._file.fd, self._address, READ_BYTES, offset)
+        ran, took = time.thread_time_ns() - ran, _now() - begun
+        if got <= 0:
+            raise OSError("nothing could be read past the page cache")
+        return took - ran
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class BackgroundWrite:
+    """A block written to a file, and sent to the disk without waiting for it."""
+
+    def __init__(self, file: str | None) -> None:
+        self._fd = temporary(_FILE_BYTES) if file is None else create(file, _FILE_BYTES, False)
+        self._data = os.urandom(BLOCK)
+        self._next = 0
+
+    def make(self) -> int:
+        offset = self._next * BLOCK
+        self._next = (self._next + 1) % (_FILE_BYTES // BLOCK)
+        begun = _now()
+        os.pwrite(self._fd, self._data, offset)
+        sync_file_range(self._fd, offset, BLOCK, _START_WRITING)
+        return _now() - begun
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 MAKERS: Final[dict[str, Callable[[str | None], Maker]]] = {
     "minor_fault": MinorFault,
     "major_fault": MajorFault,
@@ -264,6 +313,9 @@ MAKERS: Final[dict[str, Callable[[str | None], Maker]]] = {
     "lock": Lock,
     "throttled": Throttled,
     "file_metadata": FileMetadata,
+    "block_in_compute": BlockInCompute,
 }
+#: What takes a disk's time, and none of a step's.
+ASIDE: Final[dict[str, Callable[[str | None], Maker]]] = {"background_write": BackgroundWrite}
 #: Those that read a file, the one of --file.
-READS: Final = ("major_fault", "page_cache_miss", "reclaim")
+READS: Final = ("major_fault", "page_cache_miss", "reclaim", "block_in_compute")

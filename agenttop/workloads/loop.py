@@ -33,7 +33,7 @@ class Settings:
     name: str = "atloop"
     opt_in: str = "none"
     wait: bool = False
-    #: Made once a step (causes.MAKERS).
+    #: Made once a step (causes.MAKERS, causes.ASIDE).
     cause: str | None = None
 
 
@@ -82,7 +82,8 @@ def run(settings: Settings) -> Result:
     maker: causes.Maker | None = None
     try:
         if settings.cause is not None:
-            maker = causes.MAKERS[settings.cause](settings.plan.file)
+            made = causes.MAKERS | causes.ASIDE
+            maker = made[settings.cause](settings.plan.file)
         system.pin(settings.cpu)
         system.set_name(settings.name)
         system.set_timer_slack(settings.plan.slack_ns)

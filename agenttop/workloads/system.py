@@ -162,6 +162,9 @@ pread = fast.pread64
 pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
 pread.restype = ctypes.c_ssize_t
 
+sync_file_range = fast.sync_file_range
+sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
 
 class Sleeps:
     """How often this thread has gone to sleep of its own will (getrusage's ru_nvcsw)."""

@@ -103,6 +103,13 @@ static __always_inline void cause_end(struct thread *t, u32 begun, u32 cause,
 	}
 }
 
+static __always_inline u32 causes_wanted(void)
+{
+	u32 zero = 0, *wanted = cause_wanted.lookup(&zero);
+
+	return wanted ? *wanted : 0;
+}
+
 static __always_inline int begin_here(u32 cause)
 {
 	struct thread *t = this_thread();

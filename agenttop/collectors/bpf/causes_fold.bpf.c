@@ -100,6 +100,14 @@ static __always_inline struct detail *detail_of(u32 slot, u32 cause, u64 *label)
 	return d ? d : new_detail(&key, slot, cause);
 }
 
+static __always_inline void detail_extras(struct detail *d, struct told *told)
+{
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < EXTRAS; i++)
+		if (told->extra[i])
+			__sync_fetch_and_add(&d->extra[i], told->extra[i]);
+}
+
 /* A step had @cause, with this label. */
 static __always_inline void detail_add(u32 slot, u32 cause, struct told *told,
 				       u64 events, u64 ns)
@@ -113,10 +121,18 @@ static __always_inline void detail_add(u32 slot, u32 cause, struct told *told,
 	__sync_fetch_and_add(&d->ns, ns);
 	if (ns > d->max_ns)
 		d->max_ns = ns;
-#pragma clang loop unroll(full)
-	for (u32 i = 0; i < EXTRAS; i++)
-		if (told->extra[i])
-			__sync_fetch_and_add(&d->extra[i], told->extra[i]);
+	detail_extras(d, told);
+}
+
+/* It happened for the agent, but no step waited for it. */
+static __always_inline void detail_event(u32 slot, u32 cause, struct told *told)
+{
+	struct detail *d = detail_of(slot, cause, told->label);
+
+	if (!d)
+		return;
+	__sync_fetch_and_add(&d->events, 1);
+	detail_extras(d, told);
 }
 
 /*

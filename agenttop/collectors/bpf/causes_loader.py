@@ -39,7 +39,9 @@ MAPS: Final = (
     "works",
     "workers",
 )
-#: Program -> its tracepoint.
+#: Those that nobody else uses: made with the programs.
+OWN_MAPS: Final = ("requests", "finished")
+#: Program -> its tracepoint; ``tracepoint_of`` says which it is on a kernel that lacks it.
 TRACEPOINTS: Final = {
     "page_fault_user": "page_fault_user",
     "page_fault_kernel": "page_fault_kernel",
@@ -67,13 +69,19 @@ TRACEPOINTS: Final = {
     "cause_work": "workqueue_execute_start",
     "cause_work_end": "workqueue_execute_end",
     "cause_worker": "sched_switch",
+    "block_begin": "block_io_start",
+    "block_issue": "block_rq_issue",
+    "block_complete": "block_rq_complete",
 }
+#: What older kernels have instead.
+OLDER: Final = {"block_io_start": "block_rq_insert"}
 #: Program -> its software event, PERF_COUNT_SW_PAGE_FAULTS_MIN and _MAJ.
 SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
 #: Level -> the programs that add up what an ended step had: every cause takes them.
 FOLDS: Final = {"lite": ("cause_switch",), "full": ("cause_switch", "cause_fold")}
 #: What every cause takes that the waker tells of.
 _WAKE: Final = ("cause_switch", "cause_waking")
+_BLOCK: Final = (*_WAKE, "block_complete", "block_issue", "block_begin")
 #: Cause -> its own programs.
 PROGRAMS: Final = {
     "minor_fault": ("minor_fault", "page_fault_user", "page_fault_kernel"),
@@ -101,6 +109,8 @@ PROGRAMS: Final = {
         "cause_work_end",
         "cause_worker",
     ),
+    "block": _BLOCK,
+    "block_in_compute": _BLOCK,
 }
 #: Programs without which their causes can be had all the same, and what those then lack.
 OPTIONAL: Final = {
@@ -113,6 +123,14 @@ FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "cause_hrtimer": {
         "OFF_HRTIMER_SOFT": ("hrtimer", "_softexpires"),
         "OFF_HRTIMER_FUNCTION": ("hrtimer", "function"),
+    },
+    "block_begin": {"OFF_GROUP_LEADER": ("task_struct", "group_leader")},
+    "block_complete": {
+        "OFF_REQUEST_FLAGS": ("request", "cmd_flags"),
+        "OFF_REQUEST_QUEUE": ("request", "q"),
+        "OFF_QUEUE_DISK": ("request_queue", "disk"),
+        "OFF_DISK_MAJOR": ("gendisk", "major"),
+        "OFF_DISK_MINOR": ("gendisk", "first_minor"),
     },
     "cause_timer": {
         "OFF_TIMER_EXPIRES": ("timer_list", "expires"),
@@ -191,7 +209,7 @@ def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
     if made is None:
         os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
         try:
-            made = compiled.compile_text(bcc(), text, MAPS, names)
+            made = compiled.compile_text(bcc(), text, (*MAPS, *OWN_MAPS), names)
         except LoadError:
             raise
         except Exception as error:  # BCC raises plain Exceptions
@@ -201,7 +219,8 @@ def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
     (_, _, running, *_), _ = kernel.map_info(maps["threads"])
     if threads != running:
         raise LoadError("the chain's programs are of another version: start agenttop anew")
-    return _into_kernel(btf, made, _names(level), [maps[name] for name in MAPS])
+    own = [kernel.create_map(one.name, one.shape, None) for one in made.maps[len(MAPS) :]]
+    return _into_kernel(btf, made, _names(level), [*(maps[name] for name in MAPS), *own])
 
 
 def _names(level: str) -> tuple[str, ...]:
@@ -251,9 +270,15 @@ def _offset(btf: Btf, path: tuple[str, ...]) -> int | None:
     return btf.field_offset(path[0], *path[1:])
 
 
+def tracepoint_of(btf: Btf, program: str) -> str:
+    """The tracepoint of a program on this kernel; one that it may not have."""
+    name = TRACEPOINTS[program]
+    return name if btf.has_tracepoint(name) else OLDER.get(name, name)
+
+
 def lacks(btf: Btf, program: str) -> str:
     """What this kernel does not have for a program, in words; empty: nothing."""
-    point = TRACEPOINTS.get(program)
+    point = tracepoint_of(btf, program) if program in TRACEPOINTS else None
     if point is not None and not btf.has_tracepoint(point):
         return f"no tracepoint {point}"
     for path in FIELDS.get(program, {}).values():
@@ -280,7 +305,7 @@ def _into_kernel(
             if name in SOFTWARE_EVENTS:
                 loaded[name] = kernel.load_program(code, name, kernel.PROG_PERF_EVENT)
             else:
-                btf_id = btf.typedef(f"btf_trace_{TRACEPOINTS[name]}") or 0
+                btf_id = btf.typedef(f"btf_trace_{tracepoint_of(btf, name)}") or 0
                 loaded[name] = kernel.load_program(
                     code, name, kernel.PROG_TRACING, kernel.ATTACH_TRACE_RAW_TP, btf_id
                 )

@@ -42,6 +42,9 @@ static __always_inline void goes_off(struct thread *t, void *task)
 	}
 	call = call_of((u32)KERNEL_U64((void *)bpf_task_pt_regs(task),
 				       OFF_REGS_NR));
+	/* Whether it was a disk, the wake-up tells. */
+	t->cause_since[CAUSE_BLOCK_IN_COMPUTE] = off;
+	t->cause_off |= 1U << CAUSE_BLOCK_IN_COMPUTE;
 	if (call == CALL_FUTEX) {
 		cause_begin(t, CAUSE_LOCK, off);
 		t->cause_off |= 1U << CAUSE_LOCK;
@@ -63,6 +66,11 @@ static __always_inline void came_on(struct thread *t)
 	u32 off = t->cause_off;
 
 	t->cause_off = 0;
+	if (off & 1U << CAUSE_BLOCK_IN_COMPUTE && by_block(t)) {
+		cause_begin(t, CAUSE_BLOCK_IN_COMPUTE,
+			    t->cause_since[CAUSE_BLOCK_IN_COMPUTE]);
+		cause_end(t, CAUSE_BLOCK_IN_COMPUTE, CAUSE_BLOCK_IN_COMPUTE, now);
+	}
 	if (off & 1U << CAUSE_THROTTLED)
 		cause_end(t, CAUSE_THROTTLED, CAUSE_THROTTLED, now);
 	if (off & 1U << CAUSE_LOCK)
@@ -74,8 +82,11 @@ static __always_inline void came_on(struct thread *t)
 int p_cause_switch(args_t ctx)
 {
 	void *prev = (void *)ctx[1], *next = (void *)ctx[2];
+	struct finished *f = last_finished();
 	struct thread *t;
 
+	if (f && f->at)
+		finished_over(f);
 	t = thread_of(prev);
 	if (t && t->folding)
 		causes_fold(t);

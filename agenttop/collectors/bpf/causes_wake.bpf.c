@@ -8,13 +8,6 @@
  * wake-up that its step goes by.
  */
 
-static __always_inline u32 causes_wanted(void)
-{
-	u32 zero = 0, *wanted = cause_wanted.lookup(&zero);
-
-	return wanted ? *wanted : 0;
-}
-
 /* Which interrupt raised a softirq first? The chain's program has noted when. */
 int p_cause_raise(args_t ctx)
 {
@@ -184,6 +177,8 @@ int p_cause_waking(args_t ctx)
 		give_packet(g, cpu, d, t->slot, wanted, t->wake.waking);
 	if (wanted & 1U << CAUSE_WORKQUEUE)
 		give_work(g, cpu, d, t->wake.waking);
+	if (wanted & CAUSES_OF_BLOCK)
+		give_block(t, g, t->wake.waking);
 	g->seq = t->wake.seq;
 	return 0;
 }
@@ -238,4 +233,6 @@ static __always_inline void causes_take(struct thread *t)
 		told->extra[1] = g->work_known;
 		told->extra[2] = g->work_run;
 	}
+	if (g->has & causes_wanted() & 1U << CAUSE_BLOCK)
+		take_block(t, g);
 }

@@ -43,6 +43,11 @@ class MapSpec:
     btf_key: int
     btf_value: int
 
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """As kernel.create_map wants it."""
+        return self.type, self.key_size, self.value_size, self.max_entries, self.flags
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -59,7 +64,7 @@ class Compiled:
             return [
                 kernel.create_map(
                     one.name,
-                    (one.type, one.key_size, one.value_size, one.max_entries, one.flags),
+                    one.shape,
                     (btf, one.btf_key, one.btf_value) if one.btf_value else None,
                 )
                 for one in self.maps

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -31,6 +32,18 @@ _FAMILIES: Final = {int(socket.AF_INET): "inet", int(socket.AF_INET6): "inet6"}
 _PROTOCOLS: Final = {
     getattr(socket, f"IPPROTO_{name.upper()}"): name for name in ("tcp", "udp", "icmp", "sctp")
 }
+#: Operations of requests to disks, enum req_op of include/linux/blk_types.h.
+BLOCK_OPERATIONS: Final = {
+    0: "read",
+    1: "write",
+    2: "flush",
+    3: "discard",
+    5: "secure_erase",
+    7: "zone_append",
+    9: "write_zeroes",
+}
+#: In the word of a label that has the operation (causes_block.bpf.c).
+BACKGROUND: Final = 1 << 8
 
 Words = tuple[int, ...]
 Label = dict[str, str | int | None]
@@ -48,7 +61,7 @@ class Details:
         self._symbols = Symbols()
         #: Made when there is the first label.
         self._buffers: tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]] | None = None
-        #: Raw key -> what it is, and its steps when it was told last.
+        #: Raw key -> what it is, and its steps and events when it was told last.
         self._known: dict[bytes, tuple[str, list[int], Label]] = {}
         self._told: dict[bytes, int] = {}
 
@@ -59,15 +72,16 @@ class Details:
             self._known.clear()
 
     def read(self, full: bool) -> dict[int, dict[str, list[DetailCounters]]]:
-        """Slot -> cause -> labels: those with steps since the last call, or all."""
+        """Slot -> cause -> labels: those with events since the last call, or all."""
         out: dict[int, dict[str, list[DetailCounters]]] = {}
         keys, values = self._items()
         told: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             raw = key.tobytes()
             value = values[place]
-            steps = told[raw] = int(value["steps"])
-            if not full and self._told.get(raw) == steps:
+            steps, events = int(value["steps"]), int(value["events"])
+            told[raw] = steps + events
+            if not full and self._told.get(raw) == steps + events:
                 continue
             known = self._known.get(raw)
             if known is None:
@@ -80,7 +94,7 @@ class Details:
                     words,
                     label,
                     steps,
-                    int(value["events"]),
+                    events,
                     int(value["ns"]),
                     int(value["max_ns"]),
                     dict(zip(sums, value["extra"].tolist(), strict=False)),
@@ -181,6 +195,35 @@ class Details:
         """Name of a kernel function; None where the kernel does not tell."""
         return self._symbols.name(address)
 
+    def _block(self, words: list[int]) -> Label:
+        """words: device, operation and whether it was background."""
+        return {
+            "device": _device(words[0]),
+            "operation": BLOCK_OPERATIONS.get(words[1] & 0xFF, "other"),
+            "role": _role(words[1]),
+        }
+
+    def _block_in_compute(self, words: list[int]) -> Label:
+        """words: device, operation."""
+        label = self._block(words)
+        del label["role"]
+        return label
+
+
+def _role(word: int) -> str:
+    return "background" if word & BACKGROUND else "gate"
+
+
+def _device(number: int) -> str | None:
+    """A disk's name by its numbers, which stand in two halves; None where it has gone."""
+    if not number:
+        return None
+    place = f"{number >> 32}:{number & 0xFFFFFFFF}"
+    try:
+        return os.path.basename(os.readlink(f"/sys/dev/block/{place}"))
+    except OSError:
+        return place
+
 
 def _text(words: list[int]) -> str:
     """A C string; anybody may have named the thing."""
@@ -207,4 +250,6 @@ _READERS: Final[dict[str, Callable[[Details, list[int]], Label]]] = {
     "network": Details._network,
     "socket": Details._socket,
     "workqueue": Details._workqueue,
+    "block": Details._block,
+    "block_in_compute": Details._block_in_compute,
 }

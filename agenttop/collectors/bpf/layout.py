@@ -80,6 +80,8 @@ LOSSES: Final = (
     "switch_in",
     # No room for one more label of a cause.
     "labels_full",
+    # No room for one more request to a disk.
+    "requests_full",
 )
 
 #: Sources in the kernel: 0 is unknown, then words.SOURCES.

@@ -92,6 +92,9 @@ struct given {
 	u64 work_known;		/* that is known */
 	u64 work_run;		/* from there to the wake-up */
 	u64 work_label[3];
+	u64 block_begun;
+	u64 block_label[2];
+	u64 block_extra[EXTRAS];
 };
 
 /* What is known of a thread. Only the thread itself writes, but for wake and given. */

@@ -32,6 +32,7 @@ CAUSE_SOURCES: Final = (
     "causes_memory.bpf.c",
     "causes_net.bpf.c",
     "causes_work.bpf.c",
+    "causes_block.bpf.c",
     "causes_wake.bpf.c",
     "causes_switch.bpf.c",
     "causes_files.bpf.c",

@@ -246,9 +246,9 @@ class Tracer:
         self.steps.clear(slot)
         self._hists[slot] = changes = self._map_histograms(slot)
         changes.live[:] = 0
+        self.details.clear(slot)
         if self._cause_rows["seq"][:, slot].any():
             self._cause_rows[:, slot] = 0
-            self.details.clear(slot)
             self._cause_hists[slot] = changes = self._map_cause_histograms(slot)
             changes.live[:] = 0
 
