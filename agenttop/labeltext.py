@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from agenttop.format import duration, frequency
 from agenttop.procinfo import printable
 
 #: Longest text of a label.
@@ -63,6 +64,37 @@ def _block(label: Mapping[str, Any]) -> str:
     return f"{label['operation']} {label['device'] or 'no disk'}{role}"
 
 
+def _idle(label: Mapping[str, Any]) -> str:
+    name = label["name"] or f"idle state {label['state']}"
+    promised = _number(label["promised_ns"])
+    return f"{name}, promised {duration(promised)}" if promised is not None else f"{name}"
+
+
+def _placement(label: Mapping[str, Any]) -> str:
+    return f"cpu {label['from_cpu']} to cpu {label['to_cpu']}"
+
+
+def _ran_meanwhile(label: Mapping[str, Any]) -> str:
+    if label["kind"] == "interrupts":
+        return "interrupts and softirqs"
+    # As ps has them.
+    return f"[{label['comm']}]" if label["kind"] == "kernel" else f"{label['comm']}"
+
+
+def _avoidable_wait(label: Mapping[str, Any]) -> str:
+    return f"for cpu {label['cpu']} while cpu {label['idle_cpu']} was idle"
+
+
+def _frequency(label: Mapping[str, Any]) -> str:
+    before, after = (_number(label[name]) for name in ("from_khz", "to_khz"))
+    return f"{frequency(before)} " + (f"to {frequency(after)}" if after else "and no rise")
+
+
+def _number(value: object) -> int | None:
+    """A recording may say anything."""
+    return value if isinstance(value, int) and value >= 0 else None
+
+
 #: Cause -> the words of its label.
 _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "interrupt": _interrupt,
@@ -73,4 +105,9 @@ _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "workqueue": _workqueue,
     "block": _block,
     "block_in_compute": _block,
+    "idle": _idle,
+    "placement": _placement,
+    "ran_meanwhile": _ran_meanwhile,
+    "avoidable_wait": _avoidable_wait,
+    "frequency": _frequency,
 }

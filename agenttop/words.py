@@ -142,6 +142,11 @@ CAUSES: Final = (
     Cause("workqueue", "wait", "lite", "work that a kernel thread did before its wake-up"),
     Cause("block", "wait", "lite", "requests to a disk that gates waited for"),
     Cause("block_in_compute", "compute", "lite", "requests to a disk waited for outside of gates"),
+    Cause("idle", "idle_exit", "lite", "leaving the idle state that the CPU was in"),
+    Cause("placement", "queue", "lite", "resuming on another CPU than the last"),
+    Cause("ran_meanwhile", "queue", "lite", "others that had the CPU while it waited for it"),
+    Cause("avoidable_wait", "queue", "lite", "waiting while another allowed CPU was idle"),
+    Cause("frequency", "compute", "lite", "computing until the CPU's frequency rose"),
 )
 CAUSE_NAMES: Final = tuple(cause.name for cause in CAUSES)
 
@@ -184,4 +189,14 @@ DETAILS: Final = {
     "block_in_compute": Detail(
         ("device", "operation"), ("queue_ns", "device_ns", "wake_ns", "size_bytes")
     ),
+    # state: as cpuidle numbers them; sums: the governor's misses, where the kernel tells of each.
+    "idle": Detail(("state", "name", "promised_ns"), ("too_deep", "too_shallow")),
+    # The CPU before and after; sums: the stage ipi, steps that were moved while they waited.
+    "placement": Detail(("from_cpu", "to_cpu"), ("ipi_ns", "moved_steps")),
+    # kind: task, kernel (thread) or interrupts.
+    "ran_meanwhile": Detail(("comm", "kind")),
+    # The CPU that it waited for, and the one that was idle the longest meanwhile.
+    "avoidable_wait": Detail(("cpu", "idle_cpu")),
+    # Before and after the first rise, to_khz is null where there was none.
+    "frequency": Detail(("from_khz", "to_khz"), ("wake_to_ramp_ns",)),
 }

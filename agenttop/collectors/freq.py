@@ -5,6 +5,7 @@ Documentation/admin-guide/pm/cpufreq.rst, "Policy Interface in sysfs".
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import NamedTuple
 
@@ -14,6 +15,18 @@ from agenttop.procinfo import printable
 
 #: After how many reads CPUs without a policy are looked at again (a driver may be loaded).
 _RETRY = 10
+
+
+def no_frequency() -> str | None:
+    """Why the kernel does not tell when a CPU's frequency rises; None if it does."""
+    base = f"{paths.sys()}/devices/system/cpu"
+    if not glob.glob(f"{base}/cpufreq/policy*"):
+        return "no cpufreq driver: nothing here tells a CPU's frequency"
+    driver = read_text(f"{base}/cpu0/cpufreq/scaling_driver") or ""
+    # Both leave the choice to the CPU, which tells nobody (intel_pstate.rst, amd-pstate.rst).
+    if driver == "amd-pstate-epp" or os.path.exists(f"{base}/intel_pstate/hwp_dynamic_boost"):
+        return f"the CPUs choose their frequencies themselves ({driver}), and the kernel sees none"
+    return None
 
 
 class Frequency(NamedTuple):

@@ -75,6 +75,10 @@ class Idle:
         index = self._index.get(cpu, ())
         return index[state] if 0 <= state < len(index) else None
 
+    def of(self, cpu: int) -> list[IdleState]:
+        """A CPU's own states, as it numbers them."""
+        return [self.states[place] for place in self._index.get(cpu, ())]
+
     def read(self, online: frozenset[int] | None = None) -> dict[int, list[IdleCounters]]:
         """CPU -> counters; a state that a CPU does not have counts 0. CPUs without any: left out.
 

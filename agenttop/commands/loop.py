@@ -18,6 +18,7 @@ from agenttop.workloads.gates import PACED, SOURCES, TABLE, Plan
 from agenttop.workloads.loop import MAX_STEPS, Settings
 from agenttop.workloads.loop import run as run_loop
 from agenttop.workloads.measure import Figures, Result
+from agenttop.workloads.waits import AWAITED
 
 EPILOG = "gates and their sources:\n" + "\n".join(
     f"  {gate:<9} {', '.join(sources)}" for gate, sources in TABLE.items()
@@ -65,8 +66,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--cause",
-        choices=(*MAKERS, *ASIDE),
-        help="make this in each step's compute, and time it: see agenttop --causes",
+        choices=(*MAKERS, *ASIDE, *AWAITED),
+        help="make this in each step, and time it: see agenttop --causes",
     )
     add("--wait", action="store_true", help="print 'READY pid=N', begin at a line on stdin")
 
@@ -79,6 +80,8 @@ def settings(args: argparse.Namespace) -> Settings:
     if args.file is not None and not reads:
         causes = ", ".join(READS)
         raise UserError(f"--file is for --source block or io_worker and --cause {causes}")
+    if args.cause in AWAITED and args.source != "timer":
+        raise UserError(f"--cause {args.cause} needs --source timer")
     steps = args.steps or (1000 if args.seconds is None else MAX_STEPS)
     return Settings(
         plan=Plan(

@@ -14,6 +14,7 @@ from agenttop.collectors.bpf.btf import Btf, BtfError
 from agenttop.collectors.bpf.causes_loader import OPTIONAL, PROGRAMS, lacks
 from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
 from agenttop.collectors.bpf.loader import bcc as import_bcc
+from agenttop.collectors.freq import no_frequency
 from agenttop.doctor import Item
 from agenttop.probes.system import capabilities
 from agenttop.procinfo import printable, read_file
@@ -222,6 +223,8 @@ def _causes(btf: Btf) -> list[Item]:
         absent = {p: said for p in PROGRAMS[cause.name] if (said := lacks(btf, p))}
         why = "no task-local storage" if not storage else ""
         why = next((said for p, said in absent.items() if p not in OPTIONAL), why)
+        if not why and cause.name == "frequency":
+            why = no_frequency() or ""
         without = dict.fromkeys(OPTIONAL[p] for p in absent if p in OPTIONAL)
         some = f" (without {', '.join(without)})" if without else ""
         found.append(

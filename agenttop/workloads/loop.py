@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.workloads import causes, gates, system
+from agenttop.workloads import causes, gates, system, waits
 from agenttop.workloads.measure import Record, Result, evaluate
 
 #: The longest loop: each step is kept, 24 bytes while it runs and 120 when it is evaluated.
@@ -33,7 +33,7 @@ class Settings:
     name: str = "atloop"
     opt_in: str = "none"
     wait: bool = False
-    #: Made once a step (causes.MAKERS, causes.ASIDE).
+    #: Made once a step (causes.MAKERS, causes.ASIDE, waits.AWAITED).
     cause: str | None = None
 
 
@@ -80,16 +80,19 @@ def run(settings: Settings) -> Result:
     except OSError as error:
         raise UserError(f"cannot set up the loop: {error}") from None
     maker: causes.Maker | None = None
+    awaited: waits.Awaited | None = None
     try:
-        if settings.cause is not None:
-            made = causes.MAKERS | causes.ASIDE
+        made = causes.MAKERS | causes.ASIDE
+        if settings.cause in made:
             maker = made[settings.cause](settings.plan.file)
         system.pin(settings.cpu)
+        if settings.cause in waits.AWAITED:
+            awaited = waits.AWAITED[settings.cause](settings.plan.interval_ns)
         system.set_name(settings.name)
         system.set_timer_slack(settings.plan.slack_ns)
         if settings.opt_in == "sched_setattr":
             system.opt_in_sched_setattr()
-        record = Record(settings.steps, maker is not None)
+        record = Record(settings.steps, settings.cause is not None)
         gc.collect()
         gc.disable()
         with _stoppable():
@@ -97,7 +100,8 @@ def run(settings: Settings) -> Result:
                 _wait_for_line()
             if settings.seconds is not None:
                 signal.setitimer(signal.ITIMER_REAL, settings.seconds)
-            _steps(step, record, settings.compute_ns, settings.opt_in == "marker", maker)
+            mark = settings.opt_in == "marker"
+            _steps(step, record, settings.compute_ns, mark, maker, awaited)
         plan = settings.plan
         return evaluate(record, os.getpid(), threading.get_native_id(), plan.gate, plan.source)
     except OSError as error:
@@ -105,8 +109,9 @@ def run(settings: Settings) -> Result:
         raise UserError(f"the loop broke: {error}") from None
     finally:
         step.close()
-        if maker is not None:
-            maker.close()
+        for one in (maker, awaited):
+            if one is not None:
+                one.close()
 
 
 def _wait_for_line() -> None:
@@ -122,6 +127,7 @@ def _steps(
     compute_ns: int,
     mark: bool,
     maker: causes.Maker | None,
+    awaited: waits.Awaited | None,
 ) -> None:
     """The loop itself: no allocation that lasts, the clock read right beside each gate."""
     enter, leave, origin, slept = record.enter, record.leave, record.origin, record.slept
@@ -144,6 +150,8 @@ def _steps(
         origin[index] = finish()
         if maker is not None:
             record.caused[index] = maker.make()
+        elif awaited is not None:
+            record.caused[index] = awaited.make(origin[index], left)
         if compute_ns:
             end = left + compute_ns
             while now() < end:

@@ -84,7 +84,8 @@ class Result:
     #: level lite, where a gate without a sleep is no event, and at full for
     #: gates that end a step only if they sleep (read, wait).
     slept_step: Figures
-    #: The time of the cause that was made in each step; None where none was.
+    #: The time of the cause that was made in each step, of those that had it; None where none was
+    #: to be made.
     caused: Figures | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -120,5 +121,5 @@ def evaluate(record: Record, pid: int, tid: int, gate: str, source: str) -> Resu
         lateness=figures(late) if any(origin) else None,
         ready=count - len(sleeping),
         slept_step=figures(after - before for before, after in pairwise(sleeping)),
-        caused=figures(record.caused[:count]) if record.caused else None,
+        caused=figures(filter(None, record.caused[:count])) if record.caused else None,
     )

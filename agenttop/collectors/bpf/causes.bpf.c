@@ -16,12 +16,13 @@ static __always_inline void causes_reset(struct thread *t)
 {
 	t->caused = 0;
 	t->cause_open = 0;
+	t->had_khz = 0;
 }
 
 /* The step ends; what it had is folded behind the chain's program (causes_fold.bpf.c). */
 static __always_inline void causes_ended(struct thread *t)
 {
-	t->folding = t->caused;
+	t->folding = t->caused | t->had_khz << CAUSE_FREQUENCY;
 }
 
 /*

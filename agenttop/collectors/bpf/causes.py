@@ -22,11 +22,14 @@ from agenttop.collectors.bpf.causes_loader import (
     LoadedCauses,
 )
 from agenttop.collectors.bpf.loader import LoadError
+from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.files import parse_cpulist, read_text
+from agenttop.collectors.freq import no_frequency
 from agenttop.model import CAUSES_LOADING, CauseState
 from agenttop.words import CAUSE_NAMES, CAUSES
 
-#: Programs that begin causes are attached behind those that end them.
+#: Programs that begin causes are attached behind those that end them; and cause_run behind
+#: cause_switch.
 _LAST: Final = (
     "page_fault_user",
     "page_fault_kernel",
@@ -35,16 +38,20 @@ _LAST: Final = (
     "compaction_begin",
     "page_cache_miss",
     "cause_enter",
+    "cause_run",
 )
 
 
 class Causes:
     """Switches causes on and off; ``loading`` is to be watched while it is not None."""
 
-    def __init__(self, level: str, maps: Mapping[str, int], unavailable: str = "") -> None:
+    def __init__(
+        self, level: str, maps: Mapping[str, int], power: Power, unavailable: str = ""
+    ) -> None:
         """``unavailable``: why causes cannot be had with these maps, if so."""
         self._level = level
         self._maps = maps
+        self._power = power
         self._unavailable = unavailable
         self._wanted: frozenset[str] = frozenset()
         self._loaded: LoadedCauses | None = None
@@ -81,6 +88,7 @@ class Causes:
         assert self._loaded is not None
         mask = sum(1 << CAUSE_NAMES.index(cause) for cause in self._wanted)
         kernel.map_update(self._maps["cause_wanted"], b"\0\0\0\0", struct.pack("<I", mask))
+        self._power.refresh()
         needed = {name for cause in self._wanted for name in self._programs(cause)}
         for name in [name for name in self._links if name not in needed]:
             _close(self._links.pop(name))
@@ -105,7 +113,8 @@ class Causes:
             for name in (*FOLDS[self._level], *PROGRAMS[cause])
             if name in self._failed and name not in OPTIONAL
         )
-        return self._unavailable or next(known, "")
+        missing = no_frequency() if cause == "frequency" else None
+        return self._unavailable or next(known, "") or missing or ""
 
     def states(self, cost: bool) -> list[CauseState]:
         """Every cause, as it stands now; ``cost``: the kernel times the programs."""

@@ -135,6 +135,63 @@ static __always_inline void detail_event(u32 slot, u32 cause, struct told *told)
 	detail_extras(d, told);
 }
 
+/* Who ran while the step waited for its CPU, by name. */
+static __always_inline void ran_fold(struct thread *t, u32 slot)
+{
+	struct told told = {};
+	struct ran_by *r;
+	u64 more;
+	u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i <= RAN_EACH; i++) {
+		r = &t->others[i];
+		if (!r->ns)
+			continue;
+		/* The last has those beyond: the label of all ones. */
+		more = i == RAN_EACH ? ~0ULL : 0;
+		told.label[0] = r->comm[0] | more;
+		told.label[1] = r->comm[1] | more;
+		told.label[2] = r->kind | more;
+		told.label[3] = more;
+		told.label[4] = more;
+		detail_add(slot, CAUSE_RAN_MEANWHILE, &told, 1, r->ns);
+	}
+}
+
+/*
+ * Did the frequency of its CPU rise in the time from the step's wake-up to its
+ * end? The thread may have gone on to other CPUs meanwhile; those do not count.
+ */
+static __always_inline int frequency_fold(struct thread *t)
+{
+	u64 woken = t->khz_in - t->stage[STAGE_QUEUE] -
+		    t->stage[STAGE_IDLE_EXIT] - t->stage[STAGE_IPI];
+	u64 at = 0, from = t->khz, to = 0;
+	struct power_cpu *p;
+	struct told *told;
+	u32 on = t->cpu, i;
+
+	p = power_cpus.lookup(&on);
+	if (!p)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < RAMPS_KEPT; i++) {
+		if (p->ramp_at[i] < woken || p->ramp_at[i] > t->last ||
+		    (at && p->ramp_at[i] > at))
+			continue;
+		at = p->ramp_at[i];
+		from = p->ramp_from[i];
+		to = p->ramp_to[i];
+	}
+	told = &t->told[CAUSE_FREQUENCY - FIRST_LABELLED];
+	told_label(told, from / KHZ_STEP * KHZ_STEP, to / KHZ_STEP * KHZ_STEP);
+	told->extra[0] = at ? at - woken : 0;
+	t->cause_ns[CAUSE_FREQUENCY] = at > t->khz_in ? at - t->khz_in : 0;
+	t->cause_events[CAUSE_FREQUENCY] = at != 0;
+	return at != 0;
+}
+
 /*
  * A step has ended. Runs with preemption off. A cause of a stage before compute
  * takes no longer than the stage did: what began before the gate counts from
@@ -143,7 +200,7 @@ static __always_inline void detail_event(u32 slot, u32 cause, struct told *told)
  */
 static __always_inline void causes_fold(struct thread *t)
 {
-	u32 caused = t->folding, slot = t->slot, i, stage, at, row;
+	u32 caused = t->folding, labelled = caused, slot = t->slot, i, stage, at, row;
 	u64 explained[8] = {};
 	struct cause_hist *h;
 	struct cause_row *r;
@@ -157,9 +214,13 @@ static __always_inline void causes_fold(struct thread *t)
 	h = (void *)cause_hist.lookup(&slot);
 	if (!r || !h)
 		return;
+	/* How often the frequency did not rise is told by its label alone. */
+	if (caused & 1U << CAUSE_FREQUENCY && !frequency_fold(t))
+		caused &= ~(1U << CAUSE_FREQUENCY);
 	r->seq++;
 	barrier();
-	if (caused & CAUSES_OF_COMPUTE)
+	/* What was computed until the frequency rose was computed all the same. */
+	if (caused & CAUSES_OF_COMPUTE & ~(1U << CAUSE_FREQUENCY))
 		r->explained_ns[STAGE_COMPUTE] += t->explained_ns;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < NR_CAUSES; i++) {
@@ -170,7 +231,9 @@ static __always_inline void causes_fold(struct thread *t)
 		if (stage <= STAGE_QUEUE) {
 			ns = smaller(ns, t->stage[stage]);
 			t->cause_ns[i] = ns;
-			explained[stage] += ns - smaller(ns, explained[stage]);
+			/* That it came to another CPU does not say what it waited for. */
+			if (i != CAUSE_PLACEMENT)
+				explained[stage] += ns - smaller(ns, explained[stage]);
 		}
 		r->steps[i]++;
 		r->events[i] += t->cause_events[i];
@@ -195,12 +258,15 @@ static __always_inline void causes_fold(struct thread *t)
 	r->explained_ns[STAGE_QUEUE] += explained[STAGE_QUEUE];
 	barrier();
 	r->seq++;
-	if (!(caused >> FIRST_LABELLED))
+	if (!(labelled >> FIRST_LABELLED))
 		return;
+	if (labelled & 1U << CAUSE_RAN_MEANWHILE)
+		ran_fold(t, slot);
+	labelled &= ~(1U << CAUSE_RAN_MEANWHILE);
 #pragma clang loop unroll(disable)
 	for (at = 0; at < NR_LABELLED; at++) {
 		i = FIRST_LABELLED + at;
-		if (caused & 1U << i)
+		if (labelled & 1U << i)
 			detail_add(slot, i, &t->told[at], t->cause_events[i],
 				   t->cause_ns[i]);
 	}

@@ -38,6 +38,8 @@ MAPS: Final = (
     "delivery",
     "works",
     "workers",
+    "run_cpus",
+    "power_cpus",
 )
 #: Those that nobody else uses: made with the programs.
 OWN_MAPS: Final = ("requests", "finished")
@@ -72,6 +74,10 @@ TRACEPOINTS: Final = {
     "block_begin": "block_io_start",
     "block_issue": "block_rq_issue",
     "block_complete": "block_rq_complete",
+    "cause_run": "sched_switch",
+    "cause_wakeup": "sched_wakeup",
+    "cause_idle_miss": "cpu_idle_miss",
+    "cause_frequency": "cpu_frequency",
 }
 #: What older kernels have instead.
 OLDER: Final = {"block_io_start": "block_rq_insert"}
@@ -82,6 +88,9 @@ FOLDS: Final = {"lite": ("cause_switch",), "full": ("cause_switch", "cause_fold"
 #: What every cause takes that the waker tells of.
 _WAKE: Final = ("cause_switch", "cause_waking")
 _BLOCK: Final = (*_WAKE, "block_complete", "block_issue", "block_begin")
+#: What every cause takes that shows when the thread is in. Runs behind cause_switch, which is
+#: there whenever it is.
+_RUN: Final = ("cause_switch", "cause_run")
 #: Cause -> its own programs.
 PROGRAMS: Final = {
     "minor_fault": ("minor_fault", "page_fault_user", "page_fault_kernel"),
@@ -111,11 +120,17 @@ PROGRAMS: Final = {
     ),
     "block": _BLOCK,
     "block_in_compute": _BLOCK,
+    "idle": (*_RUN, "cause_idle_miss"),
+    "placement": _RUN,
+    "ran_meanwhile": (*_RUN, "cause_wakeup"),
+    "avoidable_wait": (*_RUN, "cause_wakeup"),
+    "frequency": (*_RUN, "cause_frequency"),
 }
 #: Programs without which their causes can be had all the same, and what those then lack.
 OPTIONAL: Final = {
     "cause_timer": "timers of the timer wheel",
     "cause_timer_exit": "timers of the timer wheel",
+    "cause_idle_miss": "which steps met a state that the governor had chosen wrong",
 }
 #: Program -> the fields of kernel structs that it looks at, by the name that it has for them.
 FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
@@ -155,6 +170,10 @@ FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "OFF_SOCK_SADDR6": ("sock", "__sk_common", "skc_v6_rcv_saddr"),
     },
     "cause_work": {"OFF_WORK_FUNC": ("work_struct", "func")},
+    "cause_run": {
+        "OFF_COMM": ("task_struct", "comm"),
+        "OFF_CPUS_MASK": ("task_struct", "cpus_mask"),
+    },
 }
 #: Kinds of system calls, arch/x86/entry/syscalls/syscall_64.tbl: those that read files; futex;
 #: those that look files up, list or name them (open, stat, access, getdents, readlink, rename,

@@ -97,7 +97,12 @@ int p_cause_switch(args_t ctx)
 		return 0;
 	if (t->cause_off)
 		came_on(t);
-	if (t->given.seq == t->seen && t->taken != t->seen)
+	if (t->taken == t->seen)
+		return 0;
+	t->taken = t->seen;
+	/* Of the wake-ups in one gate the last counts. */
+	t->caused &= CAUSES_OF_COMPUTE;
+	if (t->given.seq == t->seen)
 		causes_take(t);
 	return 0;
 }

@@ -189,9 +189,6 @@ static __always_inline void causes_take(struct thread *t)
 	struct given *g = &t->given;
 	struct told *told;
 
-	t->taken = t->seen;
-	/* Of the wake-ups in one gate the last counts. */
-	t->caused &= CAUSES_OF_COMPUTE;
 	if (g->has & 1U << CAUSE_INTERRUPT) {
 		told = cause_tell(t, CAUSE_INTERRUPT, g->irq_ns);
 		told_label(told, g->irq_by, g->cpu);

@@ -221,7 +221,11 @@ static __always_inline void woken(struct thread *t, u64 now)
 	wakeup = between(w->wakeup, waking, now);
 	idle = wakeup;
 	cpu = this_cpu();
-	if (cpu)
+	/*
+	 * Where it was moved while it waited, it had waited for a CPU that ran
+	 * something else, and not for the one that it came to.
+	 */
+	if (cpu && (!w->wakeup || w->target == t->cpu))
 		idle = between(cpu->idle_exit, wakeup, now);
 	if (w->late)
 		gap = event - between(event - w->late, enter, event);

@@ -10,6 +10,7 @@ import ctypes
 import ipaddress
 import os
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.mapped import mapped
+from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.symbols import Symbols
 from agenttop.model import DetailCounters
 from agenttop.procinfo import printable
@@ -52,7 +54,8 @@ Label = dict[str, str | int | None]
 class Details:
     """Not more than one for the loaded programs; slots are the registry's."""
 
-    def __init__(self, maps: Mapping[str, int]) -> None:
+    def __init__(self, maps: Mapping[str, int], power: Power) -> None:
+        self._power = power
         self._fd = maps["cause_details"]
         self._counts: NDArray[np.uint64] = mapped(maps["cause_labels"], _LABELS, layout.SLOTS)[
             "labels"
@@ -195,6 +198,32 @@ class Details:
         """Name of a kernel function; None where the kernel does not tell."""
         return self._symbols.name(address)
 
+    def _idle(self, words: list[int]) -> Label:
+        """words: number of the state, and which set of states the CPU has."""
+        state = self._power.state(words[1], words[0])
+        return {
+            "state": words[0],
+            "name": state.name if state else None,
+            "promised_ns": state.latency_us * 1000 if state else None,
+        }
+
+    def _placement(self, words: list[int]) -> Label:
+        return {"from_cpu": words[0], "to_cpu": words[1]}
+
+    @staticmethod
+    def ran_meanwhile(words: list[int]) -> Label:
+        """words: 16 bytes of a name that anybody may have chosen, and what it is of."""
+        name = struct.pack("<QQ", words[0], words[1]).partition(b"\0")[0]
+        kind = layout.RAN[words[2]] if words[2] < len(layout.RAN) else layout.RAN[0]
+        comm = None if kind == "interrupts" else printable(name.decode("utf-8", "replace"))
+        return {"comm": comm, "kind": kind}
+
+    def _avoidable_wait(self, words: list[int]) -> Label:
+        return {"cpu": words[0], "idle_cpu": words[1]}
+
+    def _frequency(self, words: list[int]) -> Label:
+        return {"from_khz": words[0], "to_khz": words[1] or None}
+
     def _block(self, words: list[int]) -> Label:
         """words: device, operation and whether it was background."""
         return {
@@ -250,6 +279,11 @@ _READERS: Final[dict[str, Callable[[Details, list[int]], Label]]] = {
     "network": Details._network,
     "socket": Details._socket,
     "workqueue": Details._workqueue,
+    "idle": Details._idle,
+    "placement": Details._placement,
+    "ran_meanwhile": lambda _, words: Details.ran_meanwhile(words),
+    "avoidable_wait": Details._avoidable_wait,
+    "frequency": Details._frequency,
     "block": Details._block,
     "block_in_compute": Details._block_in_compute,
 }

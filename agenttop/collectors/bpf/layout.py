@@ -113,6 +113,7 @@ CPU_FIELDS: Final = (
     ("idle_count", IDLE_STATES),
     ("idle_ns", IDLE_STATES),
     ("freq_khz", 1),
+    ("stolen_ns", 1),  # in interrupts and softirqs, each moment once
     ("losses", len(LOSSES)),
 )
 
@@ -245,6 +246,36 @@ EDGES: Final = ("exec", "rename", "cgroup", "exit", "marker", "sched_setattr")
 #: What woke a thread (waker_kind).
 WAKERS: Final = ("unknown", "task", "line", "vector", "softirq")
 
+#: Who ran while a thread waited: nobody (the CPU was idle), a task, a kernel thread, interrupts.
+RAN: Final = ("none", "task", "kernel", "interrupts")
+#: Switches that each CPU keeps, and how many of them a thread looks back over (powers of two).
+RAN_KEPT: Final = 64
+RAN_WALK: Final = 24
+#: Those of a step that are told apart; the others' time counts without a name.
+RAN_EACH: Final = 4
+#: Less time in interrupts may be the rest of the one that woke the thread.
+RAN_STOLEN_NS: Final = 10_000
+#: CPUs that may have been idle meanwhile, the first of them; and a shorter wait is not avoidable:
+#: to wake another CPU takes as long.
+AVOIDABLE_CPUS: Final = 128
+AVOIDABLE_NS: Final = 10_000
+#: Rises of its frequency that each CPU keeps.
+RAMPS_KEPT: Final = 8
+#: Frequencies are told apart in steps of this, kHz.
+KHZ_STEP: Final = 100_000
+
+#: What causes know of a CPU's power; its other CPUs may write it too.
+POWER_FIELDS: Final = (
+    ("khz", 1),  # 0: not known; user space writes the first
+    ("idle_kind", 1),  # which of the sets of idle states it has; user space writes it
+    ("miss_at", 1),  # the idle governor's last miss
+    ("miss_below", 1),  # it was too shallow, not too deep
+    ("ramps", 1),  # how often the frequency rose
+    ("ramp_at", RAMPS_KEPT),  # the last times, kHz before and after
+    ("ramp_from", RAMPS_KEPT),
+    ("ramp_to", RAMPS_KEPT),
+)
+
 #: Slot of a thread that asked to be an agent and has not been given one yet.
 PENDING_SLOT: Final = SLOTS
 #: Slot of a thread that is not measured (any more).
@@ -327,6 +358,15 @@ def prelude() -> str:
         "CAUSES_OF_COMPUTE": _mask("compute"),
         "STAGES_OF_CAUSES": _packed(CAUSES[:_PACKED]),
         f"STAGES_OF_CAUSES_{_PACKED}": _packed(CAUSES[_PACKED:]),
+        "RAN_KEPT": RAN_KEPT,
+        "RAN_WALK": RAN_WALK,
+        "RAN_EACH": RAN_EACH,
+        "RAN_STOLEN_NS": RAN_STOLEN_NS,
+        "AVOIDABLE_CPUS": AVOIDABLE_CPUS,
+        "AVOIDABLE_NS": AVOIDABLE_NS,
+        "RAMPS_KEPT": RAMPS_KEPT,
+        "KHZ_STEP": KHZ_STEP,
+        "CAUSES_LOOKING_BACK": "(1U << CAUSE_RAN_MEANWHILE | 1U << CAUSE_AVOIDABLE_WAIT)",
         "CAUSE_HISTS": CAUSE_HISTS,
         "CAUSE_BUCKETS": CAUSE_BUCKETS,
     }
@@ -342,6 +382,7 @@ def prelude() -> str:
     text += _enum("EDGE", EDGES)
     text += _enum("WAKER", WAKERS)
     text += _enum("CAUSE", CAUSE_NAMES)
+    text += _enum("RAN", RAN)
     for name, fields in (
         ("cpu", CPU_FIELDS),
         ("row", ROW_FIELDS),
@@ -358,6 +399,7 @@ def prelude() -> str:
         ("edge", EDGE_FIELDS),
         ("window", WINDOW_FIELDS),
         ("cell", CELL_FIELDS),
+        ("power_cpu", POWER_FIELDS),
         ("armed_edge", ARMED_FIELDS),
     ):
         text += c_struct(name, fields)

@@ -42,6 +42,8 @@ MAPS: Final = (
     "delivery",
     "works",
     "workers",
+    "run_cpus",
+    "power_cpus",
     "controls",
     "soft_hist",
     "idle_hist",

@@ -43,6 +43,7 @@ struct wake {
 	u64 until;		/* end of the window that it opened; 0: none */
 	u32 held;		/* the CPU that it is open on */
 	u32 cpu;		/* the waker's */
+	u32 target;		/* the CPU that it was queued on; holds if wakeup does */
 };
 
 /* A name that a thread has told of late, and its lane (steps.bpf.c). */
@@ -95,6 +96,13 @@ struct given {
 	u64 block_begun;
 	u64 block_label[2];
 	u64 block_extra[EXTRAS];
+};
+
+/* Who ran on a CPU while a thread waited for it. */
+struct ran_by {
+	u64 kind;		/* RAN_* */
+	u64 comm[2];
+	u64 ns;
 };
 
 /* What is known of a thread. Only the thread itself writes, but for wake and given. */
@@ -151,6 +159,15 @@ struct thread {
 	u32 raised_irq;		/* the handler's time and the raise are one behind the other */
 	u64 raised_ns;		/* softirq: raise to entry */
 	struct given given;
+	/* Between the wake-up and the run (causes_run.bpf.c). */
+	u32 left_cpu;		/* the CPU that it ran on last, + 1; 0: not known */
+	u32 ready_seq;		/* of the wake-up that this is of: */
+	u64 ready_stolen;	/* stolen_ns of the CPU that it was queued on */
+	struct ran_by others[RAN_EACH + 1];	/* the last has those beyond */
+	u32 run_seq;		/* of the wake-up whose causes were told */
+	u32 had_khz;		/* the next two hold */
+	u64 khz;		/* frequency at the switch-in */
+	u64 khz_in;		/* which was then */
 	struct told told[NR_LABELLED];
 #endif
 };
@@ -224,6 +241,36 @@ struct one_hist {
 	u32 bucket[BUCKETS];
 };
 
+/* One switch of a CPU; the newest of them is what the CPU does now. */
+struct ran {
+	u64 since;
+	u64 idle_ns;		/* the CPU had been idle until then */
+	u64 idle;		/* all ones: it went idle */
+	u64 stolen_ns;		/* had spent in interrupts until then */
+	u64 kind;		/* RAN_* */
+	u64 comm[2];
+};
+
+/* A look back at a wait; of the CPU that looks. */
+struct look {
+	u64 from;
+	u64 end;
+	u64 after;		/* stolen_ns at the end, if known */
+	u64 known;
+	u64 total;		/* in which others ran */
+	u64 irqs;
+	u64 allowed[2];
+	u64 idle_ns;
+	u64 idle_cpu;
+};
+
+/* What a CPU ran lately; others look at it too (causes_run.bpf.c). */
+struct run_cpu {
+	struct look look;
+	u64 head;
+	struct ran ran[RAN_KEPT];
+};
+
 struct irq_row {
 	u64 count;
 	u64 ns;
@@ -246,6 +293,8 @@ BPF_F_TABLE("array", u32, struct labels, cause_labels, SLOTS, MMAPABLE);
 BPF_PERCPU_ARRAY(delivery, struct delivery, 1);
 BPF_ARRAY(works, struct queued_work, WORKS);
 BPF_ARRAY(workers, struct worker, WORKERS);
+BPF_ARRAY(run_cpus, struct run_cpu, NR_CPUS);
+BPF_F_TABLE("array", u32, struct power_cpu, power_cpus, NR_CPUS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, idle_hist, NR_IDLE, MMAPABLE);

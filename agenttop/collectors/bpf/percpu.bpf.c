@@ -32,14 +32,18 @@ int p_irq_handler_exit(args_t ctx)
 	struct cpu *cpu = this_cpu();
 	u32 irq = ctx[0];
 	struct irq_row *row;
+	u64 ns;
 
 	if (!cpu)
 		return 0;
 	if (cpu->hard == WAKER_LINE) {
 		row = irqs.lookup(&irq);
 		if (row) {
+			ns = bpf_ktime_get_ns() - cpu->hard_ts;
 			row->count++;
-			row->ns += bpf_ktime_get_ns() - cpu->hard_ts;
+			row->ns += ns;
+			if (!cpu->soft)
+				cpu->stolen_ns += ns;
 		} else {
 			cpu->losses[LOSS_IRQ_RANGE]++;
 		}
@@ -51,12 +55,16 @@ int p_irq_handler_exit(args_t ctx)
 static __always_inline int vector_exit(u32 vector)
 {
 	struct cpu *cpu = this_cpu();
+	u64 ns;
 
 	if (!cpu)
 		return 0;
 	if (cpu->hard == WAKER_VECTOR) {
+		ns = bpf_ktime_get_ns() - cpu->hard_ts;
 		cpu->vector_count[vector]++;
-		cpu->vector_ns[vector] += bpf_ktime_get_ns() - cpu->hard_ts;
+		cpu->vector_ns[vector] += ns;
+		if (!cpu->soft)
+			cpu->stolen_ns += ns;
 	}
 	cpu->hard = 0;
 	return 0;
@@ -177,12 +185,15 @@ int p_softirq_exit(args_t ctx)
 {
 	struct cpu *cpu = this_cpu();
 	u32 vec = ctx[0];
+	u64 ns;
 
 	if (!cpu || vec >= NR_SOFTIRQ)
 		return 0;
 	if (cpu->soft && cpu->soft_vec == vec) {
+		ns = bpf_ktime_get_ns() - cpu->soft_ts;
 		cpu->softirq_count[vec]++;
-		cpu->softirq_ns[vec] += bpf_ktime_get_ns() - cpu->soft_ts;
+		cpu->softirq_ns[vec] += ns;
+		cpu->stolen_ns += ns;
 	}
 	cpu->soft = 0;
 	return 0;

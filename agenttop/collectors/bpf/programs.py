@@ -34,6 +34,7 @@ CAUSE_SOURCES: Final = (
     "causes_work.bpf.c",
     "causes_block.bpf.c",
     "causes_wake.bpf.c",
+    "causes_run.bpf.c",
     "causes_switch.bpf.c",
     "causes_files.bpf.c",
 )
@@ -226,6 +227,8 @@ def _offsets(btf: Btf) -> dict[str, int | None]:
         "OFF_TGID": btf.field_offset(task, "tgid"),
         "OFF_FLAGS": btf.field_offset(task, "flags"),
         "OFF_STATE": btf.field_offset(task, "__state") or btf.field_offset(task, "state"),
+        "OFF_TASK_CPU": btf.field_offset(task, "thread_info", "cpu")
+        or btf.field_offset(task, "cpu"),
         "OFF_BPF_STORAGE": btf.field_offset(task, "bpf_storage"),
         "OFF_THREAD_FLAGS": btf.field_offset(task, "thread_info", "flags"),
         "OFF_HRTIMER_EXPIRES": btf.field_offset("hrtimer", "node", "expires"),

@@ -21,6 +21,7 @@ from agenttop.collectors.bpf.causes import Causes
 from agenttop.collectors.bpf.details import Details
 from agenttop.collectors.bpf.loader import Loaded
 from agenttop.collectors.bpf.mapped import mapped
+from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.programs import possible_cpus
 from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.steps import Steps
@@ -158,11 +159,13 @@ class Tracer:
             maps["cause_rows"], _CAUSE_ROW, layout.SLOTS * self._cpus
         ).reshape(self._cpus, layout.SLOTS)
         self._cause_hists: dict[int, _Changes] = {}
-        self.details = Details(maps)
+        power = Power(maps, self._cpus)
+        self.details = Details(maps, power)
         #: What stages were spent on: switched on and off here.
         self.causes = Causes(
             loaded.level,
             maps,
+            power,
             "" if loaded.mode == "tp_btf" else "causes need task-local storage (Linux 5.11)",
         )
         self._controls = mapped(maps["controls"], _CONTROL, layout.SLOTS)

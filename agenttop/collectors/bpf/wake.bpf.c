@@ -117,7 +117,9 @@ int p_sched_wakeup(args_t ctx)
 {
 	struct thread *t = thread_of((void *)ctx[0]);
 
-	if (t && !t->wake.wakeup)
+	if (t && !t->wake.wakeup) {
 		t->wake.wakeup = bpf_ktime_get_ns();
+		t->wake.target = KERNEL_U32(ctx[0], OFF_TASK_CPU);
+	}
 	return 0;
 }
