@@ -95,6 +95,10 @@ def _number(value: object) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
+def _io_uring(label: Mapping[str, Any]) -> str:
+    return f"{label['operation']}{', background' if label['role'] == 'background' else ''}"
+
+
 #: Cause -> the words of its label.
 _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "interrupt": _interrupt,
@@ -110,4 +114,5 @@ _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "ran_meanwhile": _ran_meanwhile,
     "avoidable_wait": _avoidable_wait,
     "frequency": _frequency,
+    "io_uring": _io_uring,
 }

@@ -141,6 +141,7 @@ CAUSES: Final = (
     Cause("socket", "softirq", "lite", "from the packet's coming in to its socket's wake-up"),
     Cause("workqueue", "wait", "lite", "work that a kernel thread did before its wake-up"),
     Cause("block", "wait", "lite", "requests to a disk that gates waited for"),
+    Cause("io_uring", "wait", "lite", "io_uring requests that gates waited for"),
     Cause("block_in_compute", "compute", "lite", "requests to a disk waited for outside of gates"),
     Cause("idle", "idle_exit", "lite", "leaving the idle state that the CPU was in"),
     Cause("placement", "queue", "lite", "resuming on another CPU than the last"),
@@ -186,6 +187,8 @@ DETAILS: Final = {
     "block": Detail(
         ("device", "operation", "role"), ("queue_ns", "device_ns", "wake_ns", "size_bytes")
     ),
+    # role as above. sums: submission to completion, and requests that went to io_uring's workers.
+    "io_uring": Detail(("operation", "role"), ("completion_ns", "worker_requests")),
     "block_in_compute": Detail(
         ("device", "operation"), ("queue_ns", "device_ns", "wake_ns", "size_bytes")
     ),

@@ -36,13 +36,14 @@ MAPS: Final = (
     "cause_details",
     "cause_labels",
     "delivery",
+    "learned",
     "works",
     "workers",
     "run_cpus",
     "power_cpus",
 )
 #: Those that nobody else uses: made with the programs.
-OWN_MAPS: Final = ("requests", "finished")
+OWN_MAPS: Final = ("requests", "finished", "ring_sets", "ring_done")
 #: Program -> its tracepoint; ``tracepoint_of`` says which it is on a kernel that lacks it.
 TRACEPOINTS: Final = {
     "page_fault_user": "page_fault_user",
@@ -78,19 +79,28 @@ TRACEPOINTS: Final = {
     "cause_wakeup": "sched_wakeup",
     "cause_idle_miss": "cpu_idle_miss",
     "cause_frequency": "cpu_frequency",
+    "ring_submit": "io_uring_submit_req",
+    "ring_worker": "io_uring_queue_async_work",
+    "ring_complete": "io_uring_complete",
 }
 #: What older kernels have instead.
-OLDER: Final = {"block_io_start": "block_rq_insert"}
+OLDER: Final = {
+    "block_io_start": "block_rq_insert",
+    "io_uring_submit_req": "io_uring_submit_sqe",
+}
 #: Program -> its software event, PERF_COUNT_SW_PAGE_FAULTS_MIN and _MAJ.
 SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
 #: Level -> the programs that add up what an ended step had: every cause takes them.
 FOLDS: Final = {"lite": ("cause_switch",), "full": ("cause_switch", "cause_fold")}
 #: What every cause takes that the waker tells of.
 _WAKE: Final = ("cause_switch", "cause_waking")
+_RING: Final = ("ring_complete", "ring_worker", "ring_submit")
 _BLOCK: Final = (*_WAKE, "block_complete", "block_issue", "block_begin")
 #: What every cause takes that shows when the thread is in. Runs behind cause_switch, which is
 #: there whenever it is.
 _RUN: Final = ("cause_switch", "cause_run")
+#: Most that the submission has on kernels where the request comes first.
+_SUBMIT_ARGS: Final = 2
 #: Cause -> its own programs.
 PROGRAMS: Final = {
     "minor_fault": ("minor_fault", "page_fault_user", "page_fault_kernel"),
@@ -119,6 +129,7 @@ PROGRAMS: Final = {
         "cause_worker",
     ),
     "block": _BLOCK,
+    "io_uring": (*_WAKE, *_RING),
     "block_in_compute": _BLOCK,
     "idle": (*_RUN, "cause_idle_miss"),
     "placement": _RUN,
@@ -140,6 +151,7 @@ FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "OFF_HRTIMER_FUNCTION": ("hrtimer", "function"),
     },
     "block_begin": {"OFF_GROUP_LEADER": ("task_struct", "group_leader")},
+    "ring_submit": {"OFF_RING_OPCODE": ("io_kiocb", "opcode")},
     "block_complete": {
         "OFF_REQUEST_FLAGS": ("request", "cmd_flags"),
         "OFF_REQUEST_QUEUE": ("request", "q"),
@@ -300,6 +312,10 @@ def lacks(btf: Btf, program: str) -> str:
     point = tracepoint_of(btf, program) if program in TRACEPOINTS else None
     if point is not None and not btf.has_tracepoint(point):
         return f"no tracepoint {point}"
+    if program in _RING and not btf.tracepoint_passes_pointer(point or "", program == _RING[0]):
+        return f"tracepoint {point} names no request"
+    if program == "ring_submit" and (btf.tracepoint_args(point or "") or 0) > _SUBMIT_ARGS:
+        return f"tracepoint {point} names its ring before its request"
     for path in FIELDS.get(program, {}).values():
         if _offset(btf, path) is None:
             return f"no field {'.'.join(path)}"

@@ -83,10 +83,13 @@ int p_cause_switch(args_t ctx)
 {
 	void *prev = (void *)ctx[1], *next = (void *)ctx[2];
 	struct finished *f = last_finished();
+	struct ring_done *d = last_done();
 	struct thread *t;
 
 	if (f && f->at)
 		finished_over(f);
+	if (d && d->at)
+		ring_over(d);
 	t = thread_of(prev);
 	if (t && t->folding)
 		causes_fold(t);

@@ -179,6 +179,8 @@ int p_cause_waking(args_t ctx)
 		give_work(g, cpu, d, t->wake.waking);
 	if (wanted & CAUSES_OF_BLOCK)
 		give_block(t, g, t->wake.waking);
+	if (wanted & 1U << CAUSE_IO_URING)
+		give_ring(t, g, t->wake.waking);
 	g->seq = t->wake.seq;
 	return 0;
 }
@@ -232,4 +234,6 @@ static __always_inline void causes_take(struct thread *t)
 	}
 	if (g->has & causes_wanted() & 1U << CAUSE_BLOCK)
 		take_block(t, g);
+	if (g->has & 1U << CAUSE_IO_URING)
+		take_ring(t, g);
 }

@@ -409,27 +409,6 @@ static __always_inline void gate_returned(struct thread *t, int gate, s64 ret)
 		t->exit = now;
 }
 #else
-/*
- * Has the thread been in user space since it last went off the CPU? The kernel
- * keeps that in the thread's flags (on x86 TIF_NEED_FPU_LOAD: the switch saves
- * the FPU's registers, the way out to user space loads them). Which bit it is
- * differs between kernels, so it is learned (life.bpf.c). Where it is not
- * known, each sleep is taken for a gate of its own.
- */
-static __always_inline int left_gate(void *task)
-{
-#ifdef OFF_THREAD_FLAGS
-	struct learned *l;
-	u32 zero = 0;
-
-	l = learned.lookup(&zero);
-	if (l && l->off_cpu)
-		return (KERNEL_U64(task, OFF_THREAD_FLAGS) & l->off_cpu) !=
-		       l->off_cpu;
-#endif
-	return 1;
-}
-
 static __always_inline void switched_out(struct thread *t, void *task, u64 now,
 					 int blocked)
 {

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.powered import Power
+from agenttop.collectors.bpf.ringops import OPERATIONS, UNKNOWN
 from agenttop.collectors.bpf.symbols import Symbols
 from agenttop.model import DetailCounters
 from agenttop.procinfo import printable
@@ -238,6 +239,15 @@ class Details:
         del label["role"]
         return label
 
+    def _io_uring(self, words: list[int]) -> Label:
+        """words: operation and whether it was background."""
+        code = words[0] & 0xFF
+        name = OPERATIONS[code] if code < len(OPERATIONS) else None
+        return {
+            "operation": name or ("unknown" if code == UNKNOWN else f"operation {code}"),
+            "role": _role(words[0]),
+        }
+
 
 def _role(word: int) -> str:
     return "background" if word & BACKGROUND else "gate"
@@ -286,4 +296,5 @@ _READERS: Final[dict[str, Callable[[Details, list[int]], Label]]] = {
     "frequency": Details._frequency,
     "block": Details._block,
     "block_in_compute": Details._block_in_compute,
+    "io_uring": Details._io_uring,
 }

@@ -96,6 +96,10 @@ struct given {
 	u64 block_begun;
 	u64 block_label[2];
 	u64 block_extra[EXTRAS];
+	u64 ring_begun;
+	u64 ring_ns;
+	u32 ring_opcode;
+	u32 ring_worker;
 };
 
 /* Who ran on a CPU while a thread waited for it. */
@@ -483,3 +487,26 @@ static __always_inline int uring_waits(void *regs)
 	return (u32)KERNEL_U64(regs, OFF_REGS_ARG3) &&
 	       (KERNEL_U64(regs, OFF_REGS_ARG4) & 1);
 }
+
+#if !LEVEL_FULL
+/*
+ * Has the thread been in user space since it last went off the CPU? The kernel
+ * keeps that in the thread's flags (on x86 TIF_NEED_FPU_LOAD: the switch saves
+ * the FPU's registers, the way out to user space loads them). Which bit it is
+ * differs between kernels, so it is learned (life.bpf.c). Where it is not
+ * known, each sleep is taken for a gate of its own.
+ */
+static __always_inline int left_gate(void *task)
+{
+#ifdef OFF_THREAD_FLAGS
+	struct learned *l;
+	u32 zero = 0;
+
+	l = learned.lookup(&zero);
+	if (l && l->off_cpu)
+		return (KERNEL_U64(task, OFF_THREAD_FLAGS) & l->off_cpu) !=
+		       l->off_cpu;
+#endif
+	return 1;
+}
+#endif

@@ -33,6 +33,7 @@ CAUSE_SOURCES: Final = (
     "causes_net.bpf.c",
     "causes_work.bpf.c",
     "causes_block.bpf.c",
+    "causes_uring.bpf.c",
     "causes_wake.bpf.c",
     "causes_run.bpf.c",
     "causes_switch.bpf.c",
