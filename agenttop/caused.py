@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from agenttop import snapshot as shot
-from agenttop.labeltext import label_text
+from agenttop.labeltext import label_facts, label_text
 from agenttop.model import AgentCounters, CauseCounters, CauseState, DetailCounters, Histogram
 from agenttop.rolling import BLOCK, Ints, Label
 from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES
@@ -178,7 +178,8 @@ def _by_label(
                 events=events,
                 sum_ns=ns,
                 max_ns=one.max_ns,
-                sums=dict(zip(DETAILS[cause].sums, sums, strict=True)),
+                sums=(known := dict(zip(DETAILS[cause].sums, sums, strict=True))),
+                facts=label_facts(cause, steps, events, known),
             )
         )
     return sorted(found, key=lambda one: (-one.sum_ns, -one.steps, -one.events, one.text))

@@ -58,14 +58,9 @@ def label_lines(stat: CauseStat) -> list[str]:
 
 
 def _each(one: CauseLabel) -> str:
-    """What a step had of it, and of what else is summed what a time of it took."""
+    """What a step had of it, and what came with it."""
     told = f", {duration(one.sum_ns // one.steps)} each" if one.steps else ""
-    parts = [
-        f"{name.removesuffix('_ns').replace('_', ' ')} {duration(total // one.events)}"
-        for name, total in one.sums.items()
-        if name.endswith("_ns") and total > 0 and one.events > 0
-    ]
-    return told + (f" ({', '.join(parts)})" if parts else "")
+    return told + (f" ({one.facts})" if one.facts else "")
 
 
 def state_lines(snapshot: Snapshot) -> list[str]:

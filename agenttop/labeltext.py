@@ -1,11 +1,11 @@
-"""The labels of causes in a few words: "irq 36 virtio1-req.0, cpu 0"."""
+"""The labels of causes in a few words: "irq 36 virtio1-req.0, cpu 0", and what came with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from agenttop.format import duration, frequency
+from agenttop.format import duration, frequency, percent
 from agenttop.procinfo import printable
 
 #: Longest text of a label.
@@ -115,4 +115,61 @@ _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "avoidable_wait": _avoidable_wait,
     "frequency": _frequency,
     "io_uring": _io_uring,
+}
+
+
+def label_facts(cause: str, steps: int, events: int, sums: Mapping[str, int]) -> str:
+    """What else is summed over so many steps and events, as means; empty where there is nothing."""
+    facts = _FACTS.get(cause)
+    if facts is not None:
+        return ", ".join(facts(max(steps, 1), sums))
+    return ", ".join(
+        f"{name.removesuffix('_ns').replace('_', ' ')} {duration(total // events)}"
+        for name, total in sums.items()
+        if name.endswith("_ns") and total > 0 and events > 0
+    )
+
+
+def _softirq_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
+    out = [f"raised {duration(sums['raised_ns'] // steps)} before"]
+    if sums["ksoftirqd_steps"]:
+        out.append(f"{percent(sums['ksoftirqd_steps'] / steps)} by ksoftirqd")
+    return out
+
+
+def _timer_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
+    used, slack = sums["slack_used_ns"] // steps, sums["slack_ns"] // steps
+    return [
+        f"used {duration(used)} of {duration(slack)} slack",
+        f"late {duration(sums['late_ns'] // steps)}",
+    ]
+
+
+def _network_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
+    polls = sums["polls"]
+    if not polls:
+        return []
+    out = [
+        f"polls of {sums['packets'] / polls:.1f} packets in {duration(sums['poll_ns'] // polls)}"
+    ]
+    if sums["exhausted_polls"]:
+        out.append(f"{percent(sums['exhausted_polls'] / polls)} used up their budget")
+    if sums["backlog_polls"]:
+        out.append(f"{percent(sums['backlog_polls'] / polls)} of the backlog")
+    return out
+
+
+def _workqueue_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
+    out = []
+    if sums["queued_steps"]:
+        out.append(f"queued {duration(sums['queued_ns'] // sums['queued_steps'])}")
+    return [*out, f"ran {duration(sums['run_ns'] // steps)}"]
+
+
+#: Cause -> the words of its sums.
+_FACTS: Final[dict[str, Callable[[int, Mapping[str, int]], list[str]]]] = {
+    "softirq": _softirq_facts,
+    "timer": _timer_facts,
+    "network": _network_facts,
+    "workqueue": _workqueue_facts,
 }

@@ -50,6 +50,8 @@ class CauseLabel(Base):
     max_ns: int
     #: What else is summed over these steps.
     sums: dict[str, int]
+    #: The same as means, in a few words; empty where nothing else is summed.
+    facts: str
 
 
 class CauseStat(Stat):

@@ -1,12 +1,14 @@
 """What observing each cause costs: the loop's own time of it, with the cause off and on in turns.
 
-Both times the chain's programs run and the loop is the agent.
+Both times the chain's programs run and the loop is the agent. Causes of the stages before compute
+are no work of the loop's own: of those, what their programs take in a step.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+from typing import Any, NamedTuple
 
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
@@ -22,6 +24,15 @@ MADE = (
 )
 #: Causes that are what a gate waits for: the loop's own median of the gate stands for them.
 AWAITED = {"block": ("--gate", "read", "--source", "block")}
+#: Causes of how a completion was delivered, and the loop that has them.
+DELIVERED = {
+    "interrupt": ("--gate", "sleep"),
+    "timer": ("--gate", "sleep"),
+    "softirq": ("--source", "tcp"),
+    "network": ("--source", "tcp"),
+    "socket": ("--source", "tcp"),
+    "workqueue": ("--source", "kworker"),
+}
 
 
 def run(report: Report, rounds: int) -> None:
@@ -43,15 +54,25 @@ def run(report: Report, rounds: int) -> None:
             report.add(
                 f"{cause}, observed to off", "", [b / a for a, b in zip(off, on, strict=True)]
             )
-            report.add(f"{cause}, a run of its programs", "ns", [_run_ns(tracer, cause)])
+            ran = _ran(tracer, cause, AWAITED.get(cause, ("--cause", cause)))
+            report.add(f"{cause}, a run of its programs", "ns", [ran.run_ns])
+        for cause, options in DELIVERED.items():
+            found_in = [_ran(tracer, cause, options) for _ in range(rounds)]
+            report.add(f"{cause}, a run of its programs", "ns", [one.run_ns for one in found_in])
+            report.add(f"{cause}, its programs in a step", "ns", [one.step_ns for one in found_in])
     finally:
         tracer.close()
 
 
 def _own_us(tracer: Tracer, cause: str) -> float:
     """The loop's own median of the cause."""
+    result = _loop(tracer, *AWAITED.get(cause, ("--cause", cause)))
+    return float((result["caused"] or result["gate_ns"])["p50_ns"] / 1000)
+
+
+def _loop(tracer: Tracer, *options: str) -> dict[str, Any]:
+    """A loop that is the agent; its own figures."""
     tracer.clear(SLOT)
-    options = AWAITED.get(cause, ("--cause", cause))
     loop = subprocess.Popen(
         agenttop("loop", *options, "--steps", STEPS, "--wait", "--json"),
         stdin=subprocess.PIPE,
@@ -62,17 +83,23 @@ def _own_us(tracer: Tracer, cause: str) -> float:
     pid = int(loop.stdout.readline().partition("=")[2])
     tracer.assign({pid: SLOT}, {})
     told, _ = loop.communicate("\n")
-    result = json.loads(told)
-    return float((result["caused"] or result["gate_ns"])["p50_ns"] / 1000)
+    return dict(json.loads(told))
 
 
-def _run_ns(tracer: Tracer, cause: str) -> float:
-    """The mean run as the kernel times it, which adds some 30 ns to each."""
+class Ran(NamedTuple):
+    """Time of a cause's programs, as the kernel takes it, which adds some 30 ns to each run."""
+
+    run_ns: float
+    step_ns: float
+
+
+def _ran(tracer: Tracer, cause: str, options: tuple[str, ...]) -> Ran:
+    """On all CPUs, whoever made them run: with nothing else to do, that is the loop."""
     tracer.causes.want((cause,))
     before = {s.name: (s.runs, s.run_ns) for s in tracer.causes.states(cost=True)}
     tracer.measure_cost(True)
-    _own_us(tracer, cause)
+    _loop(tracer, *options)
     tracer.measure_cost(False)
     after = {s.name: (s.runs, s.run_ns) for s in tracer.causes.states(cost=True)}
     runs, ns = (b - a for a, b in zip(before[cause], after[cause], strict=True))
-    return ns / runs if runs else 0.0
+    return Ran(ns / runs if runs else 0.0, ns / STEPS)

@@ -17,6 +17,7 @@ from agenttop.cli import main
 from agenttop.errors import UserError
 from agenttop.histogram import bucket_of
 from agenttop.jsonout import encode
+from agenttop.labeltext import label_facts
 from agenttop.model import (
     CauseCounters,
     CauseState,
@@ -147,6 +148,23 @@ def test_labels_leave_the_window_with_their_ticks() -> None:
     cause = snapshot.agents[0].causes["interrupt"]
     assert cause is not None
     assert cause.details == []
+
+
+def test_what_came_with_a_label_is_told_as_means() -> None:
+    timer = {"slack_used_ns": 40_000, "slack_ns": 200_000, "late_ns": 8_000, "late_idle_ns": 0}
+    assert label_facts("timer", 4, 4, timer) == "used 10.0µs of 50.0µs slack, late 2.00µs"
+    polls = {"polls": 4, "packets": 10, "poll_ns": 8_000, "exhausted_polls": 1, "backlog_polls": 0}
+    assert (
+        label_facts("network", 5, 5, polls)
+        == "polls of 2.5 packets in 2.00µs, 25% used up their budget"
+    )
+    work = {"queued_ns": 9_000, "queued_steps": 3, "run_ns": 20_000}
+    block = {"queued_ns": 600, "bytes": 4096}
+    assert label_facts("block", 2, 3, block) == "queued 200ns"
+    assert label_facts("workqueue", 10, 10, work) == "queued 3.00µs, ran 2.00µs"
+    for cause, known in DETAILS.items():
+        assert label_facts(cause, 0, 0, dict.fromkeys(known.sums, 0)).isprintable()
+        assert label_facts(cause, 7, 7, dict.fromkeys(known.sums, 1 << 62)).isprintable()
 
 
 words = st.lists(st.integers(0, (1 << 64) - 1), max_size=6)

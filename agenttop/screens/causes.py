@@ -76,7 +76,8 @@ def _label(one: CauseLabel, width: int) -> Row:
     line = Line(width).fit("", 11).fit(count(one.steps or one.events), 18, "dim", right=True)
     each = f"{duration(one.sum_ns // one.steps)} each" if one.steps else "no step"
     line.fit(each, 18, "dim", right=True)
-    return line.add(f"  {clean(one.text, 80)}", "accent").row()
+    line.add(f"  {clean(one.text, 80)}", "accent")
+    return line.add(f"  {clean(one.facts, 80)}", "dim").row()
 
 
 def _states(view: View) -> list[Cause]:
