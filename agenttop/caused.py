@@ -172,7 +172,7 @@ def _by_label(
             continue
         found.append(
             shot.CauseLabel(
-                label=(label := _known_fields(cause, one.label)),
+                label=(label := known_fields(cause, one.label)),
                 text=label_text(cause, label),
                 steps=steps,
                 events=events,
@@ -185,7 +185,7 @@ def _by_label(
     return sorted(found, key=lambda one: (-one.sum_ns, -one.steps, -one.events, one.text))
 
 
-def _known_fields(cause: str, label: Mapping[str, str | int | None]) -> dict[str, str | int | None]:
+def known_fields(cause: str, label: Mapping[str, str | int | None]) -> dict[str, str | int | None]:
     """What words.DETAILS names, and it alone: a recording may come from anywhere."""
     if not label:
         return {}

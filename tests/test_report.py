@@ -21,7 +21,7 @@ from test_recording import framed, written
 from agenttop import cli
 from agenttop.derive import Named
 from agenttop.jsonout import schema
-from agenttop.model import Budget, CauseCounters, CauseState, Command, Sample
+from agenttop.model import Budget, Command, Sample
 from agenttop.replaying import still
 from agenttop.report import blocks as cutting
 from agenttop.report.blocks import Blocks
@@ -275,25 +275,6 @@ def test_the_budget_tells_an_abuser_from_a_well_behaved_agent() -> None:
     # What the counters did while the window was off is nobody's.
     assert figures["abuser_degraded_ratio"] == pytest.approx(0.5, rel=0.01)
     assert found.state == "measured"
-
-
-def test_causes_are_told_where_they_were_observed() -> None:
-    samples = Synth(agents=1).samples(20)
-    states = [CauseState("minor_fault", "compute", "lite", "on")]
-    for second, sample in enumerate(samples):
-        sample.causes = states if second >= 10 else []
-        if second > 10:
-            steps = (sample.agents[0].steps - samples[10].agents[0].steps) // 4
-            sample.agents[0].causes = {
-                "minor_fault": CauseCounters(steps, 3 * steps, 2_000 * steps)
-            }
-    found = answers(build(cut(samples), "live"))["faults"]
-    figures = {figure.key: figure.value for figure in found.figures}
-    assert figures["minor_fault_ratio"] == pytest.approx(0.25, rel=0.01)
-    assert figures["minor_fault_mean_ns"] == pytest.approx(2_000)
-    assert figures["minor_fault_events"] == pytest.approx(3)
-    assert found.state == "partly measured"
-    assert found.missing == "major_fault: not observed"
 
 
 def test_without_step_chains_each_question_says_so() -> None:

@@ -25,7 +25,7 @@ EPILOG = "Ctrl-C ends the measurement early and reports what there is."
 FORMATS: Final = ("text", "json", "md", "html")
 SECONDS: Final = 30.0
 #: --causes, unless something is asked for.
-_BY_LEVEL: Final = "level"
+_ALL: Final = "all"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     switching.add(parser)
     options.add_engine(parser)
-    # The questions ask for them: those of the level, unless others (or off) are asked for.
-    parser.set_defaults(causes=_BY_LEVEL)
+    # The questions ask for them: all, unless others (or off) are asked for.
+    parser.set_defaults(causes=_ALL)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,13 +59,14 @@ def run(args: argparse.Namespace) -> int:
     if args.recording is not None:
         if args.switch:
             raise UserError("--switch is for a measurement, not for a recording")
-        options.refuse_measuring(args, causes=_BY_LEVEL)
+        options.refuse_measuring(args, causes=_ALL)
         return headless.quietly(
             lambda: _deliver(_of_recording(args.recording, args.for_s, args.format), output)
         )
     seconds = args.for_s or SECONDS
-    if args.causes == _BY_LEVEL:
-        args.causes = "off" if args.no_bpf else args.level
+    if args.causes == _ALL:
+        # All of them, those that tax every system call too: they are what questions ask for.
+        args.causes = "off" if args.no_bpf else "full"
     engine = options.engine_options(args)
     switched = Switching.of(args.switch, seconds, engine)
     return headless.quietly(

@@ -9,17 +9,25 @@ policy unless there is no other way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from agenttop.derive import SCALARS, Named
+from agenttop.caused import Caused
 from agenttop.histogram import BUCKETS
 from agenttop.history import SETTLE_NS
-from agenttop.model import AgentCounters, Budget, CpuCounters, Exemplar, Host, PolicyStatus, Sample
-from agenttop.rolling import BLOCK, Ints, Tick
+from agenttop.model import (
+    AgentCounters,
+    Budget,
+    CpuCounters,
+    DetailCounters,
+    Exemplar,
+    PolicyStatus,
+    Sample,
+)
+from agenttop.rolling import BLOCK, Ints, Label, Tick
 from agenttop.store import Store
 from agenttop.words import MEASURES, SOFTIRQS
 
@@ -71,6 +79,9 @@ class Block:
     #: Causes (words.CAUSES) observed in all of it, and agent -> cause -> CAUSE_FIELDS.
     observed: frozenset[str] = frozenset()
     causes: dict[int, dict[str, Ints]] = field(default_factory=dict)
+    #: In the background -> label of a cause -> its sums (CAUSE_FIELDS, then those of
+    #: words.DETAILS), of all agents.
+    labels: dict[bool, dict[Label, Ints]] = field(default_factory=dict)
     #: What woke the slowest steps that were kept, by kind.
     wakers: Counter[str] = field(default_factory=Counter)
     ksoftirqd_ns: int = 0
@@ -97,6 +108,8 @@ class Block:
             own = self.causes.setdefault(agent, {})
             for name, row in causes.items():
                 own[name] = own[name] + row if name in own else row
+        for background, labels in other.labels.items():
+            _add_labels(self.labels.setdefault(background, {}), labels)
         for cpu, states in other.idle.items():
             same = cpu in self.idle and self.idle[cpu].shape == states.shape
             self.idle[cpu] = self.idle[cpu] + states if same else states
@@ -142,6 +155,8 @@ class Blocks(Store):
         self._had_budget: set[int] = set()
         self._observed: frozenset[str] = frozenset()
         self._causes: dict[int, dict[str, Ints]] = {}
+        #: Labels of causes, and what they are.
+        self.labels: dict[Label, DetailCounters] = {}
         self._limit = MOST
         super().__init__(clock=clock)
 
@@ -193,13 +208,19 @@ class Blocks(Store):
         budgets: dict[int, Ints],
         on: frozenset[str] | None,
     ) -> Block:
-        owners = {r.slot: r.last for r in (*self._gone, *self._agents.values())}
+        records = {r.slot: r for r in (*self._gone, *self._agents.values())}
+        owners = {slot: record.last for slot, record in records.items()}
         block = Block(tick.start.t_ns, tick.end.t_ns - tick.start.t_ns, on, budgets=budgets)
         for slot, row in zip(tick.slots.tolist(), tick.scalars, strict=True):
             if (agent := owners.get(slot)) is not None:
                 key = self._know(agent)
                 block.agents[key] = row.copy()
                 block.cpu_steps[key] = Counter(tick.cpu_steps.get(slot, {}))
+        for slot, labels in tick.labels.items():
+            if (record := records.get(slot)) is not None:
+                mine = block.labels.setdefault(record.last.background, {})
+                _add_labels(mine, {known: _clipped(sums) for known, sums in labels.items()})
+                self._name_labels(record.caused, labels)
         self._histograms(tick, block, owners)
         before = {cpu.cpu: cpu for cpu in tick.start.cpus}
         for cpu in tick.end.cpus:
@@ -216,6 +237,11 @@ class Blocks(Store):
             trust.self_ns - old_trust.self_ns + tick.end.view_ns - tick.start.view_ns, 0
         )
         return block
+
+    def _name_labels(self, caused: Caused, labels: Iterable[Label]) -> None:
+        for cause, words in labels:
+            if (one := caused.labels.get(cause, {}).get(words)) is not None:
+                self.labels[cause, words] = one
 
     def _know(self, agent: AgentCounters) -> int:
         key = self._key(agent.id)
@@ -337,6 +363,15 @@ def _observed(sample: Sample) -> frozenset[str]:
     return frozenset(cause.name for cause in sample.causes if cause.state == "on")
 
 
+def _clipped(sums: Sequence[int]) -> Ints:
+    return np.array([min(value, _LARGEST) for value in sums], dtype=np.int64)
+
+
+def _add_labels(mine: dict[Label, Ints], more: Mapping[Label, Ints]) -> None:
+    for label, sums in more.items():
+        mine[label] = mine[label] + sums if label in mine else sums
+
+
 def _budget(budget: Budget) -> Ints:
     return np.array(
         [
@@ -369,51 +404,4 @@ def waker_kind(exemplar: Exemplar) -> str:
     return "interrupt" if waker else "unknown"
 
 
-@dataclass(slots=True)
-class Data:
-    """What questions are answered from."""
-
-    host: Host
-    blocks: list[Block]
-    known: dict[int, Known]
-    above_known: bool
-    newest: Sample
-
-    def agents(self) -> list[int]:
-        """All, those with the most steps first."""
-        steps: Counter[int] = Counter()
-        for block in self.blocks:
-            for agent, row in block.agents.items():
-                steps[agent] += Named.of(row).steps
-        return [agent for agent, _ in steps.most_common()]
-
-    def foreground(self) -> list[int]:
-        """Without those in the background."""
-        return [agent for agent in self.agents() if not self.known[agent].background]
-
-    def rows(self, agents: Sequence[int]) -> list[Named]:
-        """These agents' scalars together, one for each block."""
-        empty = np.zeros(SCALARS, dtype=np.int64)
-        return [
-            Named.of(
-                np.sum([block.agents[a] for a in agents if a in block.agents] or [empty], axis=0)
-            )
-            for block in self.blocks
-        ]
-
-    def counts(self, measure: str) -> Ints:
-        """Of the agents in the foreground, shape (blocks, BUCKETS)."""
-        row = MEASURES.index(measure)
-        return np.array([block.counts[row] for block in self.blocks]).reshape(-1, BUCKETS)
-
-    @property
-    def seconds(self) -> float:
-        return sum(block.length_ns for block in self.blocks) / 1e9
-
-    @property
-    def no_chains(self) -> str | None:
-        """Why no step chains were measured, or None."""
-        return self.host.missing.get("chains")
-
-
-__all__ = ["BUDGET_FIELDS", "WAKERS", "Block", "Blocks", "Data", "Known", "waker_kind"]
+__all__ = ["BUDGET_FIELDS", "WAKERS", "Block", "Blocks", "Known", "waker_kind"]

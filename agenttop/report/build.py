@@ -12,7 +12,8 @@ from agenttop.effect import point
 from agenttop.errors import UserError
 from agenttop.format import clean
 from agenttop.report import model
-from agenttop.report.blocks import Blocks, Data
+from agenttop.report.blocks import Blocks
+from agenttop.report.data import Data
 from agenttop.report.questions import QUESTIONS
 from agenttop.words import MEASURES
 
@@ -27,7 +28,7 @@ def build(blocks: Blocks, source: str) -> model.Report:
     if not blocks.blocks or blocks.last is None or blocks.host is None:
         raise UserError("too short: not a single interval between two samples was measured")
     host = blocks.host
-    data = Data(host, blocks.blocks, blocks.known, blocks.above_known, blocks.last)
+    data = Data(host, blocks.blocks, blocks.known, blocks.above_known, blocks.last, blocks.labels)
     start = data.blocks[0].start_ns
     steps = {agent: sum(row.steps for row in data.rows([agent])) for agent in data.agents()}
     made = sum(steps.values())

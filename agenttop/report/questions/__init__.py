@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from agenttop.report.blocks import Data
+from agenttop.report.data import Data
 from agenttop.report.model import Answer
 from agenttop.report.questions import (
     budget,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agenttop.report.blocks import BUDGET_FIELDS, Block, Data
+from agenttop.report.blocks import BUDGET_FIELDS, Block
+from agenttop.report.data import Data
 from agenttop.report.estimate import number, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
 from agenttop.report.questions.common import (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from agenttop.report.blocks import CAUSE_FIELDS, Data
+from agenttop.derive import Named
+from agenttop.report.blocks import CAUSE_FIELDS
+from agenttop.report.data import Data
 from agenttop.report.estimate import quotient
 from agenttop.report.model import Answer, Figure, Row
 from agenttop.report.questions.common import MOST_ROWS, label, no_steps, not_measured, table
@@ -12,6 +15,56 @@ from agenttop.report.wording import said, value
 from agenttop.words import CAUSES, STAGES
 
 _STEPS, _EVENTS, _NS = range(CAUSE_FIELDS)
+
+
+@dataclass(frozen=True)
+class Gained:
+    """What a cause added, in each of the blocks in which it was observed."""
+
+    #: All of the agents' scalars; steps that had the cause, its events and its time.
+    rows: list[Named]
+    had: list[int]
+    events: list[int]
+    ns: list[int]
+
+    @property
+    def steps(self) -> list[int]:
+        """All steps, with the cause and without it."""
+        return [row.steps for row in self.rows]
+
+    def stages(self, *names: str) -> list[int]:
+        """Time in these stages."""
+        places = [STAGES.index(name) for name in names]
+        return [sum(row.stages_ns[at] for at in places) for row in self.rows]
+
+
+def gained(data: Data, name: str, agents: Sequence[int] | None = None) -> Gained | None:
+    """Of the agents in the foreground, or of these; None where it was not observed."""
+    blocks = data.observed(name)
+    if not blocks:
+        return None
+    chosen = (data.foreground() or data.agents()) if agents is None else agents
+    rows = data.rows(chosen)
+    sums = [
+        [
+            sum(
+                int(data.blocks[at].causes[agent][name][field])
+                for agent in chosen
+                if name in data.blocks[at].causes.get(agent, {})
+            )
+            for at in blocks
+        ]
+        for field in range(CAUSE_FIELDS)
+    ]
+    return Gained([rows[at] for at in blocks], sums[_STEPS], sums[_EVENTS], sums[_NS])
+
+
+def not_observed(data: Data, name: str) -> str:
+    """Why a cause was not."""
+    known = next((state for state in data.newest.causes if state.name == name), None)
+    if known is not None and known.state != "on" and known.reason:
+        return f"{name}: {known.reason}"
+    return f"the cause {name} was not observed"
 
 
 def answer(key: str, question: str, data: Data, word: str, instead: str) -> Answer:
@@ -59,29 +112,14 @@ def answer(key: str, question: str, data: Data, word: str, instead: str) -> Answ
 
 
 def _figures(data: Data, agents: Sequence[int], name: str, stage: str, prefix: str) -> list[Figure]:
-    blocks = [at for at, block in enumerate(data.blocks) if name in block.observed]
-    rows = data.rows(agents)
-    steps = [rows[at].steps for at in blocks]
-    in_stage = [rows[at].stages_ns[STAGES.index(stage)] for at in blocks]
-    gained = [
-        [
-            sum(
-                int(data.blocks[at].causes[agent][name][field])
-                for agent in agents
-                if name in data.blocks[at].causes.get(agent, {})
-            )
-            for at in blocks
-        ]
-        for field in range(CAUSE_FIELDS)
-    ]
-    had = sum(gained[_STEPS])
+    found = gained(data, name, agents) or Gained([], [], [], [])
+    made, had = sum(found.steps), sum(found.had)
     return [
-        quotient(f"{name}_ratio", f"{prefix}steps that had it", gained[_STEPS], steps,
-                 n=sum(steps)),
-        quotient(f"{name}_mean_ns", f"{prefix}time in such a step", gained[_NS], gained[_STEPS],
+        quotient(f"{name}_ratio", f"{prefix}steps that had it", found.had, found.steps, n=made),
+        quotient(f"{name}_mean_ns", f"{prefix}time in such a step", found.ns, found.had,
                  unit="ns", n=had),
-        quotient(f"{name}_events", f"{prefix}events in such a step", gained[_EVENTS],
-                 gained[_STEPS], unit="count", n=had),
-        quotient(f"{name}_stage_ratio", f"{prefix}of the time of {stage}", gained[_NS], in_stage,
-                 n=sum(steps)),
+        quotient(f"{name}_events", f"{prefix}events in such a step", found.events, found.had,
+                 unit="count", n=had),
+        quotient(f"{name}_stage_ratio", f"{prefix}of the time of {stage}", found.ns,
+                 found.stages(stage), n=made),
     ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agenttop.derive import Named
-from agenttop.report.blocks import Data
+from agenttop.report.data import Data
 from agenttop.report.model import Answer, Figure, Part, Row, Table, Whole
 from agenttop.words import SLOWPATH_STAGES, STAGES
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.derive import Named
-from agenttop.report.blocks import WAKERS, Data
+from agenttop.report.blocks import CAUSE_FIELDS, WAKERS
+from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
+from agenttop.report.questions.causes import gained
 from agenttop.report.questions.common import (
     by_agent,
     main_rows,
@@ -21,12 +23,14 @@ from agenttop.report.questions.common import (
     whole,
 )
 from agenttop.report.wording import said, value
-from agenttop.words import SLOWPATH_STAGES, SOFTIRQS, SOURCES
+from agenttop.words import DETAILS, SLOWPATH_STAGES, SOFTIRQS, SOURCES
 
 KEY = "deferred"
 QUESTION = "How much is deferred completion (softirqs, kernel workers, timers)?"
 #: Sources whose completion a kernel thread did.
 _WORKERS = ("kworker", "io_uring")
+#: Rows of those that took the most time.
+_WORST = 5
 
 
 def answer(data: Data) -> Answer:
@@ -65,10 +69,28 @@ def answer(data: Data) -> Answer:
     )
     if slow.value is not None:
         text += f". In the slowest steps the softirq stage takes {said(slow)} of the slowpath"
+    queued, late, raised = _workqueue(data), _timers(data), _raises(data)
+    figures += [*queued, *late, *raised]
+    if queued:
+        text += (
+            f". Work that kernel threads did completed {said(queued[0])} of steps; it had waited"
+            f" {value(queued[1])} to run and ran {value(queued[2])} until the wake-up"
+        )
+    if late:
+        text += f". Timers were late by {value(late[1])} a step that one ended"
+    lacking = [
+        text
+        for cause, text in (
+            ("workqueue", "how long work had waited in its workqueue"),
+            ("timer", "how late timers were"),
+            ("softirq", "raise to entry of the agents' own softirqs"),
+        )
+        if not data.observed(cause)
+    ]
     return Answer(
         key=KEY,
         question=QUESTION,
-        state="partly measured",
+        state="partly measured" if lacking else "measured",
         answer=text + ".",
         how="The stage softirq (softirq entry to wake-up) over the slowpath, and the sources that"
         f" completed the steps, of the agents{left_out}; kernel workers are kworkers and io_uring's"
@@ -76,12 +98,94 @@ def answer(data: Data) -> Answer:
         " those that were kept whole, which are no random sample of all. At level lite the slowpath"
         " is without the return from the gate, which stands in compute.",
         figures=figures,
-        tables=[*_raised(data), *_wakers(data), *by_agent(data, "by agent", _agent)],
+        tables=[
+            *_works(data),
+            *_raised(data),
+            *_wakers(data),
+            *by_agent(data, "by agent", _agent),
+        ],
         wholes=[whole("slowpath", rows, slowpath(data))],
-        missing="how long work had waited in its workqueue before a kernel worker ran it",
-        instead="The tracepoints workqueue_queue_work and workqueue_execute_start would tell it as"
-        " a cause of the steps with source kworker.",
+        missing=" and ".join(lacking) or None,
+        instead="--causes workqueue,timer,softirq observes them (a live report does so by itself)."
+        if lacking
+        else None,
     )
+
+
+def _sums(data: Data, cause: str, name: str) -> list[int]:
+    """One of a cause's sums (words.DETAILS), over all its labels, in each block."""
+    place = CAUSE_FIELDS + DETAILS[cause].sums.index(name)
+    zeros = [0] * len(data.observed(cause))
+    columns = (one.rows[:, place].tolist() for one in data.labels(cause))
+    return [sum(row) for row in zip(zeros, *columns, strict=True)]
+
+
+def _workqueue(data: Data) -> list[Figure]:
+    found = gained(data, "workqueue")
+    if found is None:
+        return []
+    known = _sums(data, "workqueue", "queued_steps")
+    none = "no step was completed by one"
+    return [
+        quotient("workqueue_ratio", "steps that a kernel thread's work completed", found.had,
+                 found.steps, n=sum(found.steps)),
+        quotient("queued_mean_ns", "work: queued to run", _sums(data, "workqueue", "queued_ns"),
+                 known, unit="ns", n=sum(known), missing=none),
+        quotient("work_mean_ns", "work: run to wake-up", _sums(data, "workqueue", "run_ns"),
+                 found.had, unit="ns", n=sum(found.had), missing=none),
+    ]  # fmt: skip
+
+
+def _works(data: Data) -> list[Table]:
+    found = gained(data, "workqueue")
+    if found is None:
+        return []
+    rows = [
+        Row(
+            one.text,
+            [
+                quotient("works_ratio", "of steps", one.rows[:, 0], found.steps,
+                         n=sum(found.steps)),
+                quotient("works_mean_ns", "queued to wake-up", one.rows[:, 2], one.rows[:, 0],
+                         unit="ns", n=one.total(0)),
+            ],
+        )
+        for one in data.labels("workqueue")[:_WORST]
+    ]  # fmt: skip
+    return [table("work of kernel threads", "work", rows)] if rows else []
+
+
+def _timers(data: Data) -> list[Figure]:
+    found = gained(data, "timer")
+    if found is None:
+        return []
+    had = sum(found.had)
+    return [
+        quotient("timer_cause_ratio", "steps that a timer's function completed", found.had,
+                 found.steps, n=sum(found.steps)),
+        *(
+            quotient(f"timer_{key}_mean_ns", f"timer: {name}", _sums(data, "timer", f"{key}_ns"),
+                     found.had, unit="ns", n=had, missing="no timer ended a step")
+            for key, name in (
+                ("late", "late, beyond its slack"),
+                ("slack_used", "of its slack used"),
+            )
+        ),
+    ]  # fmt: skip
+
+
+def _raises(data: Data) -> list[Figure]:
+    found = gained(data, "softirq")
+    if found is None:
+        return []
+    had = sum(found.had)
+    none = "no softirq completed a step"
+    return [
+        quotient("softirq_raised_mean_ns", "agents' softirqs: raise to entry",
+                 _sums(data, "softirq", "raised_ns"), found.had, unit="ns", n=had, missing=none),
+        quotient("softirq_thread_ratio", "of them run by ksoftirqd",
+                 _sums(data, "softirq", "ksoftirqd_steps"), found.had, n=had, missing=none),
+    ]  # fmt: skip
 
 
 def _softirq(rows: list[Named]) -> Figure:

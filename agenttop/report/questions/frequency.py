@@ -3,21 +3,112 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
-from agenttop.report.blocks import Data
-from agenttop.report.model import Answer, Figure
-from agenttop.report.questions.common import not_measured
+from agenttop.report.data import Data, Labelled
+from agenttop.report.estimate import quotient
+from agenttop.report.model import Answer, Figure, Row
+from agenttop.report.questions.causes import gained, not_observed
+from agenttop.report.questions.common import MOST_ROWS, no_steps, not_measured, table
+from agenttop.report.wording import said, value
 
 KEY = "frequency"
 QUESTION = "How often does a frequency ramp follow an agent's wake-up, and what does it cost?"
-_HOW = (
-    "The tracepoint power:cpu_frequency (or APERF and MPERF read at the switch-in and at the next"
-    " gate) would tell the frequency at each wake-up and the time until it has risen."
-)
+_HOW = "--causes frequency observes it (a live report does so by itself)."
+#: Sums of a label behind causes.CAUSE_FIELDS.
+_WAKE_TO_RAMP = 3
 
 
 def answer(data: Data) -> Answer:
-    """Only what scaling_cur_freq shows at the Samples: no wake-up is tied to it yet."""
+    """From the cause frequency; without it, what scaling_cur_freq shows at the Samples."""
+    if (cannot := no_steps(data, KEY, QUESTION)) is not None:
+        return cannot
+    found = gained(data, "frequency")
+    labels = data.labels("frequency")
+    if found is None or not labels:
+        return _at_samples(data)
+    zeros = [0] * len(found.had)
+    known = [
+        sum(row) for row in zip(zeros, *(one.rows[:, 0].tolist() for one in labels), strict=True)
+    ]
+    risen = [one for one in labels if one.fields.get("to_khz")]
+    ramp = quotient("ramp_ratio", "steps that a ramp followed", found.had, known, n=sum(known))
+    later = quotient(
+        "wake_to_ramp_mean_ns",
+        "wake-up to the ramp",
+        _sum(zeros, (one.rows[:, _WAKE_TO_RAMP].tolist() for one in risen)),
+        found.had,
+        unit="ns",
+        n=sum(found.had),
+        missing="no ramp followed",
+    )
+    slow = quotient("slow_compute_ratio", "of compute before a ramp", found.ns,
+                    found.stages("compute"), n=sum(found.steps))  # fmt: skip
+    most = quotient(
+        "cost_mean_ns",
+        "at most lost by it, a step with a ramp",
+        _sum(zeros, (_lost(one) for one in risen)),
+        found.had,
+        unit="ns",
+        n=sum(found.had),
+        missing="no ramp followed",
+    )
+    rows = [
+        Row(
+            one.text,
+            [
+                quotient("label_ratio", "of steps", one.rows[:, 0], known, n=sum(known)),
+                quotient("label_mean_ns", "compute before", one.rows[:, 2], one.rows[:, 1],
+                         unit="ns", n=one.total(1), missing="no ramp"),
+            ],
+        )
+        for one in sorted(labels, key=lambda one: -one.total(0))[:MOST_ROWS]
+    ]  # fmt: skip
+    text = f"A frequency ramp followed {said(ramp)} of the agents' wake-ups"
+    if later.value is not None:
+        text += (
+            f", {value(later)} behind the wake-up on average; {said(slow)} of all compute was done"
+            f" before one, which cost at most {value(most)} in such a step"
+        )
+    return Answer(
+        key=KEY,
+        question=QUESTION,
+        state="measured",
+        answer=text + ".",
+        how="The tracepoint power:cpu_frequency: the first rise on the CPU that a step resumed on,"
+        " from its wake-up to its end; the frequency at the switch-in is that of the last event."
+        " The cost supposes that all compute before the ramp goes by the clock: what waits for"
+        " memory loses less.",
+        figures=[ramp, later, slow, most, _at_switch_in(labels, zeros, known)],
+        tables=[table("frequency at the switch-in, and after the ramp", "frequency", rows)],
+    )
+
+
+def _sum(zeros: list[int], columns: Iterable[list[int]]) -> list[int]:
+    return [sum(row) for row in zip(zeros, *columns, strict=True)]
+
+
+def _lost(one: Labelled) -> list[int]:
+    """Of the compute before the ramp, what it would have taken less at the higher frequency."""
+    before, after = one.fields["from_khz"], one.fields["to_khz"]
+    if not isinstance(before, int) or not isinstance(after, int) or not 0 <= before <= after:
+        return [0] * len(one.rows)
+    return [round(int(ns) * (after - before) / max(after, 1)) for ns in one.rows[:, 2]]
+
+
+def _at_switch_in(labels: list[Labelled], zeros: list[int], known: list[int]) -> Figure:
+    columns = (
+        [int(steps) * khz for steps in one.rows[:, 0]]
+        if isinstance(khz := one.fields.get("from_khz"), int)
+        else zeros
+        for one in labels
+    )
+    name = "frequency at the switch-in, mean"
+    return quotient("switch_in_khz", name, _sum(zeros, columns), known, unit="khz", n=sum(known))
+
+
+def _at_samples(data: Data) -> Answer:
+    """Only what scaling_cur_freq shows at the Samples: no wake-up is tied to it."""
     seen: Counter[int] = Counter()
     for block in data.blocks:
         seen.update(block.khz)
@@ -27,7 +118,7 @@ def answer(data: Data) -> Answer:
             KEY,
             QUESTION,
             f"{why}, so this machine's frequencies cannot be seen",
-            "A machine with a cpufreq driver (a virtual machine has none as a rule). " + _HOW,
+            "A machine with a cpufreq driver (a virtual machine has none as a rule); there " + _HOW,
         )
     total = sum(seen.values())
     ordered = sorted(seen)
@@ -48,7 +139,7 @@ def answer(data: Data) -> Answer:
     made = not_measured(
         KEY,
         QUESTION,
-        "frequencies are read at the samples, not at the wake-ups",
+        f"{not_observed(data, 'frequency')}; frequencies were read at the samples only",
         _HOW,
         figures,
     )

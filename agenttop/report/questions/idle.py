@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.derive import Named
-from agenttop.report.blocks import Data
+from agenttop.report.blocks import CAUSE_FIELDS
+from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
+from agenttop.report.questions.causes import gained
 from agenttop.report.questions.common import (
     RUN,
     by_agent,
@@ -20,10 +22,12 @@ from agenttop.report.questions.common import (
     tail_steps,
 )
 from agenttop.report.wording import said, value
-from agenttop.words import SLOWPATH_STAGES
+from agenttop.words import DETAILS, SLOWPATH_STAGES
 
 KEY = "idle_exit"
 QUESTION = "What does waking an idle CPU cost a step?"
+#: Places of a label's sums.
+_MISSES = {name: CAUSE_FIELDS + at for at, name in enumerate(DETAILS["idle"].sums)}
 
 
 def answer(data: Data) -> Answer:
@@ -65,6 +69,7 @@ def answer(data: Data) -> Answer:
         n=tail_steps(rows),
         of="slow steps",
     )
+    wrong = _chosen(data)
     tables = _states(data) + by_agent(data, "by agent", _agent)
     missing = data.host.missing.get("idle")
     return Answer(
@@ -77,13 +82,32 @@ def answer(data: Data) -> Answer:
         f" idle state, of the agents' steps{left_out}. The states' exits are of all agents' wake-"
         "ups; promised is what the cpuidle driver says in sysfs; too deep and too shallow are the"
         " governor's own counters above and below.",
-        figures=[share, slow, met, mean, p99],
+        figures=[share, slow, met, mean, p99, *wrong],
         tables=tables,
         missing=missing and f"idle states: {missing}",
         instead="A cpuidle driver; on a virtual machine the host's idle states stay hidden."
         if missing
         else None,
     )
+
+
+def _chosen(data: Data) -> list[Figure]:
+    """Steps that met a wrongly chosen state, where the kernel tells of each."""
+    found = gained(data, "idle")
+    labels = data.labels("idle")
+    if found is None or not any(one.total(at) for one in labels for at in _MISSES.values()):
+        return []
+    columns = {key: [one.rows[:, at].tolist() for one in labels] for key, at in _MISSES.items()}
+    return [
+        quotient(
+            f"{key}_steps_ratio",
+            f"idle state {key.replace('_', ' ')}, of the steps that met one",
+            [sum(row) for row in zip(*column, strict=True)],
+            found.had,
+            n=sum(found.had),
+        )
+        for key, column in columns.items()
+    ]
 
 
 def _agent(rows: list[Named], agent: int) -> list[Figure]:

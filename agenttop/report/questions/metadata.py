@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agenttop.report.blocks import Data
+from agenttop.report.data import Data
 from agenttop.report.model import Answer
 from agenttop.report.questions import causes
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from agenttop.derive import Named
-from agenttop.report.blocks import Data
+from agenttop.report.data import Data
 from agenttop.report.estimate import percentile, quotient
-from agenttop.report.model import Answer, Figure
+from agenttop.report.model import Answer, Figure, Row, Table
+from agenttop.report.questions.causes import gained
 from agenttop.report.questions.common import (
     RUN,
     by_agent,
@@ -13,6 +14,7 @@ from agenttop.report.questions.common import (
     no_steps,
     stage,
     steps,
+    table,
     tail,
     tail_steps,
     whole,
@@ -21,6 +23,8 @@ from agenttop.report.wording import said, value
 
 KEY = "placement"
 QUESTION = "How much of the time from wake-up to run is placement?"
+#: Rows of those that cost the most.
+_WORST = 3
 
 
 def answer(data: Data) -> Answer:
@@ -53,28 +57,126 @@ def answer(data: Data) -> Answer:
         *(percentile(f"{name}_p99_ns", f"{name}, p99", data.counts(name), "p99") for name in RUN),
         _away(data),
     ]  # fmt: skip
+    moved, avoidable = _moved(data), _avoidable(data)
+    figures += [*moved, *avoidable]
+    lacking = [
+        text
+        for cause, text in (
+            ("avoidable_wait", "whether an allowed CPU was idle while a step waited"),
+            ("ran_meanwhile", "who ran meanwhile"),
+            ("placement", "how often a step came to another CPU"),
+        )
+        if not data.observed(cause)
+    ]
     text = (
         f"{said(share)} of the {value(run)} from an agent's wake-up to its run is placement:"
         " the remote wake-up (ipi) and the run queue (queue)"
     )
     if slow.value is not None:
         text += f"; in the slowest steps {said(slow)}"
+    if avoidable:
+        text += (
+            f". Avoidable was {said(avoidable[0])}: the wait in {said(avoidable[1])} of steps while"
+            " another CPU was idle that the thread may use"
+        )
+    if moved:
+        text += f". {said(moved[0])} of steps came to another CPU than their last"
     return Answer(
         key=KEY,
         question=QUESTION,
-        state="measured",
+        state="partly measured" if lacking else "measured",
         answer=text + ".",
         how="Sums of the stages ipi and queue over those of ipi, idle_exit and queue, of all steps"
         f" of the agents{left_out}; the slowest steps are those above the threshold that the"
-        " engine keeps at about the slowest 1 % of each agent. It is an upper limit: a wait for"
-        " the CPU counts even when no other CPU was idle.",
+        " engine keeps at about the slowest 1 % of each agent. That is an upper limit: a wait for"
+        " the CPU counts even when no other CPU was idle. Avoidable is the time that one other"
+        " allowed CPU was idle meanwhile (waits of 10 us and more), a lower limit where several"
+        " were so in turns.",
         figures=figures,
-        tables=by_agent(data, "by agent", _agent),
+        tables=[*_ran(data), *_moves(data), *by_agent(data, "by agent", _agent)],
         wholes=[whole("wake-up to run", rows, RUN)],
-        missing="whether an allowed CPU was idle while a step waited",
-        instead="The causes of the stage queue (who ran meanwhile, which CPU was idle) would tell"
-        " the avoidable part.",
+        missing=" and ".join(lacking) or None,
+        instead="--causes avoidable_wait,ran_meanwhile,placement observes them (a live report does"
+        " so by itself)."
+        if lacking
+        else None,
     )
+
+
+def _moved(data: Data) -> list[Figure]:
+    """How often steps came to another CPU than they last ran on."""
+    found = gained(data, "placement")
+    if found is None:
+        return []
+    return [
+        quotient(
+            "moved_ratio",
+            "steps that came to another CPU than their last",
+            found.had,
+            found.steps,
+            n=sum(found.steps),
+        )
+    ]
+
+
+def _avoidable(data: Data) -> list[Figure]:
+    """Waits beside an idle CPU."""
+    found = gained(data, "avoidable_wait")
+    if found is None:
+        return []
+    made = sum(found.steps)
+    return [
+        quotient("avoidable_time_ratio", "avoidable wait of wake-up to run", found.ns,
+                 found.stages(*RUN), n=made),
+        quotient("avoidable_ratio", "steps with an avoidable wait", found.had, found.steps, n=made),
+        quotient("avoidable_mean_ns", "avoidable wait in such a step", found.ns, found.had,
+                 unit="ns", n=sum(found.had), missing="no step had one"),
+    ]  # fmt: skip
+
+
+def _ran(data: Data) -> list[Table]:
+    """The worst of those who had the CPU while steps waited for it."""
+    found = gained(data, "ran_meanwhile")
+    if found is None:
+        return []
+    rows = [
+        Row(
+            one.text,
+            [
+                quotient("ran_ratio", "of the run-queue wait", one.rows[:, 2],
+                         found.stages("queue"), n=sum(found.steps)),
+                quotient("ran_steps_ratio", "of steps", one.rows[:, 0], found.steps,
+                         n=sum(found.steps)),
+                quotient("ran_mean_ns", "in such a step", one.rows[:, 2], one.rows[:, 0],
+                         unit="ns", n=one.total(0)),
+            ],
+        )
+        for one in data.labels("ran_meanwhile")[:_WORST]
+    ]  # fmt: skip
+    return [table("who ran while steps waited", "name", rows)] if rows else []
+
+
+def _moves(data: Data) -> list[Table]:
+    found = gained(data, "placement")
+    if found is None:
+        return []
+    rows = [
+        Row(
+            one.text,
+            [
+                quotient("move_ratio", "of steps", one.rows[:, 0], found.steps,
+                         n=sum(found.steps)),
+                quotient("move_queue_ns", "queue", one.rows[:, 2], one.rows[:, 0], unit="ns",
+                         n=one.total(0)),
+                quotient("move_ipi_ns", "ipi", one.rows[:, 3], one.rows[:, 0], unit="ns",
+                         n=one.total(0)),
+                quotient("moved_waiting_ratio", "moved while waiting", one.rows[:, 4],
+                         one.rows[:, 0], n=one.total(0)),
+            ],
+        )
+        for one in sorted(data.labels("placement"), key=lambda one: -one.total(0))[:_WORST]
+    ]  # fmt: skip
+    return [table("to another CPU", "from and to", rows)] if rows else []
 
 
 def _share(key: str, name: str, rows: list[Named]) -> Figure:

@@ -9,7 +9,8 @@ import numpy as np
 from agenttop.effect import Counts, change, freedom, student
 from agenttop.effecttext import lacking
 from agenttop.power import power
-from agenttop.report.blocks import Block, Data
+from agenttop.report.blocks import Block
+from agenttop.report.data import Data
 from agenttop.report.estimate import (
     Estimate,
     nothing,
