@@ -166,10 +166,27 @@ def _workqueue_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
     return [*out, f"ran {duration(sums['run_ns'] // steps)}"]
 
 
+def _idle_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
+    return [
+        f"{percent(sums[name] / steps)} {name.replace('_', ' ')}"
+        for name in ("too_deep", "too_shallow")
+        if sums[name]
+    ]
+
+
+def _placement_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
+    out = [f"ipi {duration(sums['ipi_ns'] // steps)}"]
+    if sums["moved_steps"]:
+        out.append(f"{percent(sums['moved_steps'] / steps)} moved while they waited")
+    return out
+
+
 #: Cause -> the words of its sums.
 _FACTS: Final[dict[str, Callable[[int, Mapping[str, int]], list[str]]]] = {
     "softirq": _softirq_facts,
     "timer": _timer_facts,
     "network": _network_facts,
     "workqueue": _workqueue_facts,
+    "idle": _idle_facts,
+    "placement": _placement_facts,
 }

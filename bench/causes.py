@@ -24,7 +24,7 @@ MADE = (
 )
 #: Causes that are what a gate waits for: the loop's own median of the gate stands for them.
 AWAITED = {"block": ("--gate", "read", "--source", "block")}
-#: Causes of how a completion was delivered, and the loop that has them.
+#: Causes of how a completion was delivered and the thread came to run, and the loop that has them.
 DELIVERED = {
     "interrupt": ("--gate", "sleep"),
     "timer": ("--gate", "sleep"),
@@ -32,6 +32,10 @@ DELIVERED = {
     "network": ("--source", "tcp"),
     "socket": ("--source", "tcp"),
     "workqueue": ("--source", "kworker"),
+    "idle": ("--gate", "sleep"),
+    "placement": ("--cause", "placement", "--interval-us", "4000"),
+    "ran_meanwhile": ("--cause", "ran_meanwhile", "--interval-us", "4000"),
+    "avoidable_wait": ("--cause", "avoidable_wait", "--interval-us", "4000"),
 }
 
 
