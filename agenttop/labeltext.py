@@ -130,6 +130,11 @@ def label_facts(cause: str, steps: int, events: int, sums: Mapping[str, int]) ->
     )
 
 
+def _interrupt_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
+    runs = sums["runs"]
+    return [f"the whole handler {duration(sums['run_ns'] // runs)}"] if runs else []
+
+
 def _softirq_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
     out = [f"raised {duration(sums['raised_ns'] // steps)} before"]
     if sums["ksoftirqd_steps"]:
@@ -183,6 +188,7 @@ def _placement_facts(steps: int, sums: Mapping[str, int]) -> list[str]:
 
 #: Cause -> the words of its sums.
 _FACTS: Final[dict[str, Callable[[int, Mapping[str, int]], list[str]]]] = {
+    "interrupt": _interrupt_facts,
     "softirq": _softirq_facts,
     "timer": _timer_facts,
     "network": _network_facts,

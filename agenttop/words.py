@@ -163,8 +163,9 @@ class Detail(NamedTuple):
 
 #: Causes whose steps are told apart by a label: which line, device, function, process.
 DETAILS: Final = {
-    # sums: by a softirq that the handler raised, which then woke.
-    "interrupt": Detail(("line", "vector", "name", "cpu"), ("softirq_steps",)),
+    # sums: by a softirq that the handler raised, which then woke; the handler's time to its end,
+    # over the runs of which that is known.
+    "interrupt": Detail(("line", "vector", "name", "cpu"), ("softirq_steps", "run_ns", "runs")),
     # sums: raise to entry (in stage irq); by ksoftirqd and not on the way out of an interrupt.
     "softirq": Detail(("vector", "cpu"), ("raised_ns", "ksoftirqd_steps")),
     # sums: passed since the earliest time that would have done (the thread's slack; in stage

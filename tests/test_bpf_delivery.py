@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from loops import PATIENCE_S, loop
 from test_bpf_causes import observe
 from tracing import Measured, free_slot, load, measured
 
+from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.causes_loader import tick_ns
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
@@ -64,10 +66,11 @@ def scripted(
     tracer: Tracer,
     script: str,
     during: Callable[[int], AbstractContextManager[object]] = nullcontext,
+    told: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Delivered:
     """A script that prints a line when it is ready, and begins at one.
 
-    ``during`` is entered before that, with its pid.
+    ``during`` is entered before that, with its pid, and ``told`` with the line.
     """
     slot = free_slot()
     tracer.clear(slot)
@@ -76,9 +79,9 @@ def scripted(
     )
     try:
         assert process.stdout is not None
-        process.stdout.readline()
+        line = process.stdout.readline()
         tracer.assign({process.pid: slot}, {})
-        with during(process.pid):
+        with during(process.pid), told(line):
             process.communicate("\n", timeout=PATIENCE_S)
         assert process.returncode == 0
     finally:
@@ -125,6 +128,10 @@ def test_the_interrupt_of_a_timer_is_the_local_timer_of_the_loops_cpu(tracer: Tr
     assert label.label == {"line": None, "vector": "local_timer", "name": None, "cpu": cpu}
     assert label.steps >= 0.95 * seen.found.steps
     assert 0 < label.max_ns <= label.sum_ns
+    # The handler goes on behind the wake-up; it wakes nobody else here.
+    assert label.sums["softirq_steps"] == 0
+    assert label.sums["runs"] >= 0.95 * label.steps
+    assert label.sums["run_ns"] >= 0.95 * label.sum_ns
     # The timer's own lateness is in the stage too.
     assert 0 < seen.explained_ns["irq"] <= seen.found.stage_ns["irq"]
 
@@ -142,6 +149,9 @@ def test_the_interrupt_of_a_disk_has_the_line_that_counts_it(tracer: Tracer) -> 
     lines = [line.split() for line in Path("/proc/interrupts").read_text().splitlines()]
     (count,) = [words[1:] for words in lines if words[0] == f"{label.label['line']}:"]
     assert sum(map(int, count[: os.cpu_count()])) >= label.steps
+    # A handler that raises a softirq is over before that wakes.
+    assert label.sums["runs"] >= 0.9 * label.steps
+    assert label.sums["run_ns"] >= 0.9 * label.sum_ns
 
 
 def test_no_interrupt_is_named_for_wakes_by_a_process(tracer: Tracer) -> None:
@@ -372,6 +382,59 @@ def test_a_packet_through_a_virtual_device_is_named_with_it(tracer: Tracer, six:
         "peer_address": None,
         "peer_port": None,
     }
+
+
+PEERS = 100
+SERVES = f"""
+import select, socket, sys
+server = socket.create_server(("127.0.0.1", 0), backlog={PEERS})
+print(server.getsockname()[1], flush=True)
+sys.stdin.readline()
+poller = select.epoll()
+ends = {{}}
+for _ in range({PEERS}):
+    end, _ = server.accept()
+    ends[end.fileno()] = end
+    poller.register(end, select.EPOLLIN)
+left = {PEERS}
+while left:
+    for fd, _ in poller.poll():
+        if not ends[fd].recv(64):
+            poller.unregister(fd)
+            left -= 1
+"""
+
+
+def test_more_labels_than_an_agent_may_have_are_counted_together(tracer: Tracer) -> None:
+    observe(tracer, "socket")
+
+    @contextmanager
+    def calling(ready: str) -> Iterator[None]:
+        def call() -> None:
+            callers = [socket.create_connection(("127.0.0.1", int(ready))) for _ in range(PEERS)]
+            for _ in range(3):
+                for one in callers:
+                    one.send(b"x")
+                    time.sleep(0.001)
+            for one in callers:
+                one.close()
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    seen = scripted(tracer, SERVES, told=calling)
+    labels = seen.labels["socket"]
+    others = [one for one in labels if not one.label]
+    assert len(labels) == layout.LABELS_EACH + 1
+    assert len(others) == 1
+    assert tuple(others[0].words) == layout.OTHER_LABELS
+    # Each of the hundred woke the server at least once, and the sums agree (read() has looked).
+    assert others[0].steps >= PEERS - layout.LABELS_EACH
+    assert tracer.losses(tracer.cpus())["labels_full"] == 0
 
 
 # --------------------------------------------------------------------------- work queues

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from engines import engine, needs_bpf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import loop
 from synth import Synth
@@ -98,7 +98,7 @@ def labelled(sample: Sample, *steps: int) -> Sample:
             number,
             number * 2000,
             9000,
-            {"softirq_steps": cpu},
+            {"softirq_steps": cpu, "run_ns": 6000, "runs": 2},
         )
         for cpu, number in enumerate(steps)
         if number
@@ -120,7 +120,11 @@ def test_labels_count_what_they_gained_and_those_left_out_gained_nothing() -> No
         ("local_timer, cpu 1", 50, 100_000),
         ("local_timer, cpu 0", 30, 60_000),
     ]
-    assert [one.sums for one in cause.details] == [{"softirq_steps": 1}, {"softirq_steps": 0}]
+    assert [one.sums for one in cause.details] == [
+        {"softirq_steps": 1, "run_ns": 6000, "runs": 2},
+        {"softirq_steps": 0, "run_ns": 0, "runs": 0},
+    ]
+    assert [one.facts for one in cause.details] == ["the whole handler 3.00µs", ""]
     assert cause.details[0].label["cpu"] == 1
     third = labelled(source.sample(), 130, 60)
     third.agents[0].causes["interrupt"].details = third.agents[0].causes["interrupt"].details[1:]
@@ -175,6 +179,7 @@ fields = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(DETAILS)), st.lists(st.tuples(words, fields), max_size=80))
 def test_any_label_becomes_a_line_of_text(
     cause: str, labels: list[tuple[list[int], dict[str, str | int | None]]]

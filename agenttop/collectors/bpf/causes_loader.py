@@ -44,6 +44,14 @@ MAPS: Final = (
 )
 #: Those that nobody else uses: made with the programs.
 OWN_MAPS: Final = ("requests", "finished", "ring_sets", "ring_done")
+#: Interrupt vectors that wake, of those that have tracepoints.
+_VECTORS: Final = (
+    "local_timer",
+    "reschedule",
+    "call_function",
+    "call_function_single",
+    "irq_work",
+)
 #: Program -> its tracepoint; ``tracepoint_of`` says which it is on a kernel that lacks it.
 TRACEPOINTS: Final = {
     "page_fault_user": "page_fault_user",
@@ -62,6 +70,8 @@ TRACEPOINTS: Final = {
     "cause_softirq": "softirq_entry",
     "cause_fold": "sys_enter",
     "cause_waking": "sched_waking",
+    "cause_line_exit": "irq_handler_exit",
+    **{f"cause_{name}_exit": f"{name}_exit" for name in _VECTORS},
     "cause_hrtimer": "hrtimer_expire_entry",
     "cause_timer_exit": "timer_expire_exit",
     "cause_timer": "timer_expire_entry",
@@ -116,7 +126,13 @@ PROGRAMS: Final = {
     "lock": ("cause_switch",),
     "throttled": ("cause_switch",),
     "file_metadata": ("cause_exit", "cause_enter"),
-    "interrupt": (*_WAKE, "cause_softirq", "cause_raise"),
+    "interrupt": (
+        *_WAKE,
+        "cause_softirq",
+        "cause_raise",
+        "cause_line_exit",
+        *(f"cause_{name}_exit" for name in _VECTORS),
+    ),
     "softirq": (*_WAKE, "cause_softirq", "cause_raise"),
     "timer": (*_WAKE, "cause_hrtimer", "cause_timer_exit", "cause_timer"),
     "network": (*_WAKE, "cause_softirq", "cause_packet", "cause_poll"),
@@ -139,6 +155,8 @@ PROGRAMS: Final = {
 }
 #: Programs without which their causes can be had all the same, and what those then lack.
 OPTIONAL: Final = {
+    **{f"cause_{name}_exit": f"a handler's whole time ({name})" for name in _VECTORS},
+    "cause_line_exit": "a handler's whole time",
     "cause_timer": "timers of the timer wheel",
     "cause_timer_exit": "timers of the timer wheel",
     "cause_idle_miss": "which steps met a state that the governor had chosen wrong",

@@ -24,8 +24,54 @@ int p_cause_raise(args_t ctx)
 	d->raised[vec].ts = ts;
 	d->raised[vec].by = cpu->hard ? cpu->hard << 32 | cpu->hard_id : 0;
 	d->raised[vec].by_ts = cpu->hard_ts;
+	if (cpu->hard)
+		d->raised_by = cpu->hard_ts;
 	return 0;
 }
+
+/*
+ * The handler's end comes behind the wake-up that it does itself: what it took
+ * is added to the label then. It comes before a softirq that it raised.
+ */
+static __always_inline int handler_exit(void)
+{
+	struct delivery *d = this_delivery();
+	struct cpu *cpu = this_cpu();
+	struct detail *row;
+	u64 ns;
+
+	if (!cpu || !d)
+		return 0;
+	if (d->handled.since != cpu->hard_ts)
+		d->handled.slot = 0;
+	if (!d->handled.slot && d->raised_by != cpu->hard_ts)
+		return 0;
+	ns = bpf_ktime_get_ns() - cpu->hard_ts;
+	d->handler.since = cpu->hard_ts;
+	d->handler.ns = ns;
+	if (!d->handled.slot)
+		return 0;
+	row = detail_of(d->handled.slot, CAUSE_INTERRUPT, d->handled.label);
+	d->handled.slot = 0;
+	if (!row)
+		return 0;
+	__sync_fetch_and_add(&row->extra[1], ns);
+	__sync_fetch_and_add(&row->extra[2], 1);
+	return 0;
+}
+
+#define HANDLER_EXIT(name)						\
+	int p_cause_##name##_exit(args_t ctx)				\
+	{								\
+		return handler_exit();					\
+	}
+
+HANDLER_EXIT(line)
+HANDLER_EXIT(local_timer)
+HANDLER_EXIT(reschedule)
+HANDLER_EXIT(call_function)
+HANDLER_EXIT(call_function_single)
+HANDLER_EXIT(irq_work)
 
 /* It may be raised anew while it runs. */
 int p_cause_softirq(args_t ctx)
@@ -48,16 +94,25 @@ int p_cause_softirq(args_t ctx)
 }
 
 static __always_inline void give_interrupt(struct given *g, struct cpu *cpu,
-					   struct delivery *d, u64 now)
+					   struct delivery *d, u32 slot, u64 now)
 {
+	g->irq_whole = 0;
 	if (cpu->hard) {
 		g->irq_by = cpu->hard << 32 | cpu->hard_id;
 		g->irq_ns = now - cpu->hard_ts;
 		g->irq_softirq = 0;
+		if (slot != NO_SLOT && slot < SLOTS) {
+			d->handled.slot = slot;
+			d->handled.since = cpu->hard_ts;
+			d->handled.label[0] = g->irq_by;
+			d->handled.label[1] = g->cpu;
+		}
 	} else if (cpu->soft && d->soft.by && d->soft.by_ts == cpu->soft_event) {
 		g->irq_by = d->soft.by;
 		g->irq_ns = d->soft.ts - d->soft.by_ts;
 		g->irq_softirq = 1;
+		if (d->handler.since == d->soft.by_ts)
+			g->irq_whole = d->handler.ns;
 	} else {
 		return;
 	}
@@ -168,7 +223,7 @@ int p_cause_waking(args_t ctx)
 	g->has = 0;
 	g->cpu = bpf_get_smp_processor_id();
 	if (wanted & 1U << CAUSE_INTERRUPT)
-		give_interrupt(g, cpu, d, t->wake.waking);
+		give_interrupt(g, cpu, d, t->slot, t->wake.waking);
 	if (wanted & 1U << CAUSE_SOFTIRQ && !cpu->hard && cpu->soft)
 		give_softirq(g, cpu, d, t->wake.waking);
 	if (wanted & 1U << CAUSE_TIMER)
@@ -195,6 +250,8 @@ static __always_inline void causes_take(struct thread *t)
 		told = cause_tell(t, CAUSE_INTERRUPT, g->irq_ns);
 		told_label(told, g->irq_by, g->cpu);
 		told->extra[0] = g->irq_softirq;
+		told->extra[1] = g->irq_whole;
+		told->extra[2] = g->irq_whole != 0;
 	}
 	if (g->has & 1U << CAUSE_SOFTIRQ) {
 		told = cause_tell(t, CAUSE_SOFTIRQ, g->soft_ns);

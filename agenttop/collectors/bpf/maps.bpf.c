@@ -79,6 +79,7 @@ struct given {
 	u32 irq_softirq;	/* by a softirq that the interrupt raised */
 	u64 irq_by;		/* kind, and line or vector */
 	u64 irq_ns;
+	u64 irq_whole;		/* to its end, where that came before the wake-up */
 	u32 soft_vec;
 	u32 soft_thread;	/* run by ksoftirqd */
 	u64 soft_ns;		/* its entry to the wake-up */
@@ -219,6 +220,16 @@ struct delivery {
 		u64 by;		/* the interrupt that raised it; 0: none */
 		u64 by_ts;	/* its entry */
 	} raised[NR_SOFTIRQ], soft;
+	u64 raised_by;		/* entry of the interrupt that raised one last */
+	struct {
+		u32 slot;	/* 0: none */
+		u64 since;
+		u64 label[LABEL_WORDS];
+	} handled;		/* woken by the interrupt that runs */
+	struct {
+		u64 since;
+		u64 ns;
+	} handler;		/* that has ended */
 	struct expiry timer;
 	u64 wheel;		/* a timer of the wheel expires */
 	struct {
