@@ -318,8 +318,8 @@ sys.stdin.readline()
 ours = socket.socket(socket.AF_INET6 if SIX else socket.AF_INET, socket.SOCK_DGRAM)
 ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 ours.bind(("", {PORT}))
-for _ in range(300):
-    ours.recv(64)
+for _ in range(PACKETS):
+    ours.recv(512)
 """
 
 
@@ -328,43 +328,62 @@ def ip(*words: str, inside: int | None = None) -> None:
     subprocess.run([*enter, "ip", *words], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("six", [False, True], ids=["inet", "inet6"])
-def test_a_packet_through_a_virtual_device_is_named_with_it(tracer: Tracer, six: bool) -> None:
+@contextmanager
+def virtual_device(pid: int, near: str, far: str) -> Iterator[None]:
+    """A pair of devices, the end with the hostile name in the network namespace of a process."""
+    dad = ["nodad"] if ":" in near else []
+    ip("link", "add", "athost0", "type", "veth", "peer", "name", HOSTILE, "netns", str(pid))
+    try:
+        ip("addr", "add", near, "dev", "athost0", *dad)
+        ip("link", "set", "athost0", "up")
+        ip("addr", "add", far, "dev", HOSTILE, *dad, inside=pid)
+        ip("link", "set", HOSTILE, "up", inside=pid)
+        yield
+    finally:
+        subprocess.run(["ip", "link", "del", "athost0"], capture_output=True)
+
+
+@contextmanager
+def repeating(work: Callable[[], object], pause_s: float) -> Iterator[None]:
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(pause_s):
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def needs_devices() -> None:
     if shutil.which("ip") is None or shutil.which("nsenter") is None:
         pytest.skip("needs ip and nsenter")
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["inet", "inet6"])
+def test_a_packet_through_a_virtual_device_is_named_with_it(tracer: Tracer, six: bool) -> None:
+    needs_devices()
     observe(tracer, "network", "socket")
     near, far = ("fd0a:77::1", "fd0a:77::2") if six else ("10.231.77.1", "10.231.77.2")
     bits = "/64" if six else "/30"
 
     @contextmanager
     def sending(pid: int) -> Iterator[None]:
-        ip("link", "add", "athost0", "type", "veth", "peer", "name", HOSTILE, "netns", str(pid))
-        try:
-            dad = ["nodad"] if six else []
-            ip("addr", "add", near + bits, "dev", "athost0", *dad)
-            ip("link", "set", "athost0", "up")
-            ip("addr", "add", far + bits, "dev", HOSTILE, *dad, inside=pid)
-            ip("link", "set", HOSTILE, "up", inside=pid)
-            done = threading.Event()
-            family = socket.AF_INET6 if six else socket.AF_INET
-            with socket.socket(family, socket.SOCK_DGRAM) as ours:
-                ours.bind((near, PORT + 1))
+        family = socket.AF_INET6 if six else socket.AF_INET
+        with (
+            virtual_device(pid, near + bits, far + bits),
+            socket.socket(family, socket.SOCK_DGRAM) as ours,
+        ):
+            ours.bind((near, PORT + 1))
+            with repeating(lambda: ours.sendto(b"x", (far, PORT)), 0.001):
+                yield
 
-                def send() -> None:
-                    while not done.wait(0.001):
-                        ours.sendto(b"x", (far, PORT))
-
-                thread = threading.Thread(target=send)
-                thread.start()
-                try:
-                    yield
-                finally:
-                    done.set()
-                    thread.join()
-        finally:
-            subprocess.run(["ip", "link", "del", "athost0"], capture_output=True)
-
-    seen = scripted(tracer, f"SIX = {six}\n{RECEIVES}", sending)
+    seen = scripted(tracer, f"SIX, PACKETS = {six}, 300\n{RECEIVES}", sending)
     net = seen.found.sources["net"]
     assert net >= 100
     device = most(seen.labels["network"])
@@ -382,6 +401,35 @@ def test_a_packet_through_a_virtual_device_is_named_with_it(tracer: Tracer, six:
         "peer_address": None,
         "peer_port": None,
     }
+
+
+#: include/uapi/linux/udp.h
+UDP_SEGMENT = 103
+#: Packets of a burst; a poll of the backlog takes 64 (net.core.dev_weight).
+BURST = 128
+
+
+def test_a_poll_that_uses_up_its_budget_is_told(tracer: Tracer) -> None:
+    needs_devices()
+    observe(tracer, "network")
+
+    @contextmanager
+    def bursting(pid: int) -> Iterator[None]:
+        with (
+            virtual_device(pid, "10.231.77.1/30", "10.231.77.2/30"),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+        ):
+            # One that is cut into packets by the sender's CPU, before any of them is received.
+            ip("link", "set", "athost0", "gso_max_segs", "2")
+            ours.setsockopt(socket.SOL_UDP, UDP_SEGMENT, 400)
+            with repeating(lambda: ours.sendto(bytes(400 * BURST), ("10.231.77.2", PORT)), 0.005):
+                yield
+
+    seen = scripted(tracer, f"SIX, PACKETS = False, {60 * BURST}\n{RECEIVES}", bursting)
+    device = most(seen.labels["network"])
+    assert device.sums["polls"] >= 30
+    assert device.sums["exhausted_polls"] >= 0.5 * device.sums["polls"]
+    assert device.sums["packets"] >= 64 * device.sums["exhausted_polls"]
 
 
 PEERS = 100
