@@ -7,6 +7,11 @@ from agenttop.snapshot import Agent, CauseLabel, CauseStat, Snapshot
 
 #: Labels of a cause that are listed.
 _LABELS = 3
+#: Stage -> what it is apart from its causes.
+_RESTS = {
+    "wait": "what was waited for, and unknown",
+    "compute": "own work and unknown",
+}
 _PERCENTILES = ("p50_ns", "p99_ns", "max_ns")
 
 
@@ -37,11 +42,16 @@ def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
     for stage, left in agent.unexplained_ns.items():
         whole = agent.stages.get(stage)
         share = percent(left / whole.sum_ns) if whole and whole.sum_ns else NA
-        lines.append(f"  {f'rest of {stage}':<59}  {share:>8}  (own work and unknown)")
+        lines.append(f"  {f'rest of {stage}':<59}  {share:>8}  ({rest_of(stage)})")
     off = [f"{s.name} ({s.reason})" for s in snapshot.cause_states if s.state == "n/a"]
     if off:
         lines.append(f"  N/A: {', '.join(off)}")
     return lines
+
+
+def rest_of(stage: str) -> str:
+    """What a stage is that no observed cause explains."""
+    return _RESTS.get(stage, "unknown")
 
 
 def label_lines(stat: CauseStat) -> list[str]:

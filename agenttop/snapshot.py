@@ -167,7 +167,7 @@ class Agent(Base):
     markers: Markers | None = None
     #: words.CAUSES -> measure, null while it is not observed (cause_states say why).
     causes: dict[str, CauseStat | None] = {}
-    #: Stage -> what observed causes leave of its sum: the agent's own work, and the unknown.
+    #: Stage -> what observed causes leave of its sum: unknown, and in compute the agent's own work.
     unexplained_ns: dict[str, int] = {}
 
 

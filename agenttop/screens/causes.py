@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from agenttop.causetext import rest_of
 from agenttop.format import NA, clean, count, duration, percent
 from agenttop.screens.state import View
 from agenttop.snapshot import Cause, CauseLabel
@@ -67,7 +68,7 @@ def cause_rows(view: View, width: int) -> list[Row]:
     for stage, left in (agent.unexplained_ns if agent is not None else {}).items():
         whole = agent.stages.get(stage) if agent is not None else None
         share = percent(left / whole.sum_ns) if whole and whole.sum_ns else NA
-        line = Line(width).add("   ").fit(f"rest of {stage}: own work, and unknown", 53, "dim")
+        line = Line(width).add("   ").fit(f"rest of {stage}: {rest_of(stage)}", 53, "dim")
         rows.append(line.fit(share, 9, "text", right=True).row())
     return rows
 
