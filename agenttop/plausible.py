@@ -27,6 +27,8 @@ MOST_BYTES: Final = 1 << 14
 PER_SECOND: Final = 20
 IN_ADVANCE: Final = 256
 _LARGEST: Final = (1 << 63) - 1
+#: What nothing is reckoned with: labels of causes, which the kernel side packs into words.
+_WORDS: Final = "words"
 #: Names that are numbers (CPUs, lines, idle states, agents) have no more digits.
 _DIGITS: Final = 12
 
@@ -85,7 +87,7 @@ def _walk(value: Any, name: str) -> None:
     """Every number can be reckoned with, everything has a sane length."""
     kind = type(value)
     if kind is int:
-        if not -_LARGEST <= value <= _LARGEST:
+        if not -_LARGEST <= value <= _LARGEST and not (name == _WORDS and 0 <= value < 1 << 64):
             raise ImplausibleError(f"{name}: a number of more than 63 bits")
     elif kind is float:
         if not (math.isfinite(value) and abs(value) < 1e18):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from synth import Synth
+from test_recording import read, written
 from test_report import answers, cut
 
 from agenttop.model import CauseCounters, CauseState, DetailCounters, Sample
@@ -92,6 +95,15 @@ def test_placement_tells_what_was_avoidable_and_who_ran() -> None:
     assert move["move_ipi_ns"] == pytest.approx(2000)
     assert move["moved_waiting_ratio"] == pytest.approx(0.1)
     assert (found.state, found.missing) == ("measured", None)
+
+
+def test_a_recording_may_have_any_label(tmp_path: Path) -> None:
+    label = [DetailCounters([(1 << 64) - 1] * 5, {}, 20, 20, 4_000_000, 0)]
+    samples = caused(Synth(agents=1).samples(12), {"ran_meanwhile": label})
+    read_back = read(tmp_path / "a.rec", written(samples))
+    found = answers(build(cut(read_back), "file"))["placement"]
+    table = next(one for one in found.tables if one.title == "who ran while steps waited")
+    assert [row.label for row in table.rows] == ["others"]
 
 
 def test_placement_says_what_was_not_observed() -> None:
