@@ -8,12 +8,14 @@ things to happen and never measure how long they take.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,7 @@ from agenttop.errors import UserError  # noqa: E402
 from agenttop.model import Command, Sample  # noqa: E402
 from agenttop.options import EngineOptions  # noqa: E402
 from agenttop.policies.base import Agent, Cpu, Targets, Thread  # noqa: E402
+from agenttop.policies.knobs_files import cgroup2_mount  # noqa: E402
 from agenttop.policies.knobs_sched import Attr  # noqa: E402
 from agenttop.policies.manager import PolicyManager  # noqa: E402
 
@@ -117,8 +120,10 @@ class Held:
         return False
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        events = self._manager.close()
         self._state.cleanup()
+        wrong = [event.text for event in events if event.kind in ("warning", "error")]
+        assert not wrong, "; ".join(wrong)
 
 
 # --------------------------------------------------------------------------- the checks
@@ -184,6 +189,87 @@ def block_sets_nvme(loop: subprocess.Popen[bytes]) -> None:
     assert during[0] == "2", told
     assert before == after, told
     report("ok", "block", told)
+
+
+@contextmanager
+def cgroup(name: str, *command: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A cgroup (v2) below the root, with one process in it, and all controllers."""
+    mount = cgroup2_mount()
+    if mount is None:
+        mount = "/run/lab-cgroup"
+        os.makedirs(mount, exist_ok=True)
+        subprocess.run(["mount", "-t", "cgroup2", "none", mount], check=True)
+    there = text(Path(mount) / "cgroup.controllers").split()
+    for controller in ("cpu", "cpuset", "memory", "io"):
+        if controller not in there:
+            raise Skip(f"cgroup v2 has no {controller} controller here")
+        (Path(mount) / "cgroup.subtree_control").write_text(f"+{controller}")
+    folder = Path(mount) / name
+    folder.mkdir()
+    enter = f"echo $$ > {folder}/cgroup.procs && exec {shlex.join(command)}"
+    child = subprocess.Popen(["sh", "-c", enter])
+    try:
+        wait(lambda: text(folder / "cgroup.procs") == str(child.pid), "the process in its cgroup")
+        yield folder, child
+    finally:
+        child.kill()
+        child.wait()
+        wait(lambda: text(folder / "cgroup.procs") == "", "the end of the process")
+        folder.rmdir()
+
+
+@check
+def memory_protects_the_agents_cgroup(loop: subprocess.Popen[bytes]) -> None:
+    uses = "memory = b'x' * (16 << 20); import time; time.sleep(600)"
+    with cgroup("labagent", sys.executable, "-c", uses) as (folder, agent):
+        files = [folder / "memory.low", folder / "memory.min"]
+        wait(lambda: int(text(folder / "memory.current")) > 4 << 20, "memory in use", 60)
+        with Held(agent, "memory", min_percent=50):
+            low, hard = (int(text(file)) for file in files)
+        after = [text(file) for file in files]
+    told = f"low {low >> 20} MB, min {hard >> 20} MB during, {after} after"
+    assert 0 < hard <= low, told
+    assert after == ["0", "0"], told
+    report("ok", "memory", told)
+
+
+@check
+def shares_of_the_disk_are_the_agents(loop: subprocess.Popen[bytes]) -> None:
+    with cgroup("labagent", "sleep", "600") as (folder, agent):
+        weight, latency = folder / "io.weight", folder / "io.latency"
+        there = [file for file in (weight, latency) if file.exists()]
+        if not there:
+            raise Skip("this kernel has neither io.weight nor io.latency")
+        before = [text(file) for file in there]
+        with Held(agent, "block", devices=["nvme0n1"], weight=300, latency_us=5000):
+            during = [text(file) for file in there]
+        after = [text(file) for file in there]
+    told = f"{[file.name for file in there]}: {before} -> {during} -> {after}"
+    for file, now in zip(there, during, strict=True):
+        assert ("default 300" if file == weight else "target=5000") in now, told
+    assert before == after, told
+    report("ok", "shares", told)
+
+
+@check
+def demote_puts_a_cgroup_behind(loop: subprocess.Popen[bytes]) -> None:
+    seen = []
+    with cgroup("labnoise", "sleep", "600") as (folder, _):
+        files = [folder / name for name in ("cpu.idle", "cpu.weight", "cpuset.cpus.effective")]
+        files.append(folder / "cpuset.cpus")
+        files[-1].write_text("0-1")
+        before = [text(file) for file in files]
+        for to in ("idle", "weight"):
+            with Held(loop, "demote", groups=["labnoise"], groups_to=to, keep_off=True):
+                seen.append([text(file) for file in files])
+            after = [text(file) for file in files]
+            assert after == before, f"{before} -> {seen[-1]} -> {after}"
+    told = f"{[file.name for file in files]}: {before} -> {seen}"
+    assert before == ["0", "100", "0-1", "0-1"], told
+    assert seen[0][0] == "1", told
+    assert seen[1][:2] == ["0", "5"], told
+    assert all(one[2:] == ["0", "0"] for one in seen), told
+    report("ok", "demote", told)
 
 
 @check

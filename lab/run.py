@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -165,7 +165,8 @@ def in_place(modules: Path) -> Iterator[None]:
         if place in made:
             place.unlink(missing_ok=True)
         if place.parent in made:
-            place.parent.rmdir()
+            with suppress(OSError):  # somebody else has put modules there meanwhile
+                place.parent.rmdir()
 
 
 # --------------------------------------------------------------------------- one boot

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from agenttop.policies import lock
 from agenttop.policies.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.undo import recover
+
+# How long an example takes says something about the machine, nothing about what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

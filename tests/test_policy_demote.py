@@ -321,7 +321,7 @@ def v2_group(trees: Trees, path: str, *pids: int, cpus: str = "", effective: str
 
 @needs_root
 def test_v2_groups_are_demoted_kept_off_and_given_back(trees: Trees, tmp_path: Path) -> None:
-    folder = v2_group(trees, "batch.slice/nightly job")
+    folder = v2_group(trees, "batch.slice/nightly job", cpus="0-3")
     given = {"groups": ["/batch.slice/nightly job/"], "keep_off": True}
     manager = PolicyManager(tmp_path / "state", settings={"demote": given})
     on(manager, targets(agent({1: 10})))
@@ -330,7 +330,15 @@ def test_v2_groups_are_demoted_kept_off_and_given_back(trees: Trees, tmp_path: P
     manager.close()
     assert (folder / "cpu.idle").read_text() == "0"
     assert (folder / "cpu.weight").read_text().strip() == "300"
-    assert (folder / "cpuset.cpus").read_text().strip() == ""
+    assert (folder / "cpuset.cpus").read_text().strip() == "0-3"
+
+
+def test_cpus_that_could_not_be_given_back_stay(trees: Trees) -> None:
+    """With processes in it cpuset.cpus cannot be emptied (ENOSPC, seen in the lab on 6.1)."""
+    v2_group(trees, "inherits", cpus="", effective="0-3")
+    policy = Demote(Params(groups=["inherits"], groups_to="none", keep_off=True))
+    assert policy.wanted(targets(agent({1: 10})), {}) == {}
+    assert "cpuset of inherits refused: it has its parent's CPUs" in policy.detail()
 
 
 def test_v2_weight_and_a_kernel_without_idle(trees: Trees) -> None:

@@ -62,7 +62,8 @@ def test_json_fits_its_schema_and_adds_up(tmp_path: Path, level: str) -> None:
         assert stat["count"] == agent["steps"]
         assert stat["p50_ns"] <= stat["p99_ns"] <= stat["p999_ns"] <= stat["max_ns"]
     assert agent["sources"]["net"] > 0.9 * agent["steps"]
-    assert snapshot["trust"]["lost"] == 0
+    # Some machines do not tell of each switch-in (README).
+    assert snapshot["trust"]["lost"] == snapshot["trust"]["drops"]["switch_in"]
     assert sum(cpu["irq"]["per_s"] for cpu in snapshot["cpus"]) > 0
     busiest = max(snapshot["cpus"], key=lambda cpu: cpu["softirq"]["per_s"])
     assert busiest["softirqs"]["NET_RX"]["per_s"] > 100

@@ -222,6 +222,11 @@ class Demote:
                 wishes.left.append(f"{shown}: is {format_cpus(own)} already")
             elif not own & self._quiet:
                 wishes.left.append(f"{shown}: has only CPUs that agents use")
+            elif knob.read(group.path) == "":
+                wishes.left.append(
+                    f"{shown} refused: it has its parent's CPUs, and the kernel gives those back"
+                    " only to a group without processes; choose its processes instead"
+                )
             elif thread := pinned(group):
                 wishes.left.append(
                     f"{shown} refused: this kernel would forget that {thread} in it has"
