@@ -27,6 +27,15 @@
  * was entered, or, where none held, to the one resumed first after its
  * wake-up. At most 16 names for each agent; the rest is counted together.
  *
+ * io_uring: with AGENTTOP_STEP_URING the marker says what requests are whose
+ * user_data agenttop_uring_user_data() made of the same number (step_id, 1 to
+ * 65535), and nothing of its thread. Each such request of the process is a
+ * context of its own, without a further call: it begins with its submission
+ * and ends with its completion, and deadline_ns is how long that may take.
+ * The step that the completion ends is one of that name, if it has none yet.
+ * Say it again now and then, as every second: agenttop may have come since.
+ * An agent has room for some 30 at least; what was told longest ago goes first.
+ *
  * The first marker of a thread that is no agent's makes it an agent.
  */
 #ifndef AGENTTOP_STEP_H
@@ -46,6 +55,10 @@
 
 #define AGENTTOP_STEP_PAUSE		0x100	/* the context before is set aside */
 #define AGENTTOP_STEP_RESUME		0x200	/* this one was set aside */
+
+#define AGENTTOP_STEP_URING		0x400	/* tells what io_uring requests are */
+
+#define AGENTTOP_URING_MAGIC		0x4147	/* "AG", the upper 16 bits of their user_data */
 
 #define AGENTTOP_STEP_NAME		32
 
@@ -69,6 +82,12 @@ static inline void agenttop_step(uint64_t step_id, unsigned long how,
 static inline void agenttop_step_end(void)
 {
 	(void)prctl(AGENTTOP_STEP, 0UL, 0UL, 0UL, 0UL);
+}
+
+/* @own: 32 bits for the caller. */
+static inline uint64_t agenttop_uring_user_data(uint16_t number, uint32_t own)
+{
+	return (uint64_t)AGENTTOP_URING_MAGIC << 48 | (uint64_t)number << 32 | own;
 }
 
 #endif /* AGENTTOP_STEP_H */

@@ -164,13 +164,17 @@ class Engine:
         """Causes on and off."""
         if self._tracer is None:
             return
-        causes, before = self._tracer.causes, self._tracer.causes.loading
         try:
-            causes.want(causes_of(spec))
+            self._tracer.causes.want(causes_of(spec))
         except UserError as error:
             self._events.append(Event(time.monotonic_ns(), "error", str(error)))
-        if causes.loading is not None and causes.loading is not before:
-            self._selector.register(causes.loading, selectors.EVENT_READ, self._causes_loaded)
+        self._watch_causes()
+
+    def _watch_causes(self) -> None:
+        """Be told when the programs of causes are in the kernel, if they are on their way."""
+        loading = self._tracer.causes.loading if self._tracer is not None else None
+        if loading is not None and loading.fileno() not in self._selector.get_map():
+            self._selector.register(loading, selectors.EVENT_READ, self._causes_loaded)
 
     def _causes_loaded(self) -> None:
         assert self._tracer is not None
@@ -249,6 +253,7 @@ class Engine:
 
     def _sample(self) -> None:
         sample = self._sampler.sample()
+        self._watch_causes()
         self._targets.update(sample)
         if self._wanted and self._loading is None:
             for name in self._wanted:

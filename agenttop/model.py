@@ -149,6 +149,10 @@ class MarkCounters(Struct):
     crowded: int = 0
     unread: int = 0
     invalid: int = 0
+    #: Of what was told for io_uring's user_data, what had to give way; and requests whose
+    #: number nobody had told of.
+    forgotten: int = 0
+    strays: int = 0
 
 
 class DetailCounters(Struct):

@@ -29,7 +29,7 @@ MOST: Final = 32
 _SUMS: Final = 3
 _NO_MARKS: Final = MarkCounters()
 #: Numbers of a marks_row: met, missed and overrun of each class; four facts about the markers.
-MARKS: Final = 3 * len(CLASSES) + 4
+MARKS: Final = 3 * len(CLASSES) + 6
 _LARGEST: Final = (1 << 63) - 1
 
 
@@ -146,7 +146,8 @@ def marks_row(marks: MarkCounters | None) -> list[int]:
     row = []
     for counts in (marks.met, marks.missed, marks.overrun):
         row += (counts + [0] * classes)[:classes]  # another version may know other classes
-    return [*row, marks.contexts, marks.crowded, marks.unread, marks.invalid]
+    own = (marks.contexts, marks.crowded, marks.unread, marks.invalid)
+    return [*row, *own, marks.forgotten, marks.strays]
 
 
 def deadlines(row: Sequence[int]) -> dict[str, shot.Deadlines]:

@@ -164,6 +164,7 @@ class Sampler:
         per_cpu = rows["steps"].T.tolist()
         lite = tracer.level == "lite"
         marked = tracer.steps.marked()
+        tracer.causes.follow_contexts(tracer.steps.keeps())
         tracer.details.name_lines(self._names)
         details = tracer.details.read(full) if tracer.causes.used else {}
         often, turn = full or len(measured) <= MANY, self._seq % 2
@@ -298,7 +299,15 @@ def _named(tracer: Tracer, slot: int, full: bool) -> list[NamedCounters]:
 def _marks(tracer: Tracer, slot: int) -> MarkCounters:
     told = tracer.steps.marks(slot)
     return MarkCounters(
-        told.contexts, told.met, told.missed, told.overrun, told.crowded, told.unread, told.invalid
+        told.contexts,
+        told.met,
+        told.missed,
+        told.overrun,
+        told.crowded,
+        told.unread,
+        told.invalid,
+        told.forgotten,
+        told.strays,
     )
 
 

@@ -120,6 +120,10 @@ class Markers(Base):
     crowded: int
     unread: int
     invalid: int
+    #: Of what was told for io_uring's user_data, what had to give way to others; and requests
+    #: whose number nobody had told of.
+    forgotten: int
+    strays: int
 
 
 class Agent(Base):

@@ -28,6 +28,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import os
 import sys
 import threading
 import time
@@ -45,6 +46,12 @@ CLASS_MASK: Final = 0xFF
 PAUSE: Final = 0x100
 #: This context was begun earlier and set aside.
 RESUME: Final = 0x200
+#: The marker tells what io_uring requests are whose user_data has the step id, a number of 16
+#: bits; of its thread it says nothing. The deadline is a span, from submission to completion.
+URING: Final = 0x400
+#: The uppermost 16 bits of such a user_data ("AG"); then come the number, and 32 bits for the
+#: caller.
+URING_MAGIC: Final = 0x4147
 #: Bytes of a name, with the NUL at its end; longer ones are cut.
 NAME_BYTES: Final = 32
 #: Bytes of ``struct agenttop_step_context``.
@@ -79,6 +86,8 @@ if sys.platform.startswith("linux"):
     _prctl = ctypes.PyDLL(None).prctl
     _prctl.restype = None
 _INT_MAX: Final = (1 << 31) - 1
+#: What requests are is told anew after this long: agenttop may have come since.
+_TELL_AGAIN_NS: Final = 1_000_000_000
 
 
 def _word(number: int) -> Any:
@@ -158,7 +167,10 @@ class step:  # noqa: N801 (read as a verb, like contextlib.suppress)
         "_deadline_ns",
         "_latency",
         "_name",
+        "_number",
         "_plain",
+        "_told_in",
+        "_told_ns",
         "_within_ns",
     )
 
@@ -183,6 +195,10 @@ class step:  # noqa: N801 (read as a verb, like contextlib.suppress)
         #: Neither its deadline nor its budget differs from entry to entry.
         self._plain = not (within_ns or deadline_ns or budget_ns)
         self._context: Any = ctypes.byref(_context(name, 0)) if name else 0
+        #: For user_data: its number, and when and by which process it was told last.
+        self._number = 0
+        self._told_ns = 0
+        self._told_in = 0
 
     def _entry(self, outer: _Entry | None) -> _Entry:
         deadline_ns = self._deadline_ns
@@ -245,6 +261,33 @@ class step:  # noqa: N801 (read as a verb, like contextlib.suppress)
                 return function(*args, **kwargs)
 
         return wrapped
+
+
+_numbers = itertools.chain.from_iterable(itertools.repeat(range(1, 1 << 16)))
+
+
+def uring_user_data(what: step, own: int = 0) -> int:
+    """The user_data of an io_uring request whose completion is a step of this name and class.
+
+    Without a further system call, but for one a second: each request is a
+    context of its own, from its submission to its completion, which must come
+    within ``within_ns`` of the step, if that is given. ``own`` are the lower 32
+    bits, for the caller. Raises ValueError for a wider ``own``, and for a step
+    with an absolute deadline or a budget, which a request cannot have.
+    """
+    if not 0 <= own < 1 << 32:
+        raise ValueError("own has 32 bits")
+    if what._deadline_ns or what._budget_ns:
+        raise ValueError("a request has neither an absolute deadline nor a budget: use within_ns")
+    if not what._number:
+        what._number = next(_numbers)
+    if _prctl is not None:
+        now, process = time.monotonic_ns(), os.getpid()
+        if process != what._told_in or now - what._told_ns > _TELL_AGAIN_NS:
+            what._told_in, what._told_ns = process, now
+            how = what._latency | URING
+            _prctl(MARKER, what._number, how, _word(what._within_ns), what._context)
+    return URING_MAGIC << 48 | what._number << 32 | own
 
 
 class _Driven:

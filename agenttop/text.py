@@ -221,6 +221,8 @@ def _deadlines(agent: Agent) -> list[str]:
             ("with a name too many", marks.crowded),
             ("unreadable", marks.unread),
             ("invalid", marks.invalid),
+            ("for io_uring forgotten", marks.forgotten),
+            ("for io_uring missing", marks.strays),
         )
         parts += [f"  markers {what}: {count(number)}" for what, number in facts if number]
     return parts

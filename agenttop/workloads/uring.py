@@ -111,6 +111,7 @@ class Uring:
         offset: int,
         op_flags: int = 0,
         sqe_flags: int = 0,
+        user_data: int | None = None,
     ) -> None:
         """Fill the next submission entry; the kernel sees it at ``submit`` or ``wait``."""
         _SQE.pack_into(
@@ -124,7 +125,7 @@ class Uring:
             address,
             length,
             op_flags,
-            self._tail,
+            self._tail if user_data is None else user_data,
         )
         self._tail = (self._tail + 1) & 0xFFFF_FFFF
         self._words[self._sq_tail] = self._tail

@@ -14,6 +14,8 @@ from typing import Final
 
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.causes_loader import (
+    CONTEXT_PROGRAMS,
+    CONTEXTS,
     FOLDS,
     OPTIONAL,
     PROGRAMS,
@@ -58,6 +60,7 @@ class Causes:
         self._links: dict[str, list[int]] = {}
         self._failed: dict[str, str] = {}
         self.loading: CauseLoading | None = None
+        self._contexts = False
         #: Whether there ever was a cause to be counted.
         self.used = False
 
@@ -66,11 +69,19 @@ class Causes:
         self._wanted = frozenset(names)
         if self._unavailable:
             return
-        if self._loaded is None:
-            if self._wanted and self.loading is None:
-                self.loading = CauseLoading(self._level, self._maps)
-            return
-        self._attach()
+        self._apply()
+
+    def follow_contexts(self, on: bool) -> None:
+        """Whether contexts are followed that io_uring's user_data names, whatever is observed."""
+        if on != self._contexts and not self._unavailable:
+            self._contexts = on
+            self._apply()
+
+    def _apply(self) -> None:
+        if self._loaded is not None:
+            self._attach()
+        elif (self._wanted or self._contexts) and self.loading is None:
+            self.loading = CauseLoading(self._level, self._maps)
 
     def finish(self) -> None:
         """Take over what ``loading`` has loaded."""
@@ -87,9 +98,13 @@ class Causes:
     def _attach(self) -> None:
         assert self._loaded is not None
         mask = sum(1 << CAUSE_NAMES.index(cause) for cause in self._wanted)
+        mask |= CONTEXTS if self._contexts else 0
         kernel.map_update(self._maps["cause_wanted"], b"\0\0\0\0", struct.pack("<I", mask))
         self._power.refresh()
         needed = {name for cause in self._wanted for name in self._programs(cause)}
+        if self._contexts:
+            names = (*FOLDS[self._level], *CONTEXT_PROGRAMS)
+            needed |= {name for name in names if name not in self._failed}
         for name in [name for name in self._links if name not in needed]:
             _close(self._links.pop(name))
         for name in sorted(needed - self._links.keys(), key=lambda name: name in _LAST):

@@ -37,6 +37,8 @@ MAPS: Final = (
     "cause_labels",
     "delivery",
     "learned",
+    "marks",
+    "kept",
     "works",
     "workers",
     "run_cpus",
@@ -104,6 +106,8 @@ SOFTWARE_EVENTS: Final = {"minor_fault": 5, "major_fault": 6}
 FOLDS: Final = {"lite": ("cause_switch",), "full": ("cause_switch", "cause_fold")}
 #: What every cause takes that the waker tells of.
 _WAKE: Final = ("cause_switch", "cause_waking")
+#: In the word of the causes that are observed: contexts that user_data names are followed too.
+CONTEXTS: Final = 1 << 31
 _RING: Final = ("ring_complete", "ring_worker", "ring_submit")
 _BLOCK: Final = (*_WAKE, "block_complete", "block_issue", "block_begin")
 #: What every cause takes that shows when the thread is in. Runs behind cause_switch, which is
@@ -111,6 +115,8 @@ _BLOCK: Final = (*_WAKE, "block_complete", "block_issue", "block_begin")
 _RUN: Final = ("cause_switch", "cause_run")
 #: Most that the submission has on kernels where the request comes first.
 _SUBMIT_ARGS: Final = 2
+#: What it takes to follow contexts that io_uring's user_data names.
+CONTEXT_PROGRAMS: Final = (*_WAKE, *_RING)
 #: Cause -> its own programs.
 PROGRAMS: Final = {
     "minor_fault": ("minor_fault", "page_fault_user", "page_fault_kernel"),
@@ -296,6 +302,8 @@ def _facts(btf: Btf) -> str:
     for fields in FIELDS.values():
         offsets |= {name: _offset(btf, path) or 0 for name, path in fields.items()}
     text = "".join(f"#define {name} {at}\n" for name, at in offsets.items() if at is not None)
+    text += f"#define WANTED_CONTEXTS {CONTEXTS:#x}U\n"
+    text += f"#define RING_HAS_CQE {int(btf.tracepoint_passes_pointer('io_uring_complete', 2))}\n"
     text += f"#define TICK_NS {tick_ns()}ULL\n"
     # NR_CPUS + 1; kernel_max is the highest of the NR_CPUS.
     most = read_text("/sys/devices/system/cpu/kernel_max") or str(programs.possible_cpus() - 1)

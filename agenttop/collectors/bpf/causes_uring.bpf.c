@@ -36,7 +36,7 @@ struct ring_done {
 	u32 tid;		/* in whose context */
 	u32 slot;
 	u32 woke;
-	u32 pad;
+	u32 lane;		/* told by user_data */
 };
 
 BPF_ARRAY(ring_sets, struct ring_set, SLOTS * RING_SETS);
@@ -166,12 +166,56 @@ static __always_inline void ring_over(struct ring_done *d)
 	d->at = 0;
 }
 
-/* io_uring_complete(ctx, request, ...): a further completion of one request has none. */
+/* The step goes by what completed, if it has no name. */
+static __always_inline void ring_named(struct thread *t, u32 lane)
+{
+	if (lane && !t->lane)
+		t->lane = lane;
+}
+
+/*
+ * A completion whose user_data names a context that the process has told of:
+ * it began with the request and is over now. Returns the lane of its name.
+ */
+static __always_inline u32 ring_context(u32 slot, u64 user_data, u64 ns)
+{
+	u64 key = bpf_get_current_pid_tgid() >> 32 << 32 | (user_data >> 32 & 0xffff);
+	struct marks *m = marks.lookup(&slot);
+	struct kept *k = 0;
+	struct kept_set *set;
+	u32 class;
+
+	/* Others may use what looks like it. */
+	if (!m || !m->kept)
+		return 0;
+	set = kept_set(slot, key);
+	if (!set)
+		return 0;
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < KEPT_WAYS; i++)
+		if (set->at[i].key == key)
+			k = &set->at[i];
+	if (!k) {
+		__sync_fetch_and_add(&m->strays, 1);
+		return 0;
+	}
+	__sync_fetch_and_add(&m->contexts, 1);
+	class = k->latency & (NR_CLASSES - 1);
+	/* 0: when it was submitted is not known. */
+	if (k->span && ns > k->span)
+		__sync_fetch_and_add(&m->missed[class], 1);
+	else if (k->span && ns)
+		__sync_fetch_and_add(&m->met[class], 1);
+	return k->lane;
+}
+
+/* io_uring_complete(ctx, request, cqe), or (ctx, request, user_data, ...): a further completion of one request has none. */
 int p_ring_complete(args_t ctx)
 {
 	struct thread *t = this_thread();
 	u32 slot = slot_here(), worker = 0, opcode = RING_OTHER;
-	u64 now, begun;
+	u64 user_data, now, begun;
+	u32 lane = 0;
 	struct ring_request *r;
 	struct ring_done *d;
 
@@ -184,7 +228,15 @@ int p_ring_complete(args_t ctx)
 		worker = r->worker;
 		opcode = r->opcode;
 	}
+#if RING_HAS_CQE
+	user_data = KERNEL_U64(ctx[2], 0);
+#else
+	user_data = ctx[2];
+#endif
+	if (user_data >> 48 == STEP_URING_MAGIC)
+		lane = ring_context(slot, user_data, now - begun);
 	if (t && in_its_gate(t)) {
+		ring_named(t, lane);
 		if (t->caused & 1U << CAUSE_IO_URING)
 			ring_background(slot, opcode, now - begun, worker);
 		else if (causes_wanted() & 1U << CAUSE_IO_URING)
@@ -202,6 +254,7 @@ int p_ring_complete(args_t ctx)
 	d->worker = worker;
 	d->tid = bpf_get_current_pid_tgid();
 	d->slot = slot;
+	d->lane = lane;
 	d->woke = 0;
 gone:
 	if (r) {
@@ -225,10 +278,13 @@ static __always_inline void give_ring(struct thread *t, struct given *g, u64 now
 	g->ring_ns = d->at - d->begun;
 	g->ring_opcode = d->opcode;
 	g->ring_worker = d->worker;
+	g->ring_lane = d->lane;
 }
 
 static __always_inline void take_ring(struct thread *t, struct given *g)
 {
-	told_ring(cause_tell(t, CAUSE_IO_URING, waited(t, g->ring_begun)),
-		  g->ring_opcode, g->ring_ns, g->ring_worker);
+	ring_named(t, g->ring_lane);
+	if (causes_wanted() & 1U << CAUSE_IO_URING)
+		told_ring(cause_tell(t, CAUSE_IO_URING, waited(t, g->ring_begun)),
+			  g->ring_opcode, g->ring_ns, g->ring_worker);
 }

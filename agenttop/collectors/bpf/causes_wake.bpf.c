@@ -234,7 +234,7 @@ int p_cause_waking(args_t ctx)
 		give_work(g, cpu, d, t->wake.waking);
 	if (wanted & CAUSES_OF_BLOCK)
 		give_block(t, g, t->wake.waking);
-	if (wanted & 1U << CAUSE_IO_URING)
+	if (wanted & (1U << CAUSE_IO_URING | WANTED_CONTEXTS))
 		give_ring(t, g, t->wake.waking);
 	g->seq = t->wake.seq;
 	return 0;

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS
-from agenttop.step import CLASS_MASK, CLASSES, CONTEXT_BYTES, NAME_BYTES, PAUSE, RESUME
+from agenttop.step import (
+    CLASS_MASK,
+    CLASSES,
+    CONTEXT_BYTES,
+    NAME_BYTES,
+    PAUSE,
+    RESUME,
+    URING,
+    URING_MAGIC,
+)
 from agenttop.words import (
     CAUSE_NAMES,
     CAUSES,
@@ -175,7 +184,21 @@ MARKS_FIELDS: Final = (
     ("crowded", 1),  # markers whose name is beyond NAMES_EACH
     ("unread", 1),  # markers whose context was not in memory
     ("invalid", 1),  # markers with an unknown class or flag, or a context of another size
+    ("kept", 1),  # told for user_data
+    ("forgotten", 1),  # of those, what had to give way
+    ("strays", 1),  # requests whose user_data has a number that nobody told of
 )
+#: What requests of one user_data are.
+KEPT_FIELDS: Final = (
+    ("key", 1),  # process, and number
+    ("span", 1),  # longest that they should take, ns; 0: none
+    ("latency", 1),
+    ("lane", 1),  # of their name; 0: none
+    ("when", 1),  # told last
+)
+#: Where an agent has them: so many sets of so many.
+KEPT_SETS: Final = 8
+KEPT_WAYS: Final = 8
 #: Steps of one name.
 LANE_FIELDS: Final = (
     ("slot", 1),  # of the agent; 0: nobody's
@@ -347,7 +370,11 @@ def prelude() -> str:
         "STEP_CLASS_MASK": CLASS_MASK,
         "STEP_PAUSE": PAUSE,
         "STEP_RESUME": RESUME,
-        "STEP_KNOWN": CLASS_MASK | PAUSE | RESUME,
+        "STEP_URING": URING,
+        "STEP_URING_MAGIC": URING_MAGIC,
+        "STEP_KNOWN": CLASS_MASK | PAUSE | RESUME | URING,
+        "KEPT_SETS": KEPT_SETS,
+        "KEPT_WAYS": KEPT_WAYS,
         "NR_CAUSES": len(CAUSE_NAMES),
         "FIRST_LABELLED": CAUSE_NAMES.index(next(iter(DETAILS))),
         "NR_LABELLED": len(DETAILS),
@@ -392,6 +419,7 @@ def prelude() -> str:
         ("labels", LABEL_FIELDS),
         ("control", CONTROL_FIELDS),
         ("marks", MARKS_FIELDS),
+        ("kept", KEPT_FIELDS),
         ("lane", LANE_FIELDS),
         ("learned", LEARNED_FIELDS),
         ("slow", SLOW_FIELDS),

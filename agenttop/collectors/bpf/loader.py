@@ -59,6 +59,7 @@ MAPS: Final = (
     "cells",
     "armed",
     "marks",
+    "kept",
     "lanes",
     "lane_hist",
     "names",

@@ -101,6 +101,8 @@ struct given {
 	u64 ring_ns;
 	u32 ring_opcode;
 	u32 ring_worker;
+	u32 ring_lane;
+	u32 pad;
 };
 
 /* Who ran on a CPU while a thread waited for it. */
@@ -252,6 +254,10 @@ struct delivery {
 	} polled[MAX_POLLED];	/* woken in this poll */
 };
 
+struct kept_set {
+	struct kept at[KEPT_WAYS];
+};
+
 struct one_hist {
 	u32 bucket[BUCKETS];
 };
@@ -318,6 +324,9 @@ BPF_PERCPU_ARRAY(irqs, struct irq_row, NR_IRQ);
 /* Line -> source of the wake-ups from it, by the line's name; user space fills it. */
 BPF_ARRAY(irq_source, u32, NR_IRQ);
 BPF_ARRAY(learned, struct learned, 1);
+/* What step markers told (steps.bpf.c): numbers, and what user_data stands for. */
+BPF_F_TABLE("array", u32, struct marks, marks, SLOTS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct kept_set, kept, SLOTS * KEPT_SETS, MMAPABLE);
 /* tgid or tid -> slot: whom the iterator adopts. */
 BPF_HASH(assignments, u32, struct assignment, 16384);
 BPF_RINGBUF_OUTPUT(edges, EDGE_PAGES);
@@ -484,6 +493,14 @@ static __always_inline u64 bucket_of(u64 v)
 	}
 	asm volatile("%0 &= %1" : "+r"(i) : "i"(BUCKETS - 1));
 	return i;
+}
+
+static __always_inline struct kept_set *kept_set(u32 slot, u64 key)
+{
+	u32 at = (key * 0x9e3779b97f4a7c15ULL) >> 32;
+
+	at = slot * KEPT_SETS + (at & (KEPT_SETS - 1));
+	return kept.lookup(&at);
 }
 
 /* EINTR, or one of the kernel's own ERESTART* (include/linux/errno.h). */

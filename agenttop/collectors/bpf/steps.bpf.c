@@ -27,7 +27,6 @@ struct lane_hist_stub {
 	u32 first;
 };
 
-BPF_F_TABLE("array", u32, struct marks, marks, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct lane, lanes, LANES, MMAPABLE);
 BPF_F_TABLE("array", u32, struct lane_hist_stub, lane_hist, LANES, MMAPABLE);
 BPF_HASH(names, struct name_key, u32, LANES);
@@ -258,56 +257,111 @@ static __always_inline u32 lane_near(struct thread *t, struct marks *m,
 #define lane_near(t, m, name, user)	lane_of_name(t, m, name)
 #endif
 
-/* The name and budget that the marker points to. */
-static __always_inline void context_read(struct thread *t, struct marks *m, u64 user)
+/* The lane of the name that the marker points to, and the budget. */
+static __always_inline u32 context_read(struct thread *t, struct marks *m, u64 user,
+					u64 *budget)
 {
 	u64 told[2 + NAME_WORDS] = {};
 
 	if (bpf_probe_read_user(told, sizeof(told), (void *)user)) {
 		__sync_fetch_and_add(&m->unread, 1);
-		return;
+		return 0;
 	}
 	if (told[0] < CONTEXT_SIZE || told[0] > PAGE_SIZE) {
 		__sync_fetch_and_add(&m->invalid, 1);
+		return 0;
+	}
+	*budget = told[1];
+	return told[2] & 0xff ? lane_near(t, m, &told[2], user) : 0;
+}
+
+/*
+ * What a number in user_data stands for, in this process: at its place, or at
+ * a free one, or where the one stands that was told longest ago.
+ */
+static __always_inline void context_keep(u32 slot, struct marks *m, u64 number,
+					 u64 latency, u64 span, u64 lane)
+{
+	u64 key = bpf_get_current_pid_tgid() >> 32 << 32 | number;
+	struct kept_set *set = kept_set(slot, key);
+	u64 oldest = ~0ULL, age;
+	struct kept *k = 0;
+
+	if (!set)
 		return;
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < KEPT_WAYS; i++) {
+		age = set->at[i].key == key ? 0 : set->at[i].when;
+		if (age < oldest) {
+			oldest = age;
+			k = &set->at[i];
+		}
 	}
-	if (told[1]) {
-		t->ran_since = bpf_ktime_get_ns();
-		t->budget = told[1];
+	if (!k)
+		return;
+	if (k->key != key) {
+		__sync_fetch_and_add(&m->kept, 1);
+		if (k->key)
+			__sync_fetch_and_add(&m->forgotten, 1);
 	}
-	if (told[2] & 0xff)
-		t->step_lane = lane_near(t, m, &told[2], user);
+	k->key = 0;
+	barrier();
+	k->span = span;
+	k->latency = latency;
+	k->lane = lane;
+	k->when = bpf_ktime_get_ns();
+	barrier();
+	k->key = key;
 }
 
 /* The marker: @how is the class, and flags. */
 static __always_inline void step_marked(struct thread *t, u64 step_id, u64 how,
 					u64 deadline, u64 user)
 {
-	struct marks *m;
+	u32 class = how & STEP_CLASS_MASK, lane = 0;
+	struct marks *m = marks_of(t);
+	u64 budget = 0;
 
-	if (how & STEP_PAUSE) {
-		context_drop(t);
-		t->paused = 1;
+	if (how & STEP_URING) {
+		if (m && (!step_id || step_id >> 16)) {
+			__sync_fetch_and_add(&m->invalid, 1);
+			return;
+		}
 	} else {
-		context_end(t);
+		if (how & STEP_PAUSE) {
+			context_drop(t);
+			t->paused = 1;
+		} else {
+			context_end(t);
+		}
+		if (!step_id)
+			return;
+		t->step_id = step_id;
+		t->deadline = deadline;
+		t->step_class = class;
+		t->ran = 0;
 	}
-	if (!step_id)
-		return;
-	m = marks_of(t);
-	t->step_id = step_id;
-	t->step_class = how & STEP_CLASS_MASK;
-	t->deadline = deadline;
-	t->ran = 0;
 	if (!m)
 		return;
-	if (t->step_class >= NR_CLASSES || how & ~STEP_KNOWN) {
-		t->step_class = 0;
+	if (class >= NR_CLASSES || how & ~STEP_KNOWN) {
+		class = 0;
+		if (!(how & STEP_URING))
+			t->step_class = 0;
 		__sync_fetch_and_add(&m->invalid, 1);
+	}
+	if (user)
+		lane = context_read(t, m, user, &budget);
+	if (how & STEP_URING) {
+		context_keep(t->slot, m, step_id, class, deadline, lane);
+		return;
 	}
 	if (!(how & STEP_RESUME))
 		__sync_fetch_and_add(&m->contexts, 1);
-	if (user)
-		context_read(t, m, user);
+	if (budget) {
+		t->ran_since = bpf_ktime_get_ns();
+		t->budget = budget;
+	}
+	t->step_lane = lane;
 	if (how & STEP_RESUME)
 		step_resumed(t);
 }

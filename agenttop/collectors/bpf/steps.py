@@ -20,6 +20,8 @@ from agenttop.model import Histogram
 from agenttop.words import STEP_MEASURES
 
 _MARKS: Final = layout.dtype(layout.MARKS_FIELDS)
+_KEPT: Final = layout.dtype(layout.KEPT_FIELDS)
+_KEPT_EACH: Final = layout.KEPT_SETS * layout.KEPT_WAYS
 _LANE: Final = layout.dtype(layout.LANE_FIELDS)
 _U32: Final = np.dtype("<u4")
 _CELLS: Final = len(STEP_MEASURES) * BUCKETS
@@ -54,6 +56,10 @@ class Marks(NamedTuple):
     crowded: int
     unread: int
     invalid: int
+    #: Told for io_uring's user_data, of those forgotten, and requests whose number nobody told of.
+    kept: int
+    forgotten: int
+    strays: int
 
 
 class Steps:
@@ -66,6 +72,9 @@ class Steps:
         self._maps = maps
         self._changes = changes
         self._marks = mapped(maps["marks"], _MARKS, layout.SLOTS)
+        self._kept = mapped(maps["kept"], _KEPT, layout.SLOTS * _KEPT_EACH).reshape(
+            layout.SLOTS, _KEPT_EACH
+        )
         self._lanes = mapped(maps["lanes"], _LANE, layout.LANES)
         self._slots: NDArray[np.uint64] = self._lanes["slot"]
         #: Lane -> its histograms, mapped while somebody has it.
@@ -82,13 +91,19 @@ class Steps:
             self._hists.pop(lane, None)
             self._histogram_cells(lane)[:] = 0
             self._give_back(lane)
+        if self._marks["kept"][slot]:
+            self._kept[slot] = 0
         self._marks[slot] = 0
 
     def marked(self) -> set[int]:
         """Slots of which there is anything to tell."""
-        fields = ("contexts", "names", "invalid", "unread")
+        fields = ("contexts", "names", "invalid", "unread", "kept")
         told = sum((self._marks[name] for name in fields), start=np.uint64(0))
         return set(np.flatnonzero(told).tolist())
+
+    def keeps(self) -> bool:
+        """Whether anybody has told what io_uring's user_data stands for."""
+        return bool(self._marks["kept"].any())
 
     def marks(self, slot: int) -> Marks:
         """What the markers of this slot's threads told."""
