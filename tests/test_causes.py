@@ -282,3 +282,31 @@ def test_causes_are_switched_while_the_engine_runs() -> None:
         assert running.until(lambda s: True).agents[0].causes["minor_fault"].steps == seen
         running.client.send(Command("causes", name="gremlins"))
         running.until(lambda s: any("gremlins" in event.text for event in s.events))
+
+
+@pytest.mark.bpf
+def test_labels_come_through_the_engine_with_their_names() -> None:
+    needs_bpf()
+    with (
+        loop("--source", "tcp", "--for", 30, "--name", "atlabels") as one,
+        engine(agent_patterns=[f"pid:{one.pid}"]) as running,
+    ):
+        running.measuring()
+        running.client.send(Command("causes", name="socket,network,timer"))
+        running.until(lambda s: any(state.state == "on" for state in s.causes))
+        one.go()
+        running.until(lambda s: any("socket" in agent.causes for agent in s.agents))
+        running.until(lambda s: True)
+        snapshot = running.store.snapshot()
+        assert snapshot is not None
+        (agent,) = [agent for agent in snapshot.agents if agent.steps]
+        network, ends = agent.causes["network"], agent.causes["socket"]
+        assert network is not None
+        assert ends is not None
+        assert network.details[0].text == "lo, loopback"
+        assert "packets in" in network.details[0].facts
+        assert ends.details[0].text.startswith("tcp 127.0.0.1:")
+        assert sum(label.steps for label in ends.details) == ends.count
+        assert ends.details[0].steps >= 0.9 * ends.count
+        assert "wait" not in agent.unexplained_ns
+        assert agent.unexplained_ns["softirq"] < agent.stages["softirq"].sum_ns  # type: ignore[union-attr]

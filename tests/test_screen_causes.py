@@ -77,3 +77,20 @@ async def test_all_on_is_full() -> None:
         await made.tick(2)
         await made.press("C")
         assert "● full" in made.text()
+
+
+async def test_what_follows_the_choices_can_be_scrolled_to() -> None:
+    async with rig((100, 14)) as made:
+        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
+        made.synth.sample = lambda *a, **k: with_causes(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        await made.tick(3)
+        await made.press("C")
+        assert "○ off" in made.text()
+        assert "rest of compute" not in made.text()
+        await made.press("pagedown", *["down"] * 60)
+        assert "rest of compute" in made.text()
+        assert "○ off" not in made.text()
+        await made.press(*["up"] * 60)
+        assert "○ off" in made.text()
+        await made.press("down", "enter")
+        assert [c.name for c in made.source.commands if c.kind == "causes"] == ["lite"]

@@ -29,6 +29,8 @@ class Sheet(Panel):
         self.choices = choices
         self.at = 0
         self._top = 0
+        #: Scrolled beyond where the last choice is in sight, to what follows it.
+        self._beyond = 0
 
     def title(self, width: int) -> tuple[Sequence[Span], Sequence[Span]]:
         return [(self._title, "title")], [("Esc", "key"), (" closes", "dim")]
@@ -43,7 +45,9 @@ class Sheet(Panel):
     def rows(self, width: int, height: int) -> list[Row]:
         rows = [Line(width).extend(row.spans).row(row.ground) for row in self._content(width)]
         if self.choices:
-            self._top = window(len(rows), self.at, height, self._top)
+            top = window(len(rows), self.at, height, self._top - self._beyond)
+            self._beyond = min(self._beyond, max(len(rows) - height - top, 0))
+            self._top = top + self._beyond
             rows[self.at] = Row(rows[self.at].spans, "cursor")
         else:
             self._top = min(self._top, max(len(rows) - height, 0))
@@ -51,7 +55,12 @@ class Sheet(Panel):
 
     def move(self, rows: int) -> None:
         if self.choices:
-            self.at = min(max(self.at + rows, 0), self.choices - 1)
+            back = min(self._beyond, max(-rows, 0))
+            self._beyond, self._top = self._beyond - back, self._top - back
+            at = self.at + rows + back
+            self.at = min(max(at, 0), self.choices - 1)
+            over = max(at - self.at, 0)
+            self._beyond, self._top = self._beyond + over, self._top + over
         else:
             self._top = max(self._top + rows, 0)
         self.sync()
