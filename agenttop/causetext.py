@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from agenttop.format import NA, count, duration, percent
 from agenttop.snapshot import Agent, CauseLabel, CauseStat, Snapshot
 
@@ -12,6 +14,8 @@ _RESTS = {
     "wait": "what was waited for, and unknown",
     "compute": "own work and unknown",
 }
+#: Of lines that list names.
+_WIDTH = 80
 _PERCENTILES = ("p50_ns", "p99_ns", "max_ns")
 
 
@@ -26,7 +30,10 @@ def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
         f"  {'cause':<16}{'steps':>8}{'times':>8}{'p50':>9}{'p99':>9}{'max':>9}  {'of stage':>8}"
     ]
     found = [(name, stat) for name, stat in agent.causes.items() if stat is not None]
+    absent = [name for name, stat in found if not stat.count and not stat.details]
     for name, stat in sorted(found, key=lambda one: -one[1].sum_ns):
+        if name in absent:
+            continue
         whole = agent.stages.get(stat.stage)
         share = percent(stat.sum_ns / whole.sum_ns) if whole and whole.sum_ns else NA
         cells = [
@@ -43,10 +50,17 @@ def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
         whole = agent.stages.get(stage)
         share = percent(left / whole.sum_ns) if whole and whole.sum_ns else NA
         lines.append(f"  {f'rest of {stage}':<59}  {share:>8}  ({rest_of(stage)})")
+    lines += _listed("none", absent)
     off = [f"{s.name} ({s.reason})" for s in snapshot.cause_states if s.state == "n/a"]
-    if off:
-        lines.append(f"  N/A: {', '.join(off)}")
-    return lines
+    return lines + _listed("N/A", off)
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return textwrap.wrap(
+        f"{what}: {', '.join(names)}", _WIDTH, initial_indent="  ", subsequent_indent="    "
+    )
 
 
 def rest_of(stage: str) -> str:
