@@ -220,7 +220,7 @@ def test_text_names_causes_and_what_they_leave() -> None:
     assert [line.split()[0] for line in text if "fault" in line] == ["minor_fault"]
     assert any("rest of compute" in line for line in text)
     assert any(line.startswith("  none: ") for line in text)
-    assert max(map(len, text)) <= 100
+    assert max(map(len, text)) <= 110
     states = state_lines(snapshot)
     assert any("major_fault" in line and "not measured: switched off" in line for line in states)
     assert any("minor_fault" in line and "cost not measured" in line for line in states)
