@@ -398,8 +398,9 @@ def test_a_packet_through_a_virtual_device_is_named_with_it(tracer: Tracer, six:
         "protocol": "udp",
         "local_address": None,
         "local_port": PORT,
-        "peer_address": None,
-        "peer_port": None,
+        # It is not connected: who sent the packet stands in the packet.
+        "peer_address": near,
+        "peer_port": PORT + 1,
     }
 
 

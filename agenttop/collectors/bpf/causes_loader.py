@@ -189,6 +189,7 @@ FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "cause_packet": {
         "OFF_SKB_DEV": ("sk_buff", "dev"),
+        "OFF_SKB_DATA": ("sk_buff", "data"),
         "OFF_SKB_NAPI": ("sk_buff", "napi_id"),
         "OFF_SKB_QUEUE": ("sk_buff", "queue_mapping"),
         "OFF_DEV_NAME": ("net_device", "name"),
@@ -310,6 +311,7 @@ def _facts(btf: Btf) -> str:
     text += f"#define MIN_NAPI_ID {int(most) + 2}\n"
     # include/uapi/linux/if.h, include/linux/socket.h
     text += "#define IFF_LOOPBACK 0x8\n#define AF_INET 2\n#define AF_INET6 10\n"
+    text += "#define IPPROTO_UDP 17\n"
     text += f"#define KSOFTIRQ {int.from_bytes(b'ksoftirq', sys.byteorder)}ULL\n"
     kinds = ", ".join(f"CALL_{kind.upper()}" for kind in CALLS_X86_64)
     cases = "".join(

@@ -15,6 +15,7 @@ int p_cause_packet(args_t ctx)
 		return 0;
 	d->packet.ts = bpf_ktime_get_ns();
 	d->packet.dev = KERNEL_U64(ctx[0], OFF_SKB_DEV);
+	d->packet.data = KERNEL_U64(ctx[0], OFF_SKB_DATA);
 	d->packet.napi = KERNEL_U32(ctx[0], OFF_SKB_NAPI);
 	/* A smaller one is no id but the sender's CPU (include/net/busy_poll.h). */
 	if (d->packet.napi < MIN_NAPI_ID)
@@ -108,6 +109,43 @@ static __always_inline void give_network(struct given *g, struct delivery *d,
 	polled(d, slot, g->net_label);
 }
 
+/*
+ * A socket that is not connected: who sent the packet stands in its header. It
+ * may have been read and freed by now, so it must be for this port.
+ */
+static __always_inline u16 sender(u64 *address, u32 family, u16 local, void *data)
+{
+	u16 ports[2] = {};
+	u8 first = 0, next = 0;
+	u32 sent_by = 0;
+
+	bpf_probe_read_kernel(&first, 1, data);
+	if (first >> 4 == 4) {
+		bpf_probe_read_kernel(&next, 1, data + 9);
+		bpf_probe_read_kernel(ports, 4, data + (first & 15) * 4);
+	} else if (first >> 4 == 6) {
+		bpf_probe_read_kernel(&next, 1, data + 6);
+		bpf_probe_read_kernel(ports, 4, data + 40);
+	}
+	if (next != IPPROTO_UDP || bpf_ntohs(ports[1]) != local)
+		return 0;
+	if (first >> 4 == 6) {
+		if (family != AF_INET6)
+			return 0;
+		bpf_probe_read_kernel(address, 16, data + 8);
+		return ports[0];
+	}
+	bpf_probe_read_kernel(&sent_by, 4, data + 12);
+	if (family == AF_INET) {
+		address[0] = sent_by;
+	} else {
+		/* ::ffff:a.b.c.d */
+		address[0] = 0;
+		address[1] = (u64)sent_by << 32 | 0xffff0000;
+	}
+	return ports[0];
+}
+
 /* Label: the peer's address, the local one, then family, protocol, local and peer's port. */
 static __always_inline void give_socket(struct given *g, struct delivery *d, u64 now)
 {
@@ -131,6 +169,8 @@ static __always_inline void give_socket(struct given *g, struct delivery *d, u64
 	} else {
 		return;
 	}
+	if (!peer && protocol == IPPROTO_UDP)
+		peer = sender(g->sock_label, family, local, (void *)d->packet.data);
 	g->sock_label[4] = (u64)family << 48 | (u64)protocol << 32 |
 			   (u64)local << 16 | bpf_ntohs(peer);
 	g->sock_ns = now - d->packet.ts;

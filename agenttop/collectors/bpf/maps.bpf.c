@@ -237,6 +237,7 @@ struct delivery {
 	struct {
 		u64 ts;
 		u64 dev;
+		u64 data;	/* its network header */
 		u32 napi;
 		u32 queue;
 	} packet;		/* the last */
