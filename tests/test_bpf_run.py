@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,11 +59,13 @@ class Watched(NamedTuple):
         return max(self.labels[cause], key=lambda one: one.sum_ns)
 
 
-def watched(tracer: Tracer, *options: object) -> Watched:
+def watched(tracer: Tracer, *options: object, first: Callable[[], None] = lambda: None) -> Watched:
+    """``first`` is done right before the loop begins."""
     slot = free_slot()
     tracer.clear(slot)
     with loop(*options) as running:
         tracer.assign({running.pid: slot}, {})
+        first()
         own = running.run()
     causes, explained = tracer.cause_counters(slot, full=True)
     labels = tracer.details.read(full=True).get(slot, {})
@@ -271,6 +274,72 @@ def test_frequencies_that_the_cpu_chooses_are_not_told(
         (base / "intel_pstate/hwp_dynamic_boost").write_text("0\n")
     monkeypatch.setenv("AGENTTOP_SYS", str(tmp_path))
     assert (no_frequency() is None) == told
+
+
+@pytest.fixture
+def ramping(
+    tracer: Tracer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], None]]:
+    """As if there were a driver: what the tracepoint's program would note is noted by hand."""
+    base = tmp_path / "devices/system/cpu"
+    for cpu in range(tracer.power.live.size):
+        (base / f"cpu{cpu}/cpufreq").mkdir(parents=True)
+        (base / f"cpu{cpu}/cpufreq/scaling_driver").write_text("acpi-cpufreq\n")
+        (base / f"cpu{cpu}/cpufreq/scaling_cur_freq").write_text("796000\n")
+    (base / "cpufreq/policy0").mkdir(parents=True)
+    monkeypatch.setenv("AGENTTOP_SYS", str(tmp_path))
+    observe(tracer, "frequency")
+    live = tracer.power.live
+
+    def ramp(every_ns: int) -> None:
+        now, number = time.monotonic_ns(), layout.RAMPS_KEPT
+        live["ramp_from"] = 796_000
+        live["ramp_to"] = 2_000_000
+        live["ramp_at"] = [now + every_ns * at for at in range(number)]
+
+    yield ramp
+    tracer.causes.want(())
+    live["khz"] = 0
+    live["ramp_at"] = 0
+
+
+@pytest.mark.bpf
+def test_a_ramp_behind_the_wake_up_is_named(tracer: Tracer, ramping: Callable[[int], None]) -> None:
+    # One comes in each step, and not more than are kept come in all.
+    every, steps = 20_000_000, layout.RAMPS_KEPT // 2 - 2
+    seen = watched(
+        tracer,
+        *("--interval-us", 40_000, "--compute-us", 30_000, "--steps", steps),
+        first=lambda: ramping(every),
+    )
+    if seen.own["wall_ns"] > every * layout.RAMPS_KEPT or seen.own["ready"]:
+        pytest.skip("the loop came too late: this machine is busy")
+    assert seen.steps("frequency") >= 0.95 * seen.found.steps
+    label = seen.most("frequency")
+    assert label.label == {"from_khz": 800_000, "to_khz": 2_000_000}
+    assert label.steps == label.events == seen.steps("frequency")
+    # The wait for the CPU counts from the wake-up to the ramp, and computing alone to the cause.
+    assert 0 < label.sum_ns <= label.sums["wake_to_ramp_ns"]
+    assert label.sums["wake_to_ramp_ns"] <= label.sum_ns + sum(
+        seen.found.stage_ns[stage] for stage in ("ipi", "idle_exit", "queue")
+    )
+    # The first of them counts.
+    assert label.max_ns <= every
+    assert seen.explained["compute"] == 0
+
+
+@pytest.mark.bpf
+def test_steps_without_a_ramp_have_their_frequency(
+    tracer: Tracer, ramping: Callable[[int], None]
+) -> None:
+    ramping(0)  # before any of the steps
+    seen = watched(tracer, "--compute-us", 50, "--steps", STEPS)
+    assert "frequency" not in seen.causes
+    (label,) = seen.labels["frequency"]
+    assert label.label == {"from_khz": 800_000, "to_khz": None}
+    # A switch-in that the kernel did not tell of has none.
+    assert 0.9 * seen.found.steps <= label.steps <= seen.found.steps
+    assert (label.events, label.sum_ns) == (0, 0)
 
 
 # --------------------------------------------------------------------------- labels

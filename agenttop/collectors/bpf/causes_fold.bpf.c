@@ -185,7 +185,8 @@ static __always_inline int frequency_fold(struct thread *t)
 		to = p->ramp_to[i];
 	}
 	told = &t->told[CAUSE_FREQUENCY - FIRST_LABELLED];
-	told_label(told, from / KHZ_STEP * KHZ_STEP, to / KHZ_STEP * KHZ_STEP);
+	told_label(told, (from + KHZ_STEP / 2) / KHZ_STEP * KHZ_STEP,
+		   (to + KHZ_STEP / 2) / KHZ_STEP * KHZ_STEP);
 	told->extra[0] = at ? at - woken : 0;
 	t->cause_ns[CAUSE_FREQUENCY] = at > t->khz_in ? at - t->khz_in : 0;
 	t->cause_events[CAUSE_FREQUENCY] = at != 0;

@@ -282,8 +282,8 @@ RAN_STOLEN_NS: Final = 10_000
 #: to wake another CPU takes as long.
 AVOIDABLE_CPUS: Final = 128
 AVOIDABLE_NS: Final = 10_000
-#: Rises of its frequency that each CPU keeps.
-RAMPS_KEPT: Final = 8
+#: Rises of its frequency that each CPU keeps; of a step with more of them the first is not known.
+RAMPS_KEPT: Final = 32
 #: Frequencies are told apart in steps of this, kHz.
 KHZ_STEP: Final = 100_000
 

@@ -24,7 +24,8 @@ class Power:
     """Names for what the programs of causes number, and what they cannot know by themselves."""
 
     def __init__(self, maps: Mapping[str, int], cpus: int) -> None:
-        self._live = mapped(maps["power_cpus"], _POWER, cpus)
+        #: What the kernel side keeps of each CPU (layout.POWER_FIELDS).
+        self.live = mapped(maps["power_cpus"], _POWER, cpus)
         self._cpus = list(range(cpus))
         self._kinds: list[list[IdleState]] = []
 
@@ -36,11 +37,11 @@ class Power:
             states = idle.of(cpu)
             if states not in kinds:
                 kinds.append(states)
-            self._live["idle_kind"][cpu] = kinds.index(states)
+            self.live["idle_kind"][cpu] = kinds.index(states)
             khz = read_number(f"{_cpus()}/cpu{cpu}/cpufreq/scaling_cur_freq")
             # What the tracepoint has told is newer.
-            if khz and not self._live["khz"][cpu]:
-                self._live["khz"][cpu] = khz
+            if khz and not self.live["khz"][cpu]:
+                self.live["khz"][cpu] = khz
         self._kinds = kinds
 
     def state(self, kind: int, number: int) -> IdleState | None:

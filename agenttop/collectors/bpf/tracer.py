@@ -159,13 +159,13 @@ class Tracer:
             maps["cause_rows"], _CAUSE_ROW, layout.SLOTS * self._cpus
         ).reshape(self._cpus, layout.SLOTS)
         self._cause_hists: dict[int, _Changes] = {}
-        power = Power(maps, self._cpus)
-        self.details = Details(maps, power)
+        self.power = Power(maps, self._cpus)
+        self.details = Details(maps, self.power)
         #: What stages were spent on: switched on and off here.
         self.causes = Causes(
             loaded.level,
             maps,
-            power,
+            self.power,
             "" if loaded.mode == "tp_btf" else "causes need task-local storage (Linux 5.11)",
         )
         self._controls = mapped(maps["controls"], _CONTROL, layout.SLOTS)
