@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,22 @@ def test_the_request_that_a_gate_waited_for(
         assert completion <= own + 2000
         if source in ("timer", "tcp", "ipc"):
             assert completion >= own * 0.9 - 2000
+
+
+@pytest.mark.parametrize("gate", ["io_uring", "epoll"])
+def test_a_worker_that_was_there_before_the_agent_was_known(tracer: Tracer, gate: str) -> None:
+    """It is a thread of the process like others, and yet waits in no gate."""
+    observe(tracer, "io_uring")
+    slot = free_slot()
+    tracer.clear(slot)
+    with loop("--gate", gate, "--source", "io_worker", "--for", 1.5) as running:
+        running.go()
+        time.sleep(0.5)
+        tracer.assign({running.pid: slot}, {})
+        running.result()
+    found = measured(tracer, slot)
+    assert found.steps > 100
+    assert tracer.cause_counters(slot, full=True)[0]["io_uring"].steps >= 0.95 * found.steps
 
 
 def test_no_io_uring_is_named_where_there_is_none(tracer: Tracer) -> None:
