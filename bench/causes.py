@@ -32,6 +32,7 @@ DELIVERED = {
     "network": ("--source", "tcp"),
     "socket": ("--source", "tcp"),
     "workqueue": ("--source", "kworker"),
+    "io_uring": ("--gate", "io_uring", "--source", "timer"),
     "idle": ("--gate", "sleep"),
     "placement": ("--cause", "placement", "--interval-us", "4000"),
     "ran_meanwhile": ("--cause", "ran_meanwhile", "--interval-us", "4000"),
