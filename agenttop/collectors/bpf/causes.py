@@ -55,6 +55,7 @@ class Causes:
         self._maps = maps
         self._power = power
         self._unavailable = unavailable
+        self._no_frequency = no_frequency() or ""
         self._wanted: frozenset[str] = frozenset()
         self._loaded: LoadedCauses | None = None
         self._links: dict[str, list[int]] = {}
@@ -67,6 +68,7 @@ class Causes:
     def want(self, names: Iterable[str]) -> None:
         """Observe these and no others, as soon as their programs are in the kernel."""
         self._wanted = frozenset(names)
+        self._no_frequency = no_frequency() or ""
         if self._unavailable:
             return
         self._apply()
@@ -128,8 +130,8 @@ class Causes:
             for name in (*FOLDS[self._level], *PROGRAMS[cause])
             if name in self._failed and name not in OPTIONAL
         )
-        missing = no_frequency() if cause == "frequency" else None
-        return self._unavailable or next(known, "") or missing or ""
+        missing = self._no_frequency if cause == "frequency" else ""
+        return self._unavailable or next(known, "") or missing
 
     def states(self, cost: bool) -> list[CauseState]:
         """Every cause, as it stands now; ``cost``: the kernel times the programs."""
