@@ -3,8 +3,8 @@
  * Causes from disks: which request a thread waited for, how long it stood in
  * the queue and how long the device took.
  *
- * A request is known from its begin (block_io_start, in who asked for it;
- * block_rq_insert on older kernels) to its completion, which is in the context
+ * A request is known from its begin (block_io_start, in who asked for it; before
+ * 6.5 block_rq_insert, or its issue) to its completion, which is in the context
  * that then wakes whoever waits. So the last completion on a CPU stays at hand
  * until the next one, or until the CPU does something else: if it woke no step
  * by then, it was background.
@@ -58,15 +58,19 @@ static __always_inline u32 slot_here(void)
 	return t && t->slot < SLOTS ? t->slot : NO_SLOT;
 }
 
-int p_block_begin(args_t ctx)
+static __always_inline void request_begun(u64 key)
 {
 	struct request fresh = {};
-	u64 key = ctx[0];
 
 	fresh.begun = bpf_ktime_get_ns();
 	fresh.slot = slot_here();
 	if (requests.update(&key, &fresh))
 		lose(LOSS_REQUESTS_FULL);
+}
+
+int p_block_begin(args_t ctx)
+{
+	request_begun(ctx[0]);
 	return 0;
 }
 
@@ -76,6 +80,13 @@ int p_block_issue(args_t ctx)
 	u64 key = ctx[0];
 	struct request *r = requests.lookup(&key);
 
+#if BLOCK_FROM_INSERT
+	/* Without a scheduler it goes to the device at once, and is inserted nowhere. */
+	if (!r) {
+		request_begun(key);
+		r = requests.lookup(&key);
+	}
+#endif
 	if (r)
 		r->issued = bpf_ktime_get_ns();
 	return 0;

@@ -303,6 +303,7 @@ def _facts(btf: Btf) -> str:
     for fields in FIELDS.values():
         offsets |= {name: _offset(btf, path) or 0 for name, path in fields.items()}
     text = "".join(f"#define {name} {at}\n" for name, at in offsets.items() if at is not None)
+    text += f"#define BLOCK_FROM_INSERT {int(not btf.has_tracepoint('block_io_start'))}\n"
     text += f"#define WANTED_CONTEXTS {CONTEXTS:#x}U\n"
     text += f"#define RING_HAS_CQE {int(btf.tracepoint_passes_pointer('io_uring_complete', 2))}\n"
     text += f"#define TICK_NS {tick_ns()}ULL\n"
