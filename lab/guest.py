@@ -1,4 +1,6 @@
-"""Inside the lab: policies on a kernel with P-states, C-states and NVMe. Results to a file.
+"""Inside the lab: policies and causes on a kernel with P-states, C-states and NVMe.
+
+Arguments: the file for the results, and the checks to run (none: all).
 
 Each check gives a line: ``ok``, ``FAIL`` or ``skip``, a name, and what was
 seen; the last line is ``end``. Time here is an emulator's: checks wait for
@@ -24,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from agenttop.client import EngineClient  # noqa: E402
 from agenttop.errors import UserError  # noqa: E402
-from agenttop.model import Command, Sample  # noqa: E402
+from agenttop.labeltext import label_text  # noqa: E402
+from agenttop.model import Command, DetailCounters, Sample  # noqa: E402
 from agenttop.options import EngineOptions  # noqa: E402
 from agenttop.policies.base import Agent, Cpu, Targets, Thread  # noqa: E402
 from agenttop.policies.knobs_files import cgroup2_mount  # noqa: E402
@@ -333,6 +336,70 @@ def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
     report("ok", "window", told + ("; floor by uclamp" if uclamp else "; floor by cpufreq"))
 
 
+@check
+def causes_name_idle_states_and_ramps(loop: subprocess.Popen[bytes]) -> None:
+    """What the steps met: the C-state by name, and rises of the frequency within a step."""
+    command = [sys.executable, "-B", "-m", "agenttop", "loop", "--name", "labramp"]
+    # Long enough for schedutil to see it as load, and apart far enough for it to fall again.
+    command += ["--interval-us", "1000000", "--compute-us", "300000", "--for", "900"]
+    busy = subprocess.Popen([*command, "--cpu", str(CPU)], stdout=subprocess.DEVNULL, cwd=ROOT)
+    options = EngineOptions(
+        agent_patterns=["comm:^labloop$", "comm:^labramp$"], delay_s=1.0, causes="idle,frequency"
+    )
+    client = EngineClient(options)
+    seen: list[Sample] = []
+    named: dict[str, dict[str, DetailCounters]] = {"idle": {}, "frequency": {}}
+
+    def labels(cause: str) -> dict[str, DetailCounters]:
+        found = client.samples(time.monotonic() + 5)
+        seen.extend(found)
+        for sample in found:
+            for agent in sample.agents:
+                for name, causes in named.items():
+                    for one in agent.causes[name].details if name in agent.causes else ():
+                        causes[f"{agent.name} {label_text(name, one.label)}"] = one
+        return named[cause]
+
+    def switched_on() -> bool:
+        labels("idle")
+        host = next((sample.host for sample in seen[::-1] if sample.host), None)
+        why = host.missing.get("chains", "loading") if host is not None else "loading"
+        if host is not None and "chains" in host.missing and "loading" not in why:
+            raise Skip(why)
+        states = {state.name: state for state in seen[-1].causes} if seen else {}
+        if not states.keys() & named.keys():
+            return False
+        lacking = [
+            one.reason for one in states.values() if one.name in named and one.state == "n/a"
+        ]
+        assert not lacking, "; ".join(lacking)
+        return all(states[name].state == "on" for name in named)
+
+    try:
+        wait(switched_on, "the causes", 180)
+        # C1 alone: the guest is in C2 and C3 for no time, so no interrupt finds it there.
+        wait(lambda: bool(labels("idle")), "an idle state", 60)
+        wait(lambda: any(" to " in said for said in labels("frequency")), "a rise", 60)
+    finally:
+        client.close()
+        busy.kill()
+        busy.wait()
+    steps = {int(f) for f in text(FREQ / "scaling_available_frequencies").split()}
+    for one in named["frequency"].values():
+        before, after = one.label["from_khz"], one.label["to_khz"]
+        assert before in steps, one.label
+        assert after is None or after in steps, one.label
+        # Until the rise it computed, from the wake-up it had waited too.
+        assert one.sum_ns <= one.sums["wake_to_ramp_ns"] or after is None, one
+    for one in named["idle"].values():
+        number = one.label["state"]
+        state = CPUS / f"cpu{CPU}/cpuidle/state{number}"
+        assert one.label["name"] == text(state / "name"), one.label
+        assert one.label["promised_ns"] == 1000 * int(text(state / "latency")), one.label
+    told = [f"{said} x{one.steps}" for causes in named.values() for said, one in causes.items()]
+    report("ok", "causes", "; ".join(told))
+
+
 def main() -> None:
     for first in ("ip link set lo up", "modprobe acpi-cpufreq", "modprobe nvme"):
         subprocess.run(first.split(), check=False, capture_output=True)
@@ -349,6 +416,8 @@ def main() -> None:
     report("ok", "boot", f"Linux {os.uname().release}, {text(FREQ / 'scaling_driver')}, schedutil")
     for one in _checks:
         name = one.__name__.partition("_")[0]
+        if sys.argv[2:] and name not in sys.argv[2:]:
+            continue
         try:
             one(loop)
         except Skip as reason:
