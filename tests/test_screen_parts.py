@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -20,6 +20,7 @@ SECOND = 10**9
 
 
 @given(st.lists(st.integers(1, 10**11), min_size=1, max_size=50))
+@example([10**10 + 1])
 def test_a_scale_holds_all_values(values: list[int]) -> None:
     scale = Scale.over(values)
     assert scale.low <= min(values)

@@ -15,6 +15,8 @@ from typing import Final
 #: Dots of a braille cell, from the top, left and right column.
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE: Final = 0x2800
+#: Powers of ten as floats are off by less.
+_ROUNDING: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class Scale:
 
 def _step_down(value: float) -> float:
     power = 10.0 ** math.floor(math.log10(value))
-    return next(m * power for m in (5, 2, 1) if m * power <= value * 1.0001)
+    return next(m * power for m in (5, 2, 1) if m * power <= value * (1 + _ROUNDING))
 
 
 def _step_up(value: float) -> float:
     power = 10.0 ** math.floor(math.log10(value))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= value * 0.9999)
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= value * (1 - _ROUNDING))
 
 
 class Timeline:
