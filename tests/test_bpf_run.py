@@ -123,10 +123,14 @@ def test_a_wait_beside_an_idle_cpu_is_avoidable(tracer: Tracer) -> None:
     if len(os.sched_getaffinity(0)) > 2 or not idle_us(other):
         pytest.skip("which CPU is idle can be told of two CPUs with idle states only")
     observe(tracer, *WAITS)
+    before: list[int] = []
     for _ in range(6):
-        before = idle_us(other)
-        seen = watched(tracer, "--cause", "avoidable_wait", "--steps", STEPS, *SLOW)
-        if (idle_us(other) - before) * 1000 >= 0.985 * seen.own["wall_ns"]:
+        seen = watched(
+            tracer,
+            *("--cause", "avoidable_wait", "--steps", STEPS, *SLOW),
+            first=lambda: before.append(idle_us(other)),
+        )
+        if (idle_us(other) - before[-1]) * 1000 >= 0.985 * seen.own["wall_ns"]:
             break
     else:
         pytest.skip("the other CPU was never idle: this machine is busy")
@@ -135,9 +139,9 @@ def test_a_wait_beside_an_idle_cpu_is_avoidable(tracer: Tracer) -> None:
     assert own["count"] >= 0.5 * STEPS
     assert seen.steps("avoidable_wait") >= 0.95 * own["count"]
     assert seen.most("avoidable_wait").label == {"cpu": hogged, "idle_cpu": other}
-    # The loop is let in elsewhere a little after it began to wait.
-    mean = seen.causes["avoidable_wait"].sum_ns / seen.steps("avoidable_wait")
-    assert abs(mean - own["sum_ns"] / own["count"]) <= NEAR * mean + 20_000
+    # Some that it fetched before they had waited for long are named too.
+    found, short = seen.causes["avoidable_wait"].sum_ns, 300_000 * STEPS
+    assert (1 - NEAR) * own["sum_ns"] <= found <= (1 + NEAR) * own["sum_ns"] + short
     assert seen.causes["avoidable_wait"].sum_ns <= seen.causes["ran_meanwhile"].sum_ns
 
 

@@ -23,9 +23,9 @@ _cpu: Final = ctypes.CDLL(None).sched_getcpu
 BEFORE_NS: Final = 500_000
 HOG_NS: Final = 1_000_000
 #: A shorter wait was none: another CPU had fetched the loop.
-_LEAST_NS: Final = 10_000
-#: So long behind the wake-up the loop is allowed on other CPUs.
-_WIDEN_NS: Final = 20_000
+_LEAST_NS: Final = 300_000
+#: So long behind the due time the loop is allowed on other CPUs: it has been woken by then.
+_WIDEN_NS: Final = 200_000
 #: The loop needs the time between for its own work.
 LEAST_INTERVAL_NS: Final = 3_000_000
 HOG_NAME: Final = "athog"
@@ -54,10 +54,9 @@ class _Apart:
             raise UserError(f"this cause needs --source timer and --interval-us {least} or more")
         self._interval = interval_ns
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
-        #: When the timer is due; and from and until when the other process has made the cause.
+        #: When the timer is due; and until when the other process has made the cause.
         self.due = ctypes.c_int64.from_buffer(self._memory)
-        self.begun = ctypes.c_int64.from_buffer(self._memory, 8)
-        self.ended = ctypes.c_int64.from_buffer(self._memory, 16)
+        self.ended = ctypes.c_int64.from_buffer(self._memory, 8)
         self._helper = Helper(self._work, first)
 
     def _work(self, helper: Helper) -> None:
@@ -105,12 +104,10 @@ class Hog(_Apart):
         set_name(HOG_NAME)
 
     def at_due(self, due: int) -> None:
-        self.begun.value = due
         if self.WIDENS:
             while _now() < due + _WIDEN_NS:
                 pass
             os.sched_setaffinity(self._loop, self._all)
-            self.begun.value = _now()
         while _now() < due + HOG_NS:
             pass
         self.ended.value = _now()
@@ -120,7 +117,7 @@ class Hog(_Apart):
             os.sched_setaffinity(0, {self._cpu})
         # It may still be at it, where the loop was let in elsewhere.
         ended = self.ended.value if self.ended.value > due else left
-        took = min(ended, left) - max(self.begun.value, due)
+        took = min(ended, left) - due
         self.next(due)
         return took if took >= _LEAST_NS else 0
 
