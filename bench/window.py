@@ -2,12 +2,15 @@
 
 A timer loop with gaps longer than the window: each of its steps opens one
 anew, so that there is an edge per step: on an idle machine, while a screen of
-another agenttop draws, and beside two CPU hogs. Then a loop whose windows never
-run out, with the policy off and on.
+another agenttop draws, and beside two CPU hogs. In turns with the first of
+them, what the machine itself takes to wake a real-time thread: on a virtual
+one the host decides that. Then a loop whose windows never run out, with the
+policy off and on.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -33,7 +36,8 @@ def run(report: Report, rounds: int) -> None:
     """Each round has the policy on anew, so its percentiles are of that round alone."""
     found: dict[str, list[Budget]] = {"idle": [], "a screen draws": [], "two CPU hogs": []}
     cost: list[float] = []
-    seconds = len(found) * rounds * (MEASURE_S + 2) + 60
+    bare: list[float] = []
+    seconds = len(found) * rounds * (MEASURE_S + 2) + rounds * MEASURE_S + 60
     loop = subprocess.Popen(
         agenttop("loop", "--source", "timer", "--interval-us", GAP_US, "--for", int(seconds)),
         stdout=subprocess.DEVNULL,
@@ -60,11 +64,15 @@ def run(report: Report, rounds: int) -> None:
                         beside.callback(hog.wait)
                         beside.callback(hog.kill)
                 for _ in range(rounds):
+                    if name == "idle":
+                        bare.append(_bare_us(MEASURE_S))
+                        _status(client, 1.0)
                     budgets.append(_round(client, terminal, cost))
     finally:
         client.close()
         loop.kill()
         loop.wait()
+    report.add("a real-time thread late p99, idle, no agenttop's doing", "us", bare)
     for name, budgets in found.items():
         report.add(f"edges, {name}", "", [b.edges for b in budgets])
         for field, limit in (("edge_p50_ns", None), ("edge_p99_ns", 1000.0), ("edge_max_ns", None)):
@@ -72,6 +80,21 @@ def run(report: Report, rounds: int) -> None:
             report.add(f"wake-up to guard in force {field[5:8]}, {name}", "us", values, limit)
     report.add("guardian CPU, 80 openings a second", "% core", cost)
     _helps(report, min(rounds, 7))
+
+
+def _bare_us(seconds: float) -> float:
+    """The p99 of how late a SCHED_FIFO thread wakes from sleeps as long as the loop's, us."""
+    late: list[int] = []
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            due = time.monotonic_ns() + GAP_US * 1000
+            time.sleep(GAP_US / 1e6)
+            late.append(time.monotonic_ns() - due)
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return sorted(late)[len(late) * 99 // 100] / 1000
 
 
 def _helps(report: Report, rounds: int) -> None:
