@@ -308,7 +308,8 @@ def test_labels_come_through_the_engine_with_their_names() -> None:
         assert network.details[0].text == "lo, loopback"
         assert "packets in" in network.details[0].facts
         assert ends.details[0].text.startswith("tcp 127.0.0.1:")
-        assert sum(label.steps for label in ends.details) == ends.count
+        # Steps go on between the reading of the one and of the other.
+        assert sum(label.steps for label in ends.details) == pytest.approx(ends.count, abs=50)
         assert ends.details[0].steps >= 0.9 * ends.count
         assert "wait" not in agent.unexplained_ns
         assert agent.unexplained_ns["softirq"] < agent.stages["softirq"].sum_ns  # type: ignore[union-attr]
