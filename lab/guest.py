@@ -194,6 +194,67 @@ def block_sets_nvme(loop: subprocess.Popen[bytes]) -> None:
     report("ok", "block", told)
 
 
+@check
+def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
+    """The whole engine: opened by the kernel at the wake-ups, closed when the agent stops."""
+    settings: dict[str, dict[str, object]] = {
+        "window": {"limit_us": LIMIT_US, "window_us": 100_000}
+    }
+    options = EngineOptions(agent_patterns=["comm:^labloop$"], delay_s=1.0, settings=settings)
+    client = EngineClient(options)
+    seen: list[Sample] = []
+
+    def sample(seconds: float = 120.0) -> Sample:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := client.samples(end):
+                seen.append(found[-1])
+                return found[-1]
+        raise AssertionError("the engine says nothing")
+
+    try:
+        chains = False
+        while not chains:
+            host = sample().host
+            chains = host is not None and "chains" not in host.missing
+            if host is not None and "loading" not in host.missing.get("chains", "loading"):
+                raise Skip(host.missing["chains"])
+        while not any(agent.steps for agent in sample().agents):
+            pass
+        status = next(one for one in sample().policies if one.name == "window")
+        if status.state == "n/a":
+            raise Skip(status.detail)
+        uclamp = os.path.exists("/proc/sys/kernel/sched_util_clamp_min")
+        low = text(FREQ / "scaling_min_freq")
+
+        def limited() -> bool:
+            # Not always LIMIT_US: C1, emulated, can take longer than it promises, and is closed.
+            return text(QOS) not in ("0", "")
+
+        def floor_held() -> bool:
+            if uclamp:
+                return bool(Attr(loop.pid).util_min == 512)
+            return text(FREQ / "scaling_min_freq") != low
+
+        client.send(Command("policy", name="window", on=True))
+        try:
+            wait(lambda: bool(sample()) and limited(), "the window's limit", 60)
+        except AssertionError as error:
+            now = next(one for one in seen[-1].policies if one.name == "window")
+            raise AssertionError(f"{error}: {now.state}, {now.detail}, {seen[-1].events}") from None
+        assert floor_held(), "the window holds no floor"
+        os.kill(loop.pid, signal.SIGSTOP)
+        wait(lambda: text(QOS) == "0" and not floor_held(), "the end of the window")
+        os.kill(loop.pid, signal.SIGCONT)
+        wait(lambda: limited() and floor_held(), "the window anew")
+        told = "limit and floor while the agent runs, gone when it is stopped, back after"
+    finally:
+        os.kill(loop.pid, signal.SIGCONT)
+        client.close()
+    wait(lambda: text(QOS) == "0", "the limit given back")
+    report("ok", "window", told + ("; floor by uclamp" if uclamp else "; floor by cpufreq"))
+
+
 @contextmanager
 def cgroup(name: str, *command: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A cgroup (v2) below the root, with one process in it, and all controllers."""
@@ -273,67 +334,6 @@ def demote_puts_a_cgroup_behind(loop: subprocess.Popen[bytes]) -> None:
     assert seen[1][:2] == ["0", "5"], told
     assert all(one[2:] == ["0", "0"] for one in seen), told
     report("ok", "demote", told)
-
-
-@check
-def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
-    """The whole engine: opened by the kernel at the wake-ups, closed when the agent stops."""
-    settings: dict[str, dict[str, object]] = {
-        "window": {"limit_us": LIMIT_US, "window_us": 100_000}
-    }
-    options = EngineOptions(agent_patterns=["comm:^labloop$"], delay_s=1.0, settings=settings)
-    client = EngineClient(options)
-    seen: list[Sample] = []
-
-    def sample(seconds: float = 120.0) -> Sample:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := client.samples(end):
-                seen.append(found[-1])
-                return found[-1]
-        raise AssertionError("the engine says nothing")
-
-    try:
-        chains = False
-        while not chains:
-            host = sample().host
-            chains = host is not None and "chains" not in host.missing
-            if host is not None and "loading" not in host.missing.get("chains", "loading"):
-                raise Skip(host.missing["chains"])
-        while not any(agent.steps for agent in sample().agents):
-            pass
-        status = next(one for one in sample().policies if one.name == "window")
-        if status.state == "n/a":
-            raise Skip(status.detail)
-        uclamp = os.path.exists("/proc/sys/kernel/sched_util_clamp_min")
-        low = text(FREQ / "scaling_min_freq")
-
-        def limited() -> bool:
-            # Not always LIMIT_US: C1, emulated, can take longer than it promises, and is closed.
-            return text(QOS) not in ("0", "")
-
-        def floor_held() -> bool:
-            if uclamp:
-                return bool(Attr(loop.pid).util_min == 512)
-            return text(FREQ / "scaling_min_freq") != low
-
-        client.send(Command("policy", name="window", on=True))
-        try:
-            wait(lambda: bool(sample()) and limited(), "the window's limit", 60)
-        except AssertionError as error:
-            now = next(one for one in seen[-1].policies if one.name == "window")
-            raise AssertionError(f"{error}: {now.state}, {now.detail}, {seen[-1].events}") from None
-        assert floor_held(), "the window holds no floor"
-        os.kill(loop.pid, signal.SIGSTOP)
-        wait(lambda: text(QOS) == "0" and not floor_held(), "the end of the window")
-        os.kill(loop.pid, signal.SIGCONT)
-        wait(lambda: limited() and floor_held(), "the window anew")
-        told = "limit and floor while the agent runs, gone when it is stopped, back after"
-    finally:
-        os.kill(loop.pid, signal.SIGCONT)
-        client.close()
-    wait(lambda: text(QOS) == "0", "the limit given back")
-    report("ok", "window", told + ("; floor by uclamp" if uclamp else "; floor by cpufreq"))
 
 
 @check
