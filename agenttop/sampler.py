@@ -32,10 +32,9 @@ from agenttop.words import COMPUTE_PARTS, GATES, SOFTIRQS, STAGES, VECTORS
 
 #: A full Sample at least this often, so that a reader who lost one recovers.
 FULL_EVERY: Final = 60
-#: With more agents than MANY, a Sample has the new counts of some AT_ONCE of their histograms: the
-#: sums are of each Sample, percentiles over a window lag by as many as it takes for all.
+#: With more agents than this, a Sample has the new counts of every other one's histograms: the
+#: sums are of each Sample, percentiles over a window lag by one.
 MANY: Final = 64
-AT_ONCE: Final = 40
 #: Recursion misses are asked for this often: one call for each program.
 MISSES_EVERY: Final = 5
 #: /proc/interrupts names are read again this often.
@@ -168,7 +167,7 @@ class Sampler:
         tracer.causes.follow_contexts(tracer.steps.keeps())
         tracer.details.name_lines(self._names)
         details = tracer.details.read(full) if tracer.causes.used else {}
-        turns = 1 if full or len(measured) <= MANY else -(-len(measured) // AT_ONCE)
+        often, turn = full or len(measured) <= MANY, self._seq % 2
         for i, agent in enumerate(measured):
             stages = sums["stage_ns"][i]
             slowpath = sum(stages[_SLOWPATH])
@@ -201,7 +200,7 @@ class Sampler:
                     step_sum_ns=sums["step_ns"][i],
                     slowpath_sum_ns=slowpath,
                     histograms=tracer.histograms(agent.slot, full)
-                    if agent.id % turns == self._seq % turns or not agent.alive
+                    if often or agent.id % 2 == turn or not agent.alive
                     else {},
                     sources=sources,
                     gates=sums["gates"][i],
