@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from agenttop.model import CauseState
+from collections.abc import Callable
+
+from agenttop.model import CauseState, Sample
 from agenttop.screens.popup import Popup
 from agenttop.words import CAUSES
-from tests.screen_rig import rig
+from tests.screen_rig import Rig, rig
 from tests.test_causes import labelled, with_causes
+
+
+def growing(made: Rig, changed: Callable[[Sample, int], Sample]) -> None:
+    """Each further sample has 50 more steps of what ``changed`` puts into it."""
+    sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
+    made.synth.sample = lambda *a, **k: changed(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+
+
+async def select_first(made: Rig) -> None:
+    """The agent that the samples are changed for."""
+    first = made.view.snapshot.agents[0].id if made.view.snapshot else None
+    for _ in range(10):
+        if made.view.selected == first:
+            break
+        await made.press("down")
 
 
 async def test_causes_of_the_agent_and_a_choice() -> None:
     async with rig((120, 40)) as made:
-        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
-        made.synth.sample = lambda *a, **k: with_causes(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        growing(made, with_causes)
         await made.tick(3)
         await made.press("C")
         assert isinstance(made.app.screen, Popup)
@@ -28,14 +44,9 @@ async def test_causes_of_the_agent_and_a_choice() -> None:
 
 async def test_labels_stand_below_their_cause_and_in_the_chain() -> None:
     async with rig((120, 40)) as made:
-        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
-        made.synth.sample = lambda *a, **k: labelled(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        growing(made, labelled)
         await made.tick(3)
-        first = made.view.snapshot.agents[0].id if made.view.snapshot else None
-        for _ in range(10):
-            if made.view.selected == first:
-                break
-            await made.press("down")
+        await select_first(made)
         await made.press("1", "down")
         assert "interrupt (local_timer, cpu 0)" in made.text()
         await made.press("C")
@@ -51,14 +62,9 @@ async def test_without_chains_it_says_so() -> None:
 
 async def test_the_chain_names_what_compute_was_spent_on() -> None:
     async with rig((120, 40)) as made:
-        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
-        made.synth.sample = lambda *a, **k: with_causes(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        growing(made, with_causes)
         await made.tick(3)
-        first = made.view.snapshot.agents[0].id if made.view.snapshot else None
-        for _ in range(10):
-            if made.view.selected == first:
-                break
-            await made.press("down")
+        await select_first(made)
         await made.press("1", *["down"] * 10)
         assert "minor_fault" in made.text()
         assert "rest" in made.text()
@@ -81,8 +87,7 @@ async def test_all_on_is_full() -> None:
 
 async def test_what_follows_the_choices_can_be_scrolled_to() -> None:
     async with rig((100, 14)) as made:
-        sample, steps = made.synth.sample, iter(range(0, 100_000, 50))
-        made.synth.sample = lambda *a, **k: with_causes(sample(*a, **k), next(steps))  # type: ignore[method-assign]
+        growing(made, with_causes)
         await made.tick(3)
         await made.press("C")
         assert "○ off" in made.text()

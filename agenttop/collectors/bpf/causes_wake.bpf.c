@@ -140,15 +140,11 @@ static __always_inline void give_softirq(struct given *g, struct cpu *cpu,
 int p_cause_hrtimer(args_t ctx)
 {
 	struct delivery *d = this_delivery();
-	s64 now = 0, soft, hard;
+	s64 now, soft, hard;
 
 	if (!d)
 		return 0;
-#if HRTIMER_NOW_IS_POINTER
-	bpf_probe_read_kernel(&now, sizeof(now), (void *)ctx[1]);
-#else
-	now = ctx[1];
-#endif
+	now = hrtimer_now(ctx);
 	soft = KERNEL_U64(ctx[0], OFF_HRTIMER_SOFT);
 	hard = KERNEL_U64(ctx[0], OFF_HRTIMER_EXPIRES);
 	d->timer.function = KERNEL_U64(ctx[0], OFF_HRTIMER_FUNCTION);

@@ -504,6 +504,19 @@ static __always_inline struct kept_set *kept_set(u32 slot, u64 key)
 	return kept.lookup(&at);
 }
 
+/* What hrtimer_expire_entry(timer, now) tells of now: some kernels hand it over by a pointer. */
+static __always_inline s64 hrtimer_now(args_t ctx)
+{
+#if HRTIMER_NOW_IS_POINTER
+	s64 now = 0;
+
+	bpf_probe_read_kernel(&now, sizeof(now), (void *)ctx[1]);
+	return now;
+#else
+	return ctx[1];
+#endif
+}
+
 /* EINTR, or one of the kernel's own ERESTART* (include/linux/errno.h). */
 static __always_inline int interrupted(s64 ret)
 {

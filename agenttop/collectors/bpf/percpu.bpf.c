@@ -102,16 +102,11 @@ VECTOR_PROGRAMS(x86_platform_ipi, VECTOR_X86_PLATFORM_IPI)
 int p_hrtimer_expire_entry(args_t ctx)
 {
 	struct cpu *cpu = this_cpu();
-	s64 now = 0, late;
+	s64 late;
 
 	if (!cpu)
 		return 0;
-#if HRTIMER_NOW_IS_POINTER
-	bpf_probe_read_kernel(&now, sizeof(now), (void *)ctx[1]);
-#else
-	now = ctx[1];
-#endif
-	late = now - (s64)KERNEL_U64(ctx[0], OFF_HRTIMER_EXPIRES);
+	late = hrtimer_now(ctx) - (s64)KERNEL_U64(ctx[0], OFF_HRTIMER_EXPIRES);
 	cpu->hrtimer_late = late > 0 ? late : 0;
 	cpu->hrtimer = 1;
 	return 0;

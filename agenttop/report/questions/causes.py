@@ -17,6 +17,11 @@ from agenttop.words import CAUSES, STAGES
 _STEPS, _EVENTS, _NS = range(CAUSE_FIELDS)
 
 
+def lacking(data: Data, asked: dict[str, str]) -> list[str]:
+    """What cannot be told: ``asked`` has a text for each cause, of those not observed."""
+    return [text for cause, text in asked.items() if not data.observed(cause)]
+
+
 @dataclass(frozen=True)
 class Gained:
     """What a cause added, in each of the blocks in which it was observed."""

@@ -9,7 +9,7 @@ from agenttop.report.blocks import CAUSE_FIELDS, WAKERS
 from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.causes import gained
+from agenttop.report.questions.causes import gained, lacking
 from agenttop.report.questions.common import (
     by_agent,
     main_rows,
@@ -78,19 +78,18 @@ def answer(data: Data) -> Answer:
         )
     if late:
         text += f". Timers were late by {value(late[1])} a step that one ended"
-    lacking = [
-        text
-        for cause, text in (
-            ("workqueue", "how long work had waited in its workqueue"),
-            ("timer", "how late timers were"),
-            ("softirq", "raise to entry of the agents' own softirqs"),
-        )
-        if not data.observed(cause)
-    ]
+    unknown = lacking(
+        data,
+        {
+            "workqueue": "how long work had waited in its workqueue",
+            "timer": "how late timers were",
+            "softirq": "raise to entry of the agents' own softirqs",
+        },
+    )
     return Answer(
         key=KEY,
         question=QUESTION,
-        state="partly measured" if lacking else "measured",
+        state="partly measured" if unknown else "measured",
         answer=text + ".",
         how="The stage softirq (softirq entry to wake-up) over the slowpath, and the sources that"
         f" completed the steps, of the agents{left_out}; kernel workers are kworkers and io_uring's"
@@ -105,9 +104,9 @@ def answer(data: Data) -> Answer:
             *by_agent(data, "by agent", _agent),
         ],
         wholes=[whole("slowpath", rows, slowpath(data))],
-        missing=" and ".join(lacking) or None,
+        missing=" and ".join(unknown) or None,
         instead="--causes workqueue,timer,softirq observes them (a live report does so by itself)."
-        if lacking
+        if unknown
         else None,
     )
 

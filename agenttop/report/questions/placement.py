@@ -6,7 +6,7 @@ from agenttop.derive import Named
 from agenttop.report.data import Data
 from agenttop.report.estimate import percentile, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.causes import gained
+from agenttop.report.questions.causes import gained, lacking
 from agenttop.report.questions.common import (
     RUN,
     by_agent,
@@ -59,15 +59,14 @@ def answer(data: Data) -> Answer:
     ]  # fmt: skip
     moved, avoidable = _moved(data), _avoidable(data)
     figures += [*moved, *avoidable]
-    lacking = [
-        text
-        for cause, text in (
-            ("avoidable_wait", "whether an allowed CPU was idle while a step waited"),
-            ("ran_meanwhile", "who ran meanwhile"),
-            ("placement", "how often a step came to another CPU"),
-        )
-        if not data.observed(cause)
-    ]
+    unknown = lacking(
+        data,
+        {
+            "avoidable_wait": "whether an allowed CPU was idle while a step waited",
+            "ran_meanwhile": "who ran meanwhile",
+            "placement": "how often a step came to another CPU",
+        },
+    )
     text = (
         f"{said(share)} of the {value(run)} from an agent's wake-up to its run is placement:"
         " the remote wake-up (ipi) and the run queue (queue)"
@@ -84,7 +83,7 @@ def answer(data: Data) -> Answer:
     return Answer(
         key=KEY,
         question=QUESTION,
-        state="partly measured" if lacking else "measured",
+        state="partly measured" if unknown else "measured",
         answer=text + ".",
         how="Sums of the stages ipi and queue over those of ipi, idle_exit and queue, of all steps"
         f" of the agents{left_out}; the slowest steps are those above the threshold that the"
@@ -95,10 +94,10 @@ def answer(data: Data) -> Answer:
         figures=figures,
         tables=[*_ran(data), *_moves(data), *by_agent(data, "by agent", _agent)],
         wholes=[whole("wake-up to run", rows, RUN)],
-        missing=" and ".join(lacking) or None,
+        missing=" and ".join(unknown) or None,
         instead="--causes avoidable_wait,ran_meanwhile,placement observes them (a live report does"
         " so by itself)."
-        if lacking
+        if unknown
         else None,
     )
 
