@@ -17,6 +17,8 @@ from agenttop import paths
 CMDLINE_BYTES: Final = 4096
 #: include/linux/sched.h
 _PF_KTHREAD: Final = 0x00200000
+#: PF_IO_WORKER and PF_USER_WORKER: the kernel's threads in a process, io_uring's and vhost's.
+_PF_WORKERS: Final = 0x00000010 | 0x00004000
 
 
 class ProcInfo(NamedTuple):
@@ -89,6 +91,25 @@ def read(
         groups = parse_cgroups(read_file(base + "cgroup") or b"")
     owner = parse_uid(read_file(base + "status", 4096) or b"") if uid else None
     return ProcInfo(pid, ppid, comm, cmdline, owner, groups, starttime, threads, kernel)
+
+
+def program_threads(pid: int) -> list[int]:
+    """The thread ids of a process, without those that the kernel keeps in it for its own work."""
+    base = f"{paths.proc()}/{pid}/task"
+    return [
+        tid
+        for tid in pids(base)
+        if (stat := read_file(f"{base}/{tid}/stat", 2048)) and not is_worker(stat)
+    ]
+
+
+def is_worker(raw: bytes) -> bool:
+    """Is a /proc/PID/task/TID/stat line that of a worker of io_uring or vhost?"""
+    fields = raw[raw.rfind(b")") + 1 :].split()
+    try:
+        return bool(int(fields[6]) & _PF_WORKERS)
+    except (IndexError, ValueError):
+        return False
 
 
 def parse_stat(raw: bytes) -> tuple[str, int, bool, int, int] | None:

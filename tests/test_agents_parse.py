@@ -95,6 +95,7 @@ def test_runners_within_runners_end(argv: list[str]) -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_parse_as_proc_files(raw: bytes) -> None:
     procinfo.parse_stat(raw)
+    procinfo.is_worker(raw)
     procinfo.parse_uid(raw)
     "".join(procinfo.parse_cmdline(raw)).encode()
     "".join(procinfo.parse_cgroups(raw)).encode()
@@ -108,6 +109,8 @@ def test_stat_survives_any_name(comm: str, ppid: int) -> None:
     parsed = procinfo.parse_stat(raw)
     assert parsed is not None
     assert parsed[1:] == (ppid, False, 7, 99)
+    assert not procinfo.is_worker(raw)
+    assert procinfo.is_worker(raw.replace(b" 4194304 ", b" 4194320 "))
 
 
 @given(st.text(max_size=200), st.integers(2, 80))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -86,7 +87,10 @@ def test_the_request_that_a_gate_waited_for(
 
 @pytest.mark.parametrize("gate", ["io_uring", "epoll"])
 def test_a_worker_that_was_there_before_the_agent_was_known(tracer: Tracer, gate: str) -> None:
-    """It is a thread of the process like others, and yet waits in no gate."""
+    """It is listed as a thread of the process like others, and yet waits in no gate.
+
+    Its saved registers are those of the call in which it was started.
+    """
     observe(tracer, "io_uring")
     slot = free_slot()
     tracer.clear(slot)
@@ -94,6 +98,9 @@ def test_a_worker_that_was_there_before_the_agent_was_known(tracer: Tracer, gate
         running.go()
         time.sleep(0.5)
         tracer.assign({running.pid: slot}, {})
+        listed = {int(tid) for tid in os.listdir(f"/proc/{running.pid}/task")}
+        assert len(listed) > 1
+        assert {thread.tid for thread in tracer.threads() if thread.slot == slot} == {running.pid}
         running.result()
     found = measured(tracer, slot)
     assert found.steps > 100

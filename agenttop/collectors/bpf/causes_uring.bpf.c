@@ -132,14 +132,9 @@ int p_ring_worker(args_t ctx)
 	return 0;
 }
 
-/*
- * Is the thread, which runs, still in the gate in which it slept? A worker of
- * io_uring, whose saved registers are those of who started it, is in none.
- */
+/* Is the thread, which runs, still in the gate in which it slept? */
 static __always_inline int in_its_gate(struct thread *t)
 {
-	if (KERNEL_U32(current_task(), OFF_FLAGS) & PF_IO_WORKER)
-		return 0;
 #if LEVEL_FULL
 	return t->enter && t->in && !t->exit;
 #else

@@ -219,6 +219,13 @@ int p_sys_exit(args_t ctx)
 
 #if TASK_STORAGE
 /*
+ * Not threads of a program's own, though they may be its process's: a worker
+ * of io_uring waits in no gate, and its saved registers are those of whoever
+ * started it, in one.
+ */
+#define PF_OTHERS	(PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER)
+
+/*
  * Flags that every sleeping thread of a program has: of those, the ones that
  * whoever reads the iterator, fresh from user space, has not are set by going
  * off the CPU and cleared on the way to user space.
@@ -226,7 +233,6 @@ int p_sys_exit(args_t ctx)
 static __always_inline void learn(void *task, u32 tid)
 {
 #ifdef OFF_THREAD_FLAGS
-	u32 others = PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER;
 	u32 zero = 0;
 	struct learned *l;
 	u64 flags;
@@ -238,7 +244,7 @@ static __always_inline void learn(void *task, u32 tid)
 	if (tid == (u32)bpf_get_current_pid_tgid()) {
 		l->reader = flags;
 	} else if (KERNEL_U32(task, OFF_STATE) & TASK_NORMAL &&
-		   !(KERNEL_U32(task, OFF_FLAGS) & others)) {
+		   !(KERNEL_U32(task, OFF_FLAGS) & PF_OTHERS)) {
 		l->sleepers &= flags;
 		l->count++;
 	}
@@ -268,7 +274,7 @@ int p_iter_task(args_t ctx)
 		if (a && a->alone)
 			a = 0;
 	}
-	if (a) {
+	if (a && !(KERNEL_U32(task, OFF_FLAGS) & PF_OTHERS)) {
 		t = threads.task_storage_get(task, 0,
 					     BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (t)

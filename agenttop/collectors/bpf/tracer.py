@@ -27,6 +27,7 @@ from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
 from agenttop.model import CauseCounters, Histogram
+from agenttop.procinfo import program_threads
 from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS, STAGES
 
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)
@@ -300,10 +301,7 @@ class Tracer:
         fd = self._loaded.maps["threads"]
         wanted = dict(threads)
         for tgid, slot in processes.items():
-            try:
-                wanted |= {int(tid): slot for tid in os.listdir(f"/proc/{tgid}/task")}
-            except OSError:
-                continue
+            wanted |= dict.fromkeys(program_threads(tgid), slot)
         for tid, slot in wanted.items():
             key = struct.pack("<I", tid)
             if slot == layout.NO_SLOT:
