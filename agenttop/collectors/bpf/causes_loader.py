@@ -89,6 +89,7 @@ TRACEPOINTS: Final = {
     "block_complete": "block_rq_complete",
     "cause_run": "sched_switch",
     "cause_wakeup": "sched_wakeup",
+    "cause_idle": "cpu_idle",
     "cause_idle_miss": "cpu_idle_miss",
     "cause_frequency": "cpu_frequency",
     "ring_submit": "io_uring_submit_req",
@@ -155,8 +156,8 @@ PROGRAMS: Final = {
     "block_in_compute": _BLOCK,
     "idle": (*_RUN, "cause_idle_miss"),
     "placement": _RUN,
-    "ran_meanwhile": (*_RUN, "cause_wakeup"),
-    "avoidable_wait": (*_RUN, "cause_wakeup"),
+    "ran_meanwhile": (*_RUN, "cause_wakeup", "cause_idle"),
+    "avoidable_wait": (*_RUN, "cause_wakeup", "cause_idle"),
     "frequency": (*_RUN, "cause_frequency"),
 }
 #: Programs without which their causes can be had all the same, and what those then lack.

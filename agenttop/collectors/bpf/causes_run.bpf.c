@@ -291,6 +291,24 @@ int p_cause_run(args_t ctx)
 	return 0;
 }
 
+/*
+ * cpu_idle(state, cpu), on the way in: some machines trace no switch from
+ * certain tasks (chain.bpf.c), and on a CPU that went idle from one it would
+ * be taken to run on. Nor is it known who ran when the programs were attached.
+ */
+int p_cause_idle(args_t ctx)
+{
+	u32 id = bpf_get_smp_processor_id();
+	struct run_cpu *c;
+
+	if ((u32)ctx[0] == (u32)-1)
+		return 0;
+	c = run_cpus.lookup(&id);
+	if (c && !c->ran[(c->head - 1) & (RAN_KEPT - 1)].idle)
+		run_note(c, current_task(), bpf_ktime_get_ns());
+	return 0;
+}
+
 /* cpu_idle_miss(cpu, state, below): the governor's choice, once it is known to be wrong. */
 int p_cause_idle_miss(args_t ctx)
 {
