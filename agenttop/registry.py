@@ -106,6 +106,11 @@ class Registry:
             return 0
         return self._turned_away + len(self._waiting())
 
+    @property
+    def behind(self) -> bool:
+        """Whether there are processes that edges have told of, and nobody has looked at yet."""
+        return bool(self._backlog)
+
     def attach(self, tracer: Tracer) -> None:
         """From now on the kernel measures; known agents get their slots."""
         self._tracer = tracer

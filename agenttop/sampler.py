@@ -27,14 +27,15 @@ from agenttop.model import (
 from agenttop.procinfo import printable
 from agenttop.registry import Agent, Registry
 from agenttop.step import NAME_BYTES
-from agenttop.tails import Tail, kept_each
+from agenttop.tails import Tail, kept_each, renew_every_ns
 from agenttop.words import COMPUTE_PARTS, GATES, SOFTIRQS, STAGES, VECTORS
 
 #: A full Sample at least this often, so that a reader who lost one recovers.
 FULL_EVERY: Final = 60
-#: With more agents than this, a Sample has the new counts of every other one's histograms: the
-#: sums are of each Sample, percentiles over a window lag by one.
+#: With more agents than this, a Sample has the new counts of every third one's histograms: the
+#: sums are of each Sample, percentiles over a window lag by up to two.
 MANY: Final = 64
+TURNS: Final = 3
 #: Recursion misses are asked for this often: one call for each program.
 MISSES_EVERY: Final = 5
 #: /proc/interrupts names are read again this often.
@@ -82,10 +83,11 @@ class Sampler:
         """The next Sample holds every bucket."""
         self._full = True
 
-    def edges(self) -> None:
-        """Take in process edges; to be called some five times a second."""
+    def edges(self) -> bool:
+        """Take in process edges; whether some are left for later, as it takes no long time."""
         if self._tracer is not None:
             self._registry.edges(self._tracer.edges(), lost=False)
+        return self._registry.behind
 
     def sample(self) -> Sample:
         """One Sample of now."""
@@ -167,7 +169,7 @@ class Sampler:
         tracer.causes.follow_contexts(tracer.steps.keeps())
         tracer.details.name_lines(self._names)
         details = tracer.details.read(full) if tracer.causes.used else {}
-        often, turn = full or len(measured) <= MANY, self._seq % 2
+        often, turn = full or len(measured) <= MANY, self._seq % TURNS
         for i, agent in enumerate(measured):
             stages = sums["stage_ns"][i]
             slowpath = sum(stages[_SLOWPATH])
@@ -200,7 +202,7 @@ class Sampler:
                     step_sum_ns=sums["step_ns"][i],
                     slowpath_sum_ns=slowpath,
                     histograms=tracer.histograms(agent.slot, full)
-                    if often or agent.id % 2 == turn or not agent.alive
+                    if often or agent.id % TURNS == turn or not agent.alive
                     else {},
                     sources=sources,
                     gates=sums["gates"][i],
@@ -269,11 +271,12 @@ class Sampler:
         """Renew those of agents that had a step kept (``kept``: their ids), and of a fifth."""
         agents = [agent for agent in self._registry.agents() if agent.slot != layout.NO_SLOT]
         most = kept_each(len(agents))
+        every = renew_every_ns(len(agents))
         for agent in agents:
             if agent.id not in kept and (agent.id + self._seq) % 5 and agent.id in self._tails:
                 continue
             tail = self._tail(agent)
-            if tail.due(now_ns):
+            if tail.due(now_ns, every):
                 tail.renew(tracer.slowpath(agent.slot), now_ns, most)
             tail.update(now_ns, most)
             tracer.set_thresholds(agent.slot, tail.slow_ns, tail.tail_ns, most)

@@ -27,8 +27,10 @@ KEPT: Final = 16
 KEPT_IN_ALL: Final = 512
 KEPT_LEAST: Final = 4
 KEPT_NS: Final = 30_000_000_000
-#: The tail is the slowest 1 % of what came in about this time, ns.
+#: The tail is the slowest 1 % of what came in about this time, ns; of many agents one is renewed
+#: each tenth of a second.
 RENEW_NS: Final = 5_000_000_000
+RENEW_EACH_NS: Final = 100_000_000
 TAIL_RATIO: Final = 0.99
 #: Fewer steps than this say nothing about a tail.
 MIN_STEPS: Final = 100
@@ -37,6 +39,11 @@ MIN_STEPS: Final = 100
 def kept_each(agents: int) -> int:
     """How many slow steps each of so many agents may have kept."""
     return max(KEPT_LEAST, min(KEPT, KEPT_IN_ALL // max(agents, 1)))
+
+
+def renew_every_ns(agents: int) -> int:
+    """How often each of so many agents is renewed, ns."""
+    return max(RENEW_NS, agents * RENEW_EACH_NS)
 
 
 def _no_counts() -> NDArray[np.uint32]:
@@ -71,9 +78,9 @@ class Tail:
         least = self._kept[0][0] if len(self._kept) >= most else 0
         self.slow_ns = max(least, self._floor_ns)
 
-    def due(self, now_ns: int) -> bool:
+    def due(self, now_ns: int, every_ns: int = RENEW_NS) -> bool:
         """Is it time to ``renew``?"""
-        return not self.tail_ns or now_ns - self._renewed_ns >= RENEW_NS
+        return not self.tail_ns or now_ns - self._renewed_ns >= every_ns
 
     def renew(self, slowpath: NDArray[np.uint32], now_ns: int, most: int = KEPT) -> None:
         """Renew ``tail_ns`` from the kernel's slowpath counts (which may have wrapped).

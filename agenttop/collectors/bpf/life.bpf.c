@@ -16,7 +16,8 @@ static __always_inline void tell(u64 kind, u64 pid_tgid, u64 slot)
 	e->kind = kind;
 	e->pid_tgid = pid_tgid;
 	e->slot = slot;
-	edges.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	/* Wakes the engine if it has seen all before; it does not look again at once. */
+	edges.ringbuf_submit(e, 0);
 }
 
 /* Returns what is left. */

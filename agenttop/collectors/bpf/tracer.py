@@ -430,6 +430,11 @@ class Tracer:
 
     # ------------------------------------------------------------------ rings
 
+    @property
+    def edges_fd(self) -> int:
+        """Readable while there are ``edges`` to take."""
+        return self._loaded.maps["edges"]
+
     def edges(self, limit: int = 512) -> list[Edge]:
         """What happened to processes since the last call."""
         out = []
