@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loops import loop
@@ -39,7 +40,7 @@ class Seen:
         tracer.clear(slot)
         with loop(*options) as running:
             tracer.assign({running.pid: slot}, {})
-            running.run()
+            self.own: dict[str, Any] = running.run()
         self.causes: dict[str, CauseCounters]
         self.causes, explained = tracer.cause_counters(slot, full=True)
         self._labels = tracer.details.read(full=True).get(slot, {})
@@ -168,8 +169,11 @@ def test_a_read_in_compute_is_no_gates(tracer: Tracer) -> None:
 def test_a_page_that_is_read_explains_its_time_once(tracer: Tracer) -> None:
     observe(tracer, "page_cache_miss", "block_in_compute")
     seen = Seen(tracer, "--cause", "page_cache_miss", "--steps", STEPS)
-    for cause in ("page_cache_miss", "block_in_compute"):
-        assert seen.steps(cause) >= 0.95 * seen.found.steps
+    missed = min(seen.own["caused"]["count"], seen.found.steps)
+    assert missed >= 0.8 * STEPS
+    assert seen.steps("page_cache_miss") >= 0.95 * missed
+    # A disk may be done before the thread has gone to sleep.
+    assert 0.5 * missed <= seen.steps("block_in_compute") <= seen.found.steps
 
 
 def test_writes_that_nobody_waits_for_are_background(tracer: Tracer) -> None:

@@ -27,7 +27,8 @@ FEWER = {"compaction": 40, "throttled": 20, "reclaim": 100}
 INTERVAL = {
     "lock": ("--interval-us", 3000),
     "block_in_compute": ("--interval-us", 4000),
-    "throttled": ("--interval-us", 250_000),
+    # Whole periods: each begins at the same moment of one and takes the same.
+    "throttled": ("--interval-us", 300_000),
     "reclaim": ("--interval-us", 10_000),
     "compaction": ("--interval-us", 80_000),
 }
@@ -106,7 +107,9 @@ def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -
         own = [unobserved(cause) for _ in range(3)]
     assert found.steps >= 0.8 * steps  # a slow disk leaves gates ready
     named = found.causes[cause]
-    assert named.steps >= 0.95 * found.steps
+    # Those that were made; of the loop's first and last step not all is seen.
+    assert found.own["count"] >= 0.8 * steps
+    assert named.steps >= 0.95 * min(found.own["count"], found.steps)
     assert named.events >= named.steps
     # Nothing explains more time than there was.
     assert 0 < named.sum_ns <= found.explained_ns

@@ -85,6 +85,12 @@ class OwnGroup:
         except OSError as error:
             raise UserError(f"{self.path / name}: {error.strerror}") from None
 
+    def number(self, name: str, field: str) -> int:
+        """A field of one of its files of fields; 0 without it."""
+        lines = (self.path / name).read_text().splitlines()
+        words = (line.split() for line in lines)
+        return next((int(value) for key, value in words if key == field), 0)
+
     def enter(self) -> None:
         """This process moves into it."""
         self.write("cgroup.procs", str(os.getpid()))

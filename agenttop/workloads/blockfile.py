@@ -55,6 +55,8 @@ class BlockFile:
         if self.blocks == 0:
             os.close(self.fd)
             raise UserError(f"--file {path}: smaller than a block of {BLOCK} bytes")
+        #: Made for ``cold``, never touched.
+        self._map: mmap.mmap | None = None
         self._buffer = mmap.mmap(-1, BLOCK)
         self._buffer[0] = 1  # a page of its own now, no fault in the first step
         self.address = address(self._buffer)
@@ -66,6 +68,17 @@ class BlockFile:
     def forget(self, offset: int) -> None:
         """Drop a block from the page cache: its next read waits for the disk."""
         os.posix_fadvise(self.fd, offset, BLOCK, os.POSIX_FADV_DONTNEED)
+
+    def cold(self, offset: int) -> bool:
+        """Is a block not in the page cache (mincore(2))? Not all that is forgotten goes."""
+        if self._map is None:
+            self._map = mmap.mmap(self.fd, self.blocks * BLOCK, mmap.MAP_PRIVATE)
+        found = ctypes.c_ubyte()
+        where = ctypes.c_void_p(address(self._map) + offset)
+        if libc.mincore(where, ctypes.c_size_t(BLOCK), ctypes.byref(found)):
+            code = ctypes.get_errno()
+            raise OSError(code, f"mincore: {os.strerror(code)}")
+        return not found.value & 1
 
     def close(self) -> None:
         os.close(self.fd)

@@ -18,6 +18,15 @@ int p_page_cache_miss(args_t ctx)
 	return 0;
 }
 
+/*
+ * mm_filemap_get_pages, since 6.12: the read has its pages. A disk may be done
+ * before the thread has gone to sleep; then no switch tells of the read's end.
+ */
+int p_page_cache_got(args_t ctx)
+{
+	return end_here(CAUSE_PAGE_CACHE_MISS, CAUSE_PAGE_CACHE_MISS);
+}
+
 int p_cause_enter(args_t ctx)
 {
 	struct thread *t = this_thread();
