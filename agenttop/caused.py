@@ -170,6 +170,7 @@ def _by_label(
         one = caused.labels.get(cause, {}).get(words) if name == cause else None
         if one is None or not (steps or events):
             continue
+        gained = dict(zip(DETAILS[cause].sums, sums, strict=True))
         found.append(
             shot.CauseLabel(
                 label=(label := known_fields(cause, one.label)),
@@ -178,8 +179,8 @@ def _by_label(
                 events=events,
                 sum_ns=ns,
                 max_ns=one.max_ns,
-                sums=(known := dict(zip(DETAILS[cause].sums, sums, strict=True))),
-                facts=label_facts(cause, steps, events, known),
+                sums={name: n if name in one.sums else None for name, n in gained.items()},
+                facts=label_facts(cause, steps, events, gained),
             )
         )
     return sorted(found, key=lambda one: (-one.sum_ns, -one.steps, -one.events, one.text))

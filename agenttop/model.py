@@ -167,7 +167,7 @@ class DetailCounters(Struct):
     sum_ns: int = 0
     #: The longest so far in a step.
     max_ns: int = 0
-    #: What else is summed (words.DETAILS).
+    #: What else is summed (words.DETAILS), but for what this kernel does not tell.
     sums: dict[str, int] = {}
 
 

@@ -48,8 +48,8 @@ class CauseLabel(Base):
     sum_ns: int
     #: The longest in a step since this label was seen first.
     max_ns: int
-    #: What else is summed over these steps.
-    sums: dict[str, int]
+    #: What else is summed over these steps; None: this kernel does not tell.
+    sums: dict[str, int | None]
     #: The same as means, in a few words; empty where nothing else is summed.
     facts: str
 

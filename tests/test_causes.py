@@ -143,6 +143,21 @@ def test_labels_count_what_they_gained_and_those_left_out_gained_nothing() -> No
     assert [one["label"]["vector"] for one in written] == ["local_timer"] * 2
 
 
+def test_what_the_kernel_does_not_tell_of_a_label_is_none_and_not_zero() -> None:
+    source, store = Synth(), Store()
+    for steps in (10, 30):
+        sample = labelled(source.sample(), steps)
+        for one in sample.agents[0].causes["interrupt"].details:
+            del one.sums["softirq_steps"]
+        store.feed(sample)
+    snapshot = store.snapshot()
+    assert snapshot is not None
+    cause = snapshot.agents[0].causes["interrupt"]
+    assert cause is not None
+    assert cause.details[0].sums == {"softirq_steps": None, "run_ns": 0, "runs": 0}
+    assert cause.details[0].facts == ""
+
+
 def test_labels_leave_the_window_with_their_ticks() -> None:
     source, store = Synth(), Store(window_ns=3_000_000_000)
     for number in range(8):

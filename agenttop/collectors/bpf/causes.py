@@ -20,6 +20,7 @@ from agenttop.collectors.bpf.causes_loader import (
     OPTIONAL,
     PROGRAMS,
     SOFTWARE_EVENTS,
+    SUMS_OF,
     CauseLoading,
     LoadedCauses,
 )
@@ -132,6 +133,10 @@ class Causes:
         )
         missing = self._no_frequency if cause == "frequency" else ""
         return self._unavailable or next(known, "") or missing
+
+    def unmeasured(self) -> dict[str, tuple[str, ...]]:
+        """Cause -> what this kernel does not let be summed by its labels."""
+        return dict(SUMS_OF[name] for name in SUMS_OF.keys() & self._failed.keys())
 
     def states(self, cost: bool) -> list[CauseState]:
         """Every cause, as it stands now; ``cost``: the kernel times the programs."""

@@ -170,6 +170,9 @@ OPTIONAL: Final = {
     "cause_timer_exit": "timers of the timer wheel",
     "cause_idle_miss": "which steps met a state that the governor had chosen wrong",
 }
+#: Of those, the ones without which something that is summed by label is not known: its cause, and
+#: the names of the sums (words.DETAILS).
+SUMS_OF: Final = {"cause_idle_miss": ("idle", ("too_deep", "too_shallow"))}
 #: Program -> the fields of kernel structs that it looks at, by the name that it has for them.
 FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "cause_waking": {"OFF_COMM": ("task_struct", "comm")},

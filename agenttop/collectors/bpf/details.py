@@ -11,7 +11,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -55,8 +55,15 @@ Label = dict[str, str | int | None]
 class Details:
     """Not more than one for the loaded programs; slots are the registry's."""
 
-    def __init__(self, maps: Mapping[str, int], power: Power) -> None:
+    def __init__(
+        self,
+        maps: Mapping[str, int],
+        power: Power,
+        unmeasured: Callable[[], Mapping[str, Sequence[str]]] = dict,
+    ) -> None:
+        """``unmeasured``: cause -> its sums that are not known here."""
         self._power = power
+        self._unmeasured = unmeasured
         self._fd = maps["cause_details"]
         self._counts: NDArray[np.uint64] = mapped(maps["cause_labels"], _LABELS, layout.SLOTS)[
             "labels"
@@ -80,6 +87,7 @@ class Details:
         out: dict[int, dict[str, list[DetailCounters]]] = {}
         keys, values = self._items()
         told: dict[bytes, int] = {}
+        unmeasured = self._unmeasured()
         for place, key in enumerate(keys):
             raw = key.tobytes()
             value = values[place]
@@ -91,7 +99,8 @@ class Details:
             if known is None:
                 known = self._known[raw] = self._explain(key)
             cause, words, label = known
-            sums = DETAILS[cause].sums
+            named = zip(DETAILS[cause].sums, value["extra"].tolist(), strict=False)
+            unknown = unmeasured.get(cause, ())
             causes = out.setdefault(int(key["owner"]) & 0xFFFFFFFF, {})
             causes.setdefault(cause, []).append(
                 DetailCounters(
@@ -101,7 +110,7 @@ class Details:
                     events,
                     int(value["ns"]),
                     int(value["max_ns"]),
-                    dict(zip(sums, value["extra"].tolist(), strict=False)),
+                    {name: total for name, total in named if name not in unknown},
                 )
             )
         if len(told) < len(self._told):

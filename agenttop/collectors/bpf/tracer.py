@@ -161,7 +161,7 @@ class Tracer:
         ).reshape(self._cpus, layout.SLOTS)
         self._cause_hists: dict[int, _Changes] = {}
         self.power = Power(maps, self._cpus)
-        self.details = Details(maps, self.power)
+        self.details = Details(maps, self.power, lambda: self.causes.unmeasured())
         #: What stages were spent on: switched on and off here.
         self.causes = Causes(
             loaded.level,
