@@ -22,6 +22,7 @@ from agenttop.model import (
     Exemplar,
     Host,
     Sample,
+    Softnet,
 )
 from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
 from agenttop.rolling import BLOCK, Boundary, Figures, Ints, Sums, estimated, figures
@@ -390,9 +391,20 @@ def _cpu(
             if now.ksoftirqd_ns is not None and old.ksoftirqd_ns is not None
             else None
         ),
+        receiving=_receiving(old.softnet, now.softnet, interval),
         idle=_idle(view.host, old, now, interval, exits),
         freq_khz=now.freq_khz,
         agents=living,
+    )
+
+
+def _receiving(old: Softnet | None, now: Softnet | None, interval: int) -> shot.Receiving | None:
+    if old is None or now is None:
+        return None
+    return shot.Receiving(
+        _rate(max(now.packets - old.packets, 0), interval),
+        _rate(max(now.dropped - old.dropped, 0), interval),
+        _rate(max(now.time_squeezes - old.time_squeezes, 0), interval),
     )
 
 

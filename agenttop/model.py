@@ -97,6 +97,16 @@ class Histogram(Struct):
     counts: bytes = b""
 
 
+class Softnet(Struct):
+    """Received packets of one CPU (/proc/net/softnet_stat)."""
+
+    packets: int = 0
+    #: As the CPU's backlog was full.
+    dropped: int = 0
+    #: Times that receiving stopped with packets left, its budget or time used up.
+    time_squeezes: int = 0
+
+
 class CpuCounters(Struct):
     cpu: int
     online: bool = True
@@ -116,6 +126,7 @@ class CpuCounters(Struct):
     #: Softirq vector -> histogram of raise-to-entry latency.
     softirq_latency: dict[str, Histogram] = {}
     ksoftirqd_ns: int | None = None
+    softnet: Softnet | None = None
     idle: list[IdleCounters] = []
     freq_khz: int | None = None
     freq_min_khz: int | None = None

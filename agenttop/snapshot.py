@@ -194,6 +194,16 @@ class IdleShare(Base):
     exit_p50_ns: int | None
 
 
+class Receiving(Base):
+    """What became of received packets (/proc/net/softnet_stat)."""
+
+    packets_per_s: float
+    #: As the CPU's backlog was full.
+    dropped_per_s: float
+    #: Times that receiving stopped with packets left, its budget or time used up.
+    time_squeezes_per_s: float
+
+
 class Cpu(Base):
     cpu: int
     online: bool
@@ -206,6 +216,8 @@ class Cpu(Base):
     #: words.SOFTIRQS -> load; p99_ns is raise to entry.
     softirqs: dict[str, Load]
     ksoftirqd_ratio: float | None
+    #: None where the kernel does not tell.
+    receiving: Receiving | None
     idle: list[IdleShare]
     freq_khz: int | None
     #: Ids of the agents whose steps mostly resume here.

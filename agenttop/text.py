@@ -293,6 +293,13 @@ def _cpu_parts(cpu: Cpu, names: dict[int, str]) -> list[str]:
             share = loads[name].ratio
             amount = percent(share) if share is not None else f"{rate(loads[name].per_s)}/s"
             parts.append(f"{clean(name, 32)} {amount}")
+    if (receiving := cpu.receiving) is not None:
+        for per_s, what in (
+            (receiving.time_squeezes_per_s, "receive budget used up"),
+            (receiving.dropped_per_s, "packets dropped, backlog full"),
+        ):
+            if per_s > 0:
+                parts.append(f"{what} {rate(per_s)}/s")
     if cpu.agents:
         parts.append(", ".join(names.get(agent, str(agent)) for agent in cpu.agents))
     return parts

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,7 +27,9 @@ from agenttop.collectors.procfs import GROUPS, ProcfsCpus
 from agenttop.collectors.schedstat import TreeSchedstat
 from agenttop.collectors.selfcost import SelfCost, process_cpu_ns
 from agenttop.collectors.softirqs import Softirqs
+from agenttop.collectors.softnet import SoftnetStat
 from agenttop.collectors.stat import TICK_NS, Stat
+from agenttop.model import Softnet
 
 
 @pytest.fixture
@@ -103,6 +107,58 @@ def test_a_cpu_goes_offline_and_comes_back(tree: Tree) -> None:
     assert back[2].irqs["26"].count == 302
     assert back[2].freq_khz == 2_000_002
     assert back[2].idle[1].entries == 31
+
+
+def softnet(*rows: tuple[int, ...]) -> str:
+    return "".join(" ".join(f"{number:08x}" for number in row) + "\n" for row in rows)
+
+
+def received(packets: int, dropped: int, squeezes: int, *cpu: int) -> tuple[int, ...]:
+    return (packets, dropped, squeezes, *(0,) * 9, *cpu)
+
+
+def test_received_packets_by_cpu_survive_wraps_and_offline_cpus(tree: Tree) -> None:
+    file = SoftnetStat()
+    assert file.read(None) == {}
+    both = frozenset({0, 2})
+    tree.write(
+        "proc/net/softnet_stat",
+        softnet(received(2**32 - 5, 1, 7, 0, 0, 0), received(10, 0, 0, 2, 0, 0)),
+    )
+    assert file.read(both) == {0: Softnet(2**32 - 5, 1, 7), 2: Softnet(10, 0, 0)}
+    tree.write("proc/net/softnet_stat", softnet(received(5, 1, 9, 0, 0, 0)))
+    assert file.read(frozenset({0})) == {0: Softnet(2**32 + 5, 1, 9), 2: Softnet(10, 0, 0)}
+
+
+def test_received_packets_of_kernels_whose_lines_have_no_cpu(tree: Tree) -> None:
+    file = SoftnetStat()
+    tree.write("proc/net/softnet_stat", softnet(received(1, 0, 0), received(2, 0, 0)))
+    assert file.read(frozenset({1, 3})) == {1: Softnet(1, 0, 0), 3: Softnet(2, 0, 0)}
+    # One has just gone or come: whose the lines are is not known.
+    assert SoftnetStat().read(frozenset({1})) == {}
+
+
+def test_packets_through_the_loopback_are_received_packets_of_this_machine() -> None:
+    file = SoftnetStat()
+
+    def packets() -> int:
+        return sum(one.packets for one in file.read(None).values())
+
+    before = packets()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
+        ours.bind(("127.0.0.1", 0))
+        for _ in range(200):
+            ours.sendto(b"", ours.getsockname())
+    assert packets() >= before + 200
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_received_packets_or_none(raw: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        tree = Tree(Path(folder)).use(patch)
+        tree.write("proc/net/softnet_stat", raw.decode("latin-1"))
+        for told in SoftnetStat().read(None).values():
+            assert min(told.packets, told.dropped, told.time_squeezes) >= 0
 
 
 def test_what_is_not_there_is_left_out_and_named(tree: Tree) -> None:

@@ -12,6 +12,7 @@ from agenttop.collectors.idle import Idle
 from agenttop.collectors.interrupts import Interrupts
 from agenttop.collectors.ksoftirqd import Ksoftirqd
 from agenttop.collectors.softirqs import Softirqs
+from agenttop.collectors.softnet import SoftnetStat
 from agenttop.collectors.stat import Stat
 from agenttop.collectors.topology import Topology
 from agenttop.model import CpuCounters
@@ -32,6 +33,7 @@ class ProcfsCpus:
         self._stat = Stat()
         self._interrupts = Interrupts()
         self._softirqs = Softirqs()
+        self._softnet = SoftnetStat()
         self._ksoftirqd = Ksoftirqd([] if "ksoftirqd" in skip else self.cpus)
         #: States, driver and governor are here also when the counters are skipped.
         self.idle = Idle(self.cpus)
@@ -46,6 +48,7 @@ class ProcfsCpus:
         softirqs = {} if "softirq" in skip else self._softirqs.read()
         idle = {} if "idle" in skip else self.idle.read(online)
         freq = {} if "freq" in skip else self.freq.read(online)
+        softnet = self._softnet.read(online)
         ksoftirqd = {} if "ksoftirqd" in skip else self._ksoftirqd.read()
         found = []
         for cpu in self.cpus:
@@ -58,6 +61,7 @@ class ProcfsCpus:
             counters.softirqs = softirqs.get(cpu, {})
             counters.idle = idle.get(cpu, [])
             counters.ksoftirqd_ns = ksoftirqd.get(cpu)
+            counters.softnet = softnet.get(cpu)
             if khz := freq.get(cpu):
                 counters.freq_khz = khz.current_khz
                 counters.freq_min_khz, counters.freq_max_khz = khz.min_khz, khz.max_khz
