@@ -68,6 +68,13 @@ int softirq(u64 *ctx)
 	return 0;
 }
 
+/* workqueue_execute_start */
+int work(u64 *ctx)
+{
+	burn();
+	return 0;
+}
+
 static __always_inline int hog(u64 task)
 {
 	u32 comm = 0;
@@ -141,6 +148,11 @@ def at_packets() -> AbstractContextManager[Burner]:
 def before_softirqs() -> AbstractContextManager[Burner]:
     """Each NET_RX softirq is entered late, for programs that are attached meanwhile."""
     return _burner("softirq", "softirq_entry")
+
+
+def before_work() -> AbstractContextManager[Burner]:
+    """Whatever a work queue runs begins late; for programs attached earlier, it takes longer."""
+    return _burner("work", "workqueue_execute_start")
 
 
 def between_hogs() -> AbstractContextManager[Burner]:

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from burning import BURN_NS, at_packets, before_softirqs, between_hogs
+from burning import BURN_NS, at_packets, before_softirqs, before_work, between_hogs
 from loops import PATIENCE_S, loop
 from test_bpf_causes import observe
 from tracing import Measured, free_slot, load, measured
@@ -97,30 +98,23 @@ def hold(once: Callable[[], Sizes]) -> None:
 
 # --------------------------------------------------------------------------- packets
 
-RECEIVES = f"""
+RECEIVES = """
 import os, sys
-fd = int(sys.argv[1])
+fd, count = map(int, sys.argv[1:])
 print(flush=True)
 sys.stdin.readline()
-for _ in range({STEPS}):
+for _ in range(count):
     os.read(fd, 64)
 """
 
 
-def packets(tracer: Tracer, filter_fd: int | None = None) -> Seen:
-    """An agent that waits for packets, which come through the loopback, one at a time."""
-    slot = free_slot()
-    tracer.clear(slot)
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
-    ):
+@contextmanager
+def receiver(count: int) -> Iterator[tuple[subprocess.Popen[str], socket.socket]]:
+    """A process that will read so many packets, and the socket that it reads."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs:
         theirs.bind(("127.0.0.1", 0))
-        if filter_fd is not None:
-            theirs.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, filter_fd)
-        ours.connect(theirs.getsockname())
         process = subprocess.Popen(
-            [sys.executable, "-c", RECEIVES, str(theirs.fileno())],
+            [sys.executable, "-c", RECEIVES, str(theirs.fileno()), str(count)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -128,18 +122,36 @@ def packets(tracer: Tracer, filter_fd: int | None = None) -> Seen:
         )
         try:
             assert process.stdout is not None
-            assert process.stdin is not None
             process.stdout.readline()
-            tracer.assign({process.pid: slot}, {})
-            process.stdin.write("\n")
-            process.stdin.flush()
-            for _ in range(STEPS):
-                time.sleep(PAUSE_S)
-                ours.send(b"step")
-            process.communicate(timeout=PATIENCE_S)
+            yield process, theirs
         finally:
             process.kill()
             process.communicate()
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def packets(tracer: Tracer, filter_fd: int | None = None) -> Seen:
+    """An agent that waits for packets, which come through the loopback, one at a time."""
+    slot = free_slot()
+    tracer.clear(slot)
+    with (
+        receiver(STEPS) as (process, theirs),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+    ):
+        if filter_fd is not None:
+            theirs.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, filter_fd)
+        ours.connect(theirs.getsockname())
+        tracer.assign({process.pid: slot}, {})
+        go(process)
+        for _ in range(STEPS):
+            time.sleep(PAUSE_S)
+            ours.send(b"step")
+        process.communicate(timeout=PATIENCE_S)
     seen = Seen(tracer, slot)
     assert seen.found.steps >= 0.9 * STEPS
     return seen
@@ -253,6 +265,46 @@ def test_how_late_the_handler_of_a_busy_cpu_comes(level: str) -> None:
         hold(once)
 
 
+# --------------------------------------------------------------------------- work queues
+
+
+def worked(tracer: Tracer) -> tuple[float, float]:
+    """What a worker did for the steps of a loop: queued for so long, and run, ns."""
+    slot = free_slot()
+    tracer.clear(slot)
+    # What is written into a pty reaches its reader by a worker.
+    with loop("--gate", "epoll", "--source", "kworker", "--steps", STEPS) as running:
+        tracer.assign({running.pid: slot}, {})
+        running.run()
+    seen = Seen(tracer, slot)
+    assert seen.causes["workqueue"].steps >= 0.95 * seen.found.steps
+    label = seen.most("workqueue")
+    assert label.label == {"function": "flush_to_ldisc", "thread": None}
+    return label.sums["queued_ns"] / label.sums["queued_steps"], label.sums["run_ns"] / label.steps
+
+
+def test_how_long_work_is_queued_and_runs(level: str) -> None:
+    def once() -> Sizes:
+        with traced(level) as tracer:
+            observe(tracer, "workqueue")
+            queued, ran = worked(tracer)
+            with before_work() as burner:
+                queued_same, ran_longer = worked(tracer)
+                burnt_while_run = burner.mean()
+        with before_work() as burner, traced(level) as tracer:
+            observe(tracer, "workqueue")
+            queued_longer, ran_same = worked(tracer)
+            burnt_before = burner.mean()
+        # Each is told apart from the other, but for what a CPU that was kept busy is slower.
+        assert max(queued_same - queued, ran_same - ran) <= 0.2 * BURN_NS
+        return {
+            "queued": (queued_longer, queued + burnt_before),
+            "ran": (ran_longer, ran + burnt_while_run),
+        }
+
+    hold(once)
+
+
 # --------------------------------------------------------------------------- disks
 
 #: Reads past the page cache, so large that the disk takes much longer than the call.
@@ -309,3 +361,93 @@ def test_what_a_gate_waits_for_a_disk(level: str) -> None:
             }
 
         hold(once)
+
+
+# --------------------------------------------------------------------------- ksoftirqd
+
+#: More packets than one poll of the backlog takes (net.core.dev_weight is 64), in front of the
+#: agent's: the time for receiving is over before that, and ksoftirqd goes on.
+FLOOD, FLOODS = 100, 60
+
+
+@contextmanager
+def steered_to(cpu: int) -> Iterator[None]:
+    """Packets through the loopback are received by a CPU, whoever sends them (RPS)."""
+    mask = Path("/sys/class/net/lo/queues/rx-0/rps_cpus")
+    try:
+        before = mask.read_text()
+        mask.write_text(f"{1 << cpu:x}")
+    except OSError as error:
+        pytest.skip(f"packets cannot be steered here: {error.strerror}")
+    try:
+        yield
+    finally:
+        mask.write_text(before)
+
+
+@contextmanager
+def wakings_of(pid: int, folder: Path) -> Iterator[Callable[[], list[str]]]:
+    """Who wakes a thread, by the kernel's own trace: a line each."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tracefs", "tracefs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no tracefs")
+    try:
+        ours = folder / "instances" / f"agenttop-test-{os.getpid()}"
+        ours.mkdir()
+        try:
+            event = ours / "events/sched/sched_waking"
+            (event / "filter").write_text(f"pid == {pid}")
+            (event / "enable").write_text("1")
+            trace = ours / "trace"
+            yield lambda: [
+                line for line in trace.read_text().splitlines() if not line.startswith("#")
+            ]
+            (event / "enable").write_text("0")
+        finally:
+            ours.rmdir()
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_what_ksoftirqd_wakes_is_told_apart(level: str, tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("needs two CPUs")
+    busy, free = sorted(allowed)[:2]
+    slot = free_slot()
+    with (
+        at_packets() as burner,
+        traced(level) as tracer,
+        # An idle CPU may have no tick, by which time for receiving runs out.
+        two_hogs(busy),
+        steered_to(busy),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooded,
+        receiver(FLOODS) as (process, theirs),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+    ):
+        observe(tracer, "softirq")
+        tracer.clear(slot)
+        flooded.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, burner.fd)
+        flooded.bind(("127.0.0.1", 0))
+        os.sched_setaffinity(0, {free})
+        os.sched_setaffinity(process.pid, {free})
+        try:
+            with wakings_of(process.pid, tmp_path / "tracefs") as wakings:
+                tracer.assign({process.pid: slot}, {})
+                go(process)
+                for _ in range(FLOODS):
+                    time.sleep(2 * FLOOD * BURN_NS / 1e9)
+                    for _ in range(FLOOD):
+                        ours.sendto(b"flood", flooded.getsockname())
+                    ours.sendto(b"step", theirs.getsockname())
+                process.communicate(timeout=PATIENCE_S)
+                lines = wakings()
+        finally:
+            os.sched_setaffinity(0, allowed)
+        seen = Seen(tracer, slot)
+    by_thread = sum("ksoftirqd/" in line for line in lines)
+    if by_thread < 0.1 * FLOODS:
+        pytest.skip("ksoftirqd was not needed")
+    told = sum(one.sums["ksoftirqd_steps"] for one in seen.labels["softirq"])
+    assert told == pytest.approx(by_thread, abs=1 + 0.05 * by_thread)
