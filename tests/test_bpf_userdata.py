@@ -104,8 +104,12 @@ def test_a_worker_or_another_thread_may_complete_it(tracer: Tracer, slot: int) -
         "               uring_user_data(read))\n"
         "    ring.wait(); ring.reap()\n",
     )
-    assert by_name(tracer, slot)["read"].steps == pytest.approx(100, abs=8)
     assert tracer.steps.marks(slot).contexts == 100
+    # A disk may be done before the thread waits: then there is no step.
+    sources = measured(tracer, slot).sources
+    woken = min(sources["io_uring"] + sources["block"], 100)
+    assert woken >= 30
+    assert by_name(tracer, slot)["read"].steps == pytest.approx(woken, abs=8)
 
 
 def test_a_name_that_holds_goes_before(tracer: Tracer, slot: int) -> None:
