@@ -71,17 +71,16 @@ static __always_inline struct ring_set *ring_set(u32 slot, u64 request)
 {
 	u32 at = (request * 0x9e3779b97f4a7c15ULL) >> 32;
 
+	if (slot == NO_SLOT)
+		return 0;
 	at = slot * RING_SETS + (at & (RING_SETS - 1));
 	return ring_sets.lookup(&at);
 }
 
 static __always_inline struct ring_request *ring_find(u32 slot, u64 request)
 {
-	struct ring_set *set;
+	struct ring_set *set = ring_set(slot, request);
 
-	if (slot == NO_SLOT)
-		return 0;
-	set = ring_set(slot, request);
 	if (!set)
 		return 0;
 #pragma clang loop unroll(full)
@@ -95,13 +94,9 @@ static __always_inline struct ring_request *ring_find(u32 slot, u64 request)
 int p_ring_submit(args_t ctx)
 {
 	u64 request = pointer_in(&ctx[0]), oldest = ~0ULL;
+	struct ring_set *set = ring_set(slot_here(), request);
 	struct ring_request *r = 0;
-	u32 slot = slot_here();
-	struct ring_set *set;
 
-	if (slot == NO_SLOT)
-		return 0;
-	set = ring_set(slot, request);
 	if (!set)
 		return 0;
 #pragma clang loop unroll(full)
