@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tracing import free_slot
 
+from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.policies import lock
 from agenttop.policies.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.undo import recover
@@ -28,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("bpf"):
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=2))
+
+
+@pytest.fixture
+def slot(tracer: Tracer) -> int:
+    """A clean one in the programs of the test's own module."""
+    slot = free_slot()
+    tracer.clear(slot)
+    return slot
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,16 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from loops import loop
 from test_bpf_causes import observe
-from tracing import Measured, free_slot, load, measured
+from tracing import caused, load, run_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import CauseCounters, DetailCounters
-from agenttop.words import CAUSES, STAGES
+from agenttop.model import DetailCounters
+from agenttop.words import CAUSES
 from agenttop.workloads.blockfile import BLOCK
 from agenttop.workloads.causes import READ_BYTES
 
@@ -36,16 +34,9 @@ class Seen:
     """A loop that was an agent, and the labels of a cause in it."""
 
     def __init__(self, tracer: Tracer, *options: object) -> None:
-        slot = free_slot()
-        tracer.clear(slot)
-        with loop(*options) as running:
-            tracer.assign({running.pid: slot}, {})
-            self.own: dict[str, Any] = running.run()
-        self.causes: dict[str, CauseCounters]
-        self.causes, explained = tracer.cause_counters(slot, full=True)
-        self._labels = tracer.details.read(full=True).get(slot, {})
-        self.found: Measured = measured(tracer, slot)
-        for stage, ns in zip(STAGES, explained, strict=True):
+        slot, self.own = run_loop(tracer, *options)
+        self.found, self.causes, explained, self._labels = caused(tracer, slot)
+        for stage, ns in explained.items():
             assert ns <= self.found.stage_ns[stage]
         for cause in CAUSES:
             if cause.name in self.causes:

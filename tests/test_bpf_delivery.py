@@ -12,19 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from loops import PATIENCE_S, loop
 from test_bpf_causes import observe
-from tracing import Measured, free_slot, load, measured
+from tracing import Caused, Measured, caused, free_slot, load, run_loop
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.causes_loader import tick_ns
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import CauseCounters, DetailCounters
-from agenttop.words import CAUSES, DETAILS, SLOWPATH_STAGES, STAGES
+from agenttop.model import DetailCounters
+from agenttop.words import CAUSES, DETAILS, SLOWPATH_STAGES
 
 pytestmark = pytest.mark.bpf
 
@@ -44,22 +43,8 @@ def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer.close()
 
 
-class Delivered(NamedTuple):
-    """A loop that was an agent."""
-
-    found: Measured
-    causes: dict[str, CauseCounters]
-    explained_ns: dict[str, int]
-    labels: dict[str, list[DetailCounters]]
-
-
-def delivered(tracer: Tracer, *options: object) -> Delivered:
-    slot = free_slot()
-    tracer.clear(slot)
-    with loop(*options) as running:
-        tracer.assign({running.pid: slot}, {})
-        running.run()
-    return read(tracer, slot)
+def delivered(tracer: Tracer, *options: object) -> Caused:
+    return read(tracer, run_loop(tracer, *options)[0])
 
 
 def scripted(
@@ -67,7 +52,7 @@ def scripted(
     script: str,
     during: Callable[[int], AbstractContextManager[object]] = nullcontext,
     told: Callable[[str], AbstractContextManager[object]] = nullcontext,
-) -> Delivered:
+) -> Caused:
     """A script that prints a line when it is ready, and begins at one.
 
     ``during`` is entered before that, with its pid, and ``told`` with the line.
@@ -90,11 +75,9 @@ def scripted(
     return read(tracer, slot)
 
 
-def read(tracer: Tracer, slot: int) -> Delivered:
-    causes, explained = tracer.cause_counters(slot, full=True)
-    labels = tracer.details.read(full=True).get(slot, {})
-    found = measured(tracer, slot)
-    explained_ns = dict(zip(STAGES, explained, strict=True))
+def read(tracer: Tracer, slot: int) -> Caused:
+    made = caused(tracer, slot)
+    found, causes, explained_ns, labels = made
     for cause in CAUSES:
         if cause.name in causes:
             # Nothing explains more time than there was.
@@ -108,7 +91,7 @@ def read(tracer: Tracer, slot: int) -> Delivered:
                 assert sum(label.events for label in told) == one.events
     for stage, ns in explained_ns.items():
         assert ns <= found.stage_ns[stage]
-    return Delivered(found, causes, explained_ns, labels)
+    return made
 
 
 def slowpath(found: Measured) -> int:
@@ -215,11 +198,10 @@ def test_a_timers_slack_is_told_from_its_lateness(tracer: Tracer, slack_us: int)
     slack_ns = slack_us * 1000 or 1
     excess = []
     for _ in range(TRIES):
-        slot = free_slot()
-        tracer.clear(slot)
-        with loop("--gate", "sleep", "--slack-ns", slack_ns, "--steps", STEPS) as running:
-            tracer.assign({running.pid: slot}, {})
-            own = running.run()["lateness"]
+        slot, figures = run_loop(
+            tracer, "--gate", "sleep", "--slack-ns", slack_ns, "--steps", STEPS
+        )
+        own = figures["lateness"]
         seen = read(tracer, slot)
         label = most(seen.labels["timer"])
         assert label.label == {"function": "hrtimer_wakeup", "kind": "hrtimer"}
@@ -494,12 +476,9 @@ def test_work_that_completes_a_step_is_named_with_its_wait_and_its_run(tracer: T
     observe(tracer, "workqueue")
     excess = []
     for _ in range(TRIES):
-        slot = free_slot()
-        tracer.clear(slot)
         # What is written into a pty reaches its reader by a worker.
-        with loop("--gate", "epoll", "--source", "kworker", "--steps", STEPS) as running:
-            tracer.assign({running.pid: slot}, {})
-            own = running.run()["lateness"]
+        slot, figures = run_loop(tracer, "--gate", "epoll", "--source", "kworker", "--steps", STEPS)
+        own = figures["lateness"]
         seen = read(tracer, slot)
         _check_work(seen)
         # Written, queued, done, woken: what the loop is late by its own clock.
@@ -513,7 +492,7 @@ def test_work_that_completes_a_step_is_named_with_its_wait_and_its_run(tracer: T
     pytest.fail(f"the loop was later than the chain tells, by {excess} ns")
 
 
-def _check_work(seen: Delivered) -> None:
+def _check_work(seen: Caused) -> None:
     assert seen.found.sources["kworker"] >= 0.95 * seen.found.steps
     label = most(seen.labels["workqueue"])
     assert label.label == {"function": "flush_to_ldisc", "thread": None}

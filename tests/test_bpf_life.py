@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from loops import loop, until
-from tracing import free_slot, load
+from tracing import load
 
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.layout import NO_SLOT
@@ -25,13 +25,6 @@ def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load("lite" if request.param == "lite" else "full", raw=request.param == "raw")
     yield tracer
     tracer.close()
-
-
-@pytest.fixture
-def slot(tracer: Tracer) -> int:
-    slot = free_slot()
-    tracer.clear(slot)
-    return slot
 
 
 def program(text: str) -> subprocess.Popen[str]:

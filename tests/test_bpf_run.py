@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import loop, until
+from loops import until
 from test_bpf_causes import observe, p50
-from tracing import Measured, free_slot, load, measured
+from tracing import Measured, caused, load, run_loop
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.details import Details
@@ -24,7 +24,6 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.freq import no_frequency
 from agenttop.labeltext import label_text
 from agenttop.model import CauseCounters, DetailCounters
-from agenttop.words import STAGES
 from agenttop.workloads.waits import HOG_NAME
 
 STEPS = 250
@@ -61,21 +60,9 @@ class Watched(NamedTuple):
 
 def watched(tracer: Tracer, *options: object, first: Callable[[], None] = lambda: None) -> Watched:
     """``first`` is done right before the loop begins."""
-    slot = free_slot()
-    tracer.clear(slot)
-    with loop(*options) as running:
-        tracer.assign({running.pid: slot}, {})
-        first()
-        own = running.run()
-    causes, explained = tracer.cause_counters(slot, full=True)
-    labels = tracer.details.read(full=True).get(slot, {})
-    made = Watched(
-        measured(tracer, slot),
-        causes,
-        labels,
-        dict(zip(STAGES, explained, strict=True)),
-        own,
-    )
+    slot, own = run_loop(tracer, *options, first=first)
+    found, causes, explained, labels = caused(tracer, slot)
+    made = Watched(found, causes, labels, explained, own)
     for stage, ns in made.explained.items():
         assert ns <= made.found.stage_ns[stage]
     for name in causes:

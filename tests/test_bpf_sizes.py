@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from burning import BURN_NS, at_packets, before_softirqs, before_work, between_hogs
-from loops import PATIENCE_S, loop
+from loops import PATIENCE_S
 from test_bpf_causes import observe
-from tracing import Measured, free_slot, load, measured
+from tracing import caused, free_slot, load, run_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import CauseCounters, DetailCounters
+from agenttop.model import DetailCounters
 from agenttop.words import SLOWPATH_STAGES
 
 pytestmark = pytest.mark.bpf
@@ -50,9 +50,7 @@ class Seen:
     """What agenttop says of an agent; means in ns, of its steps or of those with the cause."""
 
     def __init__(self, tracer: Tracer, slot: int) -> None:
-        self.causes: dict[str, CauseCounters] = tracer.cause_counters(slot, full=True)[0]
-        self.labels = tracer.details.read(full=True).get(slot, {})
-        self.found: Measured = measured(tracer, slot)
+        self.found, self.causes, _, self.labels = caused(tracer, slot)
 
     def mean(self, cause: str) -> float:
         one = self.causes[cause]
@@ -234,11 +232,10 @@ def two_hogs(cpu: int) -> Iterator[None]:
 
 def late(tracer: Tracer, cpu: int) -> tuple[Seen, float]:
     """A loop with a timer beside the hogs, and how late it was by its own clock, ns."""
-    slot = free_slot()
-    tracer.clear(slot)
-    with loop("--gate", "sleep", "--slack-ns", 1, "--cpu", cpu, "--steps", STEPS) as running:
-        tracer.assign({running.pid: slot}, {})
-        own = running.run()["lateness"]
+    slot, figures = run_loop(
+        tracer, "--gate", "sleep", "--slack-ns", 1, "--cpu", cpu, "--steps", STEPS
+    )
+    own = figures["lateness"]
     return Seen(tracer, slot), own["sum_ns"] / own["count"]
 
 
@@ -270,12 +267,8 @@ def test_how_late_the_handler_of_a_busy_cpu_comes(level: str) -> None:
 
 def worked(tracer: Tracer) -> tuple[float, float]:
     """What a worker did for the steps of a loop: queued for so long, and run, ns."""
-    slot = free_slot()
-    tracer.clear(slot)
     # What is written into a pty reaches its reader by a worker.
-    with loop("--gate", "epoll", "--source", "kworker", "--steps", STEPS) as running:
-        tracer.assign({running.pid: slot}, {})
-        running.run()
+    slot, _ = run_loop(tracer, "--gate", "epoll", "--source", "kworker", "--steps", STEPS)
     seen = Seen(tracer, slot)
     assert seen.causes["workqueue"].steps >= 0.95 * seen.found.steps
     label = seen.most("workqueue")

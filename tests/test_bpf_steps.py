@@ -33,13 +33,6 @@ def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer.close()
 
 
-@pytest.fixture
-def slot(tracer: Tracer) -> int:
-    slot = free_slot()
-    tracer.clear(slot)
-    return slot
-
-
 def switches_lost(tracer: Tracer) -> int:
     return tracer.losses(tracer.cpus())["switch_in"]
 

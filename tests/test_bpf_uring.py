@@ -6,16 +6,15 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from loops import loop
 from test_bpf_causes import observe
-from tracing import Measured, free_slot, load, measured
+from tracing import caused, free_slot, load, measured, run_loop
 
 from agenttop.collectors.bpf.ringops import OPERATIONS
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import CauseCounters, DetailCounters
+from agenttop.model import DetailCounters
 from agenttop.workloads import uring
 
 pytestmark = pytest.mark.bpf
@@ -34,15 +33,10 @@ class Seen:
     """A loop that was an agent, and its own figures."""
 
     def __init__(self, tracer: Tracer, *options: object) -> None:
-        slot = free_slot()
-        tracer.clear(slot)
-        with loop(*options) as running:
-            tracer.assign({running.pid: slot}, {})
-            self.own: dict[str, Any] = running.run()
-        causes: dict[str, CauseCounters] = tracer.cause_counters(slot, full=True)[0]
+        slot, self.own = run_loop(tracer, *options)
+        self.found, causes, _, labels = caused(tracer, slot)
         self.steps = causes["io_uring"].steps if "io_uring" in causes else 0
-        self.labels = tracer.details.read(full=True).get(slot, {}).get("io_uring", [])
-        self.found: Measured = measured(tracer, slot)
+        self.labels = labels.get("io_uring", [])
         assert sum(one.sum_ns for one in self.labels) <= self.found.stage_ns["wait"]
 
     def role(self, role: str) -> list[DetailCounters]:

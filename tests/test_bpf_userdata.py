@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from test_bpf_steps import at, by_name, watch, watch_command
-from tracing import free_slot, load, measured
+from tracing import load, measured
 
 from agenttop import step as module
 from agenttop.collectors.bpf import layout
@@ -28,13 +28,6 @@ def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer.causes.finish()
     yield tracer
     tracer.close()
-
-
-@pytest.fixture
-def slot(tracer: Tracer) -> int:
-    slot = free_slot()
-    tracer.clear(slot)
-    return slot
 
 
 #: wait(what, ns, own): one request, a timeout, that counts as a step of ``what``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.histogram import percentiles
+from agenttop.model import CauseCounters, DetailCounters
 from agenttop.words import GATES, MEASURES, STAGES
 
 _slots = itertools.count(1)
@@ -76,9 +78,37 @@ def measured(tracer: Tracer, slot: int) -> Measured:
 
 def watch_loop(tracer: Tracer, *options: object) -> tuple[Measured, dict[str, Any]]:
     """Run ``agenttop loop`` as an agent: what the kernel counted, and what the loop timed."""
+    slot, truth = run_loop(tracer, *options)
+    return measured(tracer, slot), truth
+
+
+def run_loop(
+    tracer: Tracer, *options: object, first: Callable[[], None] = lambda: None
+) -> tuple[int, dict[str, Any]]:
+    """Run ``agenttop loop`` as an agent: its slot, and its own figures.
+
+    ``first`` is done right before it begins.
+    """
     slot = free_slot()
     tracer.clear(slot)
     with loop(*options) as running:
         tracer.assign({running.pid: slot}, {})
-        truth = running.run()
-    return measured(tracer, slot), truth
+        first()
+        return slot, running.run()
+
+
+class Caused(NamedTuple):
+    """What stages of one slot's steps were spent on."""
+
+    found: Measured
+    causes: dict[str, CauseCounters]
+    explained_ns: dict[str, int]
+    labels: dict[str, list[DetailCounters]]
+
+
+def caused(tracer: Tracer, slot: int) -> Caused:
+    """So far."""
+    causes, explained = tracer.cause_counters(slot, full=True)
+    labels = tracer.details.read(full=True).get(slot, {})
+    explained_ns = dict(zip(STAGES, explained, strict=True))
+    return Caused(measured(tracer, slot), causes, explained_ns, labels)
