@@ -3,7 +3,7 @@
 A line per online CPU, in hexadecimal (net/core/net-procfs.c, softnet_seq_show):
 packets, dropped as the backlog was full, times that net_rx_action stopped
 with packets left because its budget or time was used up (time squeeze); the
-thirteenth is the CPU's number, since Linux 5.10.
+thirteenth, where there is one, is the CPU's number.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ int p_page_cache_miss(args_t ctx)
 }
 
 /*
- * mm_filemap_get_pages, since 6.12: the read has its pages. A disk may be done
+ * mm_filemap_get_pages, of newer kernels: the read has its pages. A disk may be done
  * before the thread has gone to sleep; then no switch tells of the read's end.
  */
 int p_page_cache_got(args_t ctx)
