@@ -133,6 +133,7 @@ CAUSES: Final = (
     Cause("lock", "compute", "lite", "blocked on a lock (futex) until it ran again"),
     Cause("throttled", "compute", "lite", "stopped by its cgroup's CPU quota"),
     Cause("file_metadata", "compute", "full", "opening, listing, looking up and naming files"),
+    Cause("cold_metadata", "compute", "full", "calls of file_metadata that waited for a disk"),
     # Those with labels (DETAILS) from here on.
     Cause("interrupt", "irq", "lite", "the handler of the interrupt that completed the step"),
     Cause("softirq", "softirq", "lite", "the softirq that completed the step"),

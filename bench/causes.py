@@ -20,7 +20,7 @@ SLOT, STEPS = 1, 400
 #: Compaction and a quota take so long that nothing can be told from them.
 MADE = (
     *("minor_fault", "major_fault", "page_cache_miss", "lock", "reclaim", "file_metadata"),
-    "block_in_compute",
+    *("cold_metadata", "block_in_compute"),
 )
 #: Causes that are what a gate waits for: the loop's own median of the gate stands for them.
 AWAITED = {"block": ("--gate", "read", "--source", "block")}

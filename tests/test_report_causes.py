@@ -32,6 +32,36 @@ def test_causes_are_told_where_they_were_observed() -> None:
     assert found.missing == "major_fault: not observed"
 
 
+def test_metadata_has_its_cold_share() -> None:
+    samples = Synth(agents=1).samples(12)
+    for second, sample in enumerate(samples):
+        # The cold ones were observed for a part of the time.
+        names = ("file_metadata", "cold_metadata") if second > 3 else ("file_metadata",)
+        sample.causes = [CauseState(name, "compute", "full", "on") for name in names]
+        sample.agents[0].causes["file_metadata"] = CauseCounters(
+            50 * second, 200 * second, 1_000_000 * second
+        )
+        sample.agents[0].causes["cold_metadata"] = CauseCounters(
+            5 * max(second - 3, 0), 10 * max(second - 3, 0), 600_000 * max(second - 3, 0)
+        )
+    found = answers(build(cut(samples), "live"))["metadata"]
+    figures = {figure.key: figure for figure in found.figures}
+    assert figures["cold_ratio"].value == pytest.approx(0.05)
+    assert figures["cold_time_ratio"].value == pytest.approx(0.6)
+    assert figures["cold_ratio"].n == 7 * 200  # from when they were on at both ends
+    assert figures["file_metadata_events"].value == pytest.approx(4)
+    assert "Cold were 5.0%" in found.answer
+
+
+def test_metadata_without_its_cold_share() -> None:
+    samples = Synth(agents=1).samples(12)
+    for sample in samples:
+        sample.causes = [CauseState("file_metadata", "compute", "full", "on")]
+    found = answers(build(cut(samples), "live"))["metadata"]
+    assert "cold_ratio" not in {figure.key for figure in found.figures}
+    assert (found.state, found.missing) == ("partly measured", "cold_metadata: not observed")
+
+
 def caused(samples: list[Sample], causes: dict[str, list[DetailCounters]]) -> list[Sample]:
     """Each second as many more steps with these labels of causes as they say."""
     for second, sample in enumerate(samples):

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
+from agenttop.errors import UserError
 from agenttop.workloads.apart import Helper, OwnGroup
 from agenttop.workloads.blockfile import BLOCK, BlockFile, create, temporary
+from agenttop.workloads.ownfs import OwnFileSystem
 from agenttop.workloads.system import SYS_FUTEX, SYS_GETDENTS64, address, pread, sync_file_range
 
 #: Its syscall() takes what the call takes.
@@ -129,7 +131,52 @@ class FileMetadata:
         self._folder = tempfile.TemporaryDirectory(prefix="agenttop-", dir=file)
         for number in range(_FILES):
             Path(self._folder.name, f"{number:08}").touch()
-        self._fd = os.open(self._folder.name, os.O_RDONLY | os.O_DIRECTORY)
+        self._listing = Listing(self._folder.name)
+
+    def make(self) -> int:
+        return self._listing.make()
+
+    def close(self) -> None:
+        self._listing.close()
+        self._folder.cleanup()
+
+
+class ColdMetadata:
+    """The same in a file system that has forgotten the directory: the disk has to be asked."""
+
+    def __init__(self, file: str | None) -> None:
+        self._system = OwnFileSystem(_FILES)
+        try:
+            self._listing = Listing(self._system.folder)
+            self._io = os.open("/proc/thread-self/io", os.O_RDONLY)
+        except BaseException as error:
+            self._system.close()
+            if isinstance(error, FileNotFoundError):
+                raise UserError("this kernel keeps no account of I/O (/proc/PID/io)") from None
+            raise
+
+    def make(self) -> int:
+        self._system.forget()
+        before = self._read()
+        took = self._listing.make()
+        return took if self._read() > before else 0
+
+    def _read(self) -> int:
+        """Bytes that this thread has had read from disks, as the kernel accounts for them."""
+        fields = dict(line.split(b": ") for line in os.pread(self._io, 512, 0).splitlines())
+        return int(fields[b"read_bytes"])
+
+    def close(self) -> None:
+        os.close(self._io)
+        self._listing.close()
+        self._system.close()
+
+
+class Listing:
+    """A directory, listed with one call (getdents64)."""
+
+    def __init__(self, folder: str) -> None:
+        self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self._buffer = ctypes.create_string_buffer(64 * _FILES)
 
     def make(self) -> int:
@@ -144,7 +191,6 @@ class FileMetadata:
 
     def close(self) -> None:
         os.close(self._fd)
-        self._folder.cleanup()
 
 
 class Lock:
@@ -321,6 +367,7 @@ MAKERS: Final[dict[str, Callable[[str | None], Maker]]] = {
     "lock": Lock,
     "throttled": Throttled,
     "file_metadata": FileMetadata,
+    "cold_metadata": ColdMetadata,
     "block_in_compute": BlockInCompute,
 }
 #: What takes a disk's time, and none of a step's.

@@ -42,7 +42,7 @@ class BtfError(Exception):
 class Field:
     """A member of a struct, unions and anonymous structs flattened."""
 
-    offset: int
+    bit: int
     type_id: int
 
 
@@ -98,15 +98,20 @@ class Btf:
 
     def field_offset(self, struct_name: str, *path: str) -> int | None:
         """Byte offset of a (nested) field, e.g. ``("hrtimer", "node", "expires")``."""
+        bit = self.field_bit(struct_name, *path)
+        return None if bit is None else bit // 8
+
+    def field_bit(self, struct_name: str, *path: str) -> int | None:
+        """The same in bits: where a bit field begins."""
         type_id = self._by_name.get((_STRUCT, struct_name))
-        offset = 0
+        bit = 0
         for name in path:
             field = self._field(type_id, name) if type_id is not None else None
             if field is None:
                 return None
-            offset += field.offset
+            bit += field.bit
             type_id = self._strip(field.type_id)
-        return offset
+        return bit
 
     # ------------------------------------------------------------------ internals
 
@@ -162,11 +167,11 @@ class Btf:
             )
             bits = offset & 0xFFFFFF if bitfields else offset
             if name and self._name(name) == wanted:
-                return Field(bits // 8, member)
+                return Field(bits, member)
             if not name:
                 inner = self._field(self._strip(member), wanted)
                 if inner is not None:
-                    return Field(bits // 8 + inner.offset, inner.type_id)
+                    return Field(bits + inner.bit, inner.type_id)
         return None
 
     def _name(self, offset: int) -> str:

@@ -69,6 +69,7 @@ TRACEPOINTS: Final = {
     "page_cache_got": "mm_filemap_get_pages",
     "cause_enter": "sys_enter",
     "cause_exit": "sys_exit",
+    "metadata_read": "block_bio_queue",
     "cause_raise": "softirq_raise",
     "cause_softirq": "softirq_entry",
     "cause_fold": "sys_enter",
@@ -134,6 +135,7 @@ PROGRAMS: Final = {
     "lock": ("cause_switch",),
     "throttled": ("cause_switch",),
     "file_metadata": ("cause_exit", "cause_enter"),
+    "cold_metadata": ("cause_switch", "metadata_read", "cause_exit", "cause_enter"),
     "interrupt": (
         *_WAKE,
         "cause_softirq",
@@ -166,6 +168,7 @@ OPTIONAL: Final = {
     **{f"cause_{name}_exit": f"a handler's whole time ({name})" for name in _VECTORS},
     "cause_line_exit": "a handler's whole time",
     "page_cache_got": "reads that were over before their thread slept",
+    "metadata_read": "cold calls of file systems that wait in a way of their own (XFS)",
     "cause_timer": "timers of the timer wheel",
     "cause_timer_exit": "timers of the timer wheel",
     "cause_idle_miss": "which steps met a state that the governor had chosen wrong",
@@ -182,6 +185,7 @@ FIELDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "block_begin": {"OFF_GROUP_LEADER": ("task_struct", "group_leader")},
     "ring_submit": {"OFF_RING_OPCODE": ("io_kiocb", "opcode")},
+    "metadata_read": {"OFF_BIO_OPF": ("bio", "bi_opf")},
     "block_complete": {
         "OFF_REQUEST_FLAGS": ("request", "cmd_flags"),
         "OFF_REQUEST_QUEUE": ("request", "q"),
@@ -304,6 +308,7 @@ def _facts(btf: Btf) -> str:
         "OFF_THROTTLED": btf.field_offset("task_struct", "throttled"),
         "OFF_CFS_RQ": btf.field_offset("task_struct", "se", "cfs_rq"),
         "OFF_THROTTLE_COUNT": btf.field_offset("cfs_rq", "throttle_count"),
+        "BIT_IN_IOWAIT": btf.field_bit("task_struct", "in_iowait"),
     }
     # Programs that look at one that is missing are not loaded (_into_kernel).
     for fields in FIELDS.values():

@@ -42,6 +42,8 @@ static __always_inline void goes_off(struct thread *t, void *task)
 	}
 	call = call_of((u32)KERNEL_U64((void *)bpf_task_pt_regs(task),
 				       OFF_REGS_NR));
+	if (t->cause_open & 1U << CAUSE_FILE_METADATA)
+		metadata_sleeps(t, task);
 	/* Whether it was a disk, the wake-up tells. */
 	t->cause_since[CAUSE_BLOCK_IN_COMPUTE] = off;
 	t->cause_off |= 1U << CAUSE_BLOCK_IN_COMPUTE;

@@ -175,6 +175,7 @@ struct thread {
 	u32 had_khz;		/* the next two hold */
 	u64 khz;		/* frequency at the switch-in */
 	u64 khz_in;		/* which was then */
+	u64 asked;		/* read from a disk in the call that is looked at */
 	struct told told[NR_LABELLED];
 #endif
 };

@@ -36,8 +36,8 @@ CAUSE_SOURCES: Final = (
     "causes_uring.bpf.c",
     "causes_wake.bpf.c",
     "causes_run.bpf.c",
-    "causes_switch.bpf.c",
     "causes_files.bpf.c",
+    "causes_switch.bpf.c",
 )
 
 #: System calls by gate, arch/x86/entry/syscalls/syscall_64.tbl.
