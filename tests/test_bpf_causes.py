@@ -79,32 +79,40 @@ def watched(tracer: Tracer, *options: object) -> Watched:
 
 
 def p50(cause: CauseCounters) -> int:
+    return percentile(cause, 0.5)
+
+
+def percentile(cause: CauseCounters, ratio: float) -> int:
     counts = np.zeros(BUCKETS, dtype=np.uint64)
     counts[np.frombuffer(cause.histogram.buckets, "<u2")] = np.frombuffer(
         cause.histogram.counts, "<u8"
     )
-    (value,) = percentiles(counts, [0.5])
+    (value,) = percentiles(counts, [ratio])
     assert value is not None
     return value
 
 
-def unobserved(cause: str) -> int:
-    """What making the cause takes the loop itself."""
-    with loop("--steps", STEPS, "--cause", cause) as running:
-        return int(running.run()["caused"]["p50_ns"])
+def unobserved(tracer: Tracer, cause: str) -> list[int]:
+    """What making the cause takes the loop itself: medians of some runs."""
+    tracer.causes.want(())
+    found = []
+    for _ in range(2):
+        with loop("--steps", STEPS, "--cause", cause) as running:
+            found.append(int(running.run()["caused"]["p50_ns"]))
+    return found
 
 
 @pytest.mark.parametrize("cause", MAKERS)
 def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -> None:
     known = tracer.causes.states(cost=False)
+    # Observing a fault takes as long as the fault: what it takes when nobody looks counts, before
+    # and after, as the machine is not always as fast.
+    alone = cause == "minor_fault"
+    own = unobserved(tracer, cause) if alone else []
     observe(tracer, *(one.name for one in known if one.state != "n/a" or one.name == cause))
     steps = FEWER.get(cause, STEPS)
     found = watched(tracer, "--cause", cause, "--steps", steps, *INTERVAL.get(cause, ()))
-    own = [found.own["p50_ns"]]
-    if cause == "minor_fault":
-        # Observing a fault takes as long as the fault: what it takes when nobody looks counts.
-        tracer.causes.want(())
-        own = [unobserved(cause) for _ in range(3)]
+    own += unobserved(tracer, cause) if alone else [found.own["p50_ns"]]
     assert found.steps >= 0.8 * steps  # a slow disk leaves gates ready
     named = found.causes[cause]
     # Those that were made; of the loop's first and last step not all is seen.
@@ -114,10 +122,18 @@ def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -
     # Nothing explains more time than there was.
     assert 0 < named.sum_ns <= found.explained_ns
     assert found.explained_ns <= found.stage_ns["compute"]
+    if cause not in DRAINS and not alone:
+        mean = found.own["sum_ns"] / found.own["count"]
+        assert named.sum_ns / named.steps == pytest.approx(mean, rel=0.05, abs=2000)
     # A histogram's bucket is 6 % wide.
     high = max(max(own) * (1 + 0.05 + 0.03), max(own) + 2000)
     low = min(min(own) * (0.5 if cause in DRAINS else 1 - 0.05 - 0.03), min(own) - 2000)
-    assert low <= p50(named) <= high
+    if cause in DRAINS:
+        # Few, and now long, now short: the middle of the one is about the middle of the other.
+        assert percentile(named, 0.35) <= high
+        assert percentile(named, 0.65) >= low
+    else:
+        assert low <= p50(named) <= high
 
 
 @pytest.mark.parametrize("cause", MAKERS)
