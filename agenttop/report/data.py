@@ -22,15 +22,29 @@ from agenttop.words import DETAILS, MEASURES
 class Labelled:
     """A label of a cause."""
 
+    cause: str
     text: str
     #: words.DETAILS; none: all labels beyond the limit.
     fields: Mapping[str, str | int | None]
     #: Shape (blocks, CAUSE_FIELDS and the sums of words.DETAILS).
     rows: Ints
 
-    def total(self, place: int) -> int:
-        """Over all blocks."""
-        return int(self.rows[:, place].sum())
+    @property
+    def steps(self) -> Ints:
+        """Of each block, as the rest."""
+        return self.rows[:, 0]
+
+    @property
+    def events(self) -> Ints:
+        return self.rows[:, 1]
+
+    @property
+    def ns(self) -> Ints:
+        return self.rows[:, 2]
+
+    def sums(self, name: str) -> Ints:
+        """One of those of words.DETAILS."""
+        return self.rows[:, CAUSE_FIELDS + DETAILS[self.cause].sums.index(name)]
 
 
 @dataclass(slots=True)
@@ -95,8 +109,8 @@ class Data:
         for label, rows in found.items():
             one = self.known_labels.get(label)
             fields = known_fields(cause, one.label) if one is not None else {}
-            out.append(Labelled(label_text(cause, fields), fields, rows))
-        return sorted(out, key=lambda one: (-int(one.rows[:, 2].sum()), one.text))
+            out.append(Labelled(cause, label_text(cause, fields), fields, rows))
+        return sorted(out, key=lambda one: (-int(one.ns.sum()), one.text))
 
     def _foreground_rows(self) -> Iterator[Ints]:
         chosen = self.foreground()

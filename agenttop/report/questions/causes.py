@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agenttop.derive import Named
 from agenttop.report.blocks import CAUSE_FIELDS
-from agenttop.report.data import Data
+from agenttop.report.data import Data, Labelled
 from agenttop.report.estimate import quotient
-from agenttop.report.model import Answer, Figure, Row
+from agenttop.report.model import Answer, Figure, Row, Table
 from agenttop.report.questions.common import MOST_ROWS, label, no_steps, not_measured, table
 from agenttop.report.wording import said, value
+from agenttop.rolling import Ints
 from agenttop.words import CAUSES, STAGES
 
 _STEPS, _EVENTS, _NS = range(CAUSE_FIELDS)
@@ -62,6 +63,31 @@ def gained(data: Data, name: str, agents: Sequence[int] | None = None) -> Gained
         for field in range(CAUSE_FIELDS)
     ]
     return Gained([rows[at] for at in blocks], sums[_STEPS], sums[_EVENTS], sums[_NS])
+
+
+def summed(data: Data, cause: str, name: str) -> list[int]:
+    """One of a cause's sums (words.DETAILS), over all its labels, in each block."""
+    zeros = [0] * len(data.observed(cause))
+    columns = (one.sums(name).tolist() for one in data.labels(cause))
+    return [sum(row) for row in zip(zeros, *columns, strict=True)]
+
+
+def label_table(
+    title: str, of: str, labels: Sequence[Labelled], figures: Callable[[Labelled], list[Figure]]
+) -> list[Table]:
+    """A row for each of them; no table without any."""
+    rows = [Row(one.text, figures(one)) for one in labels]
+    return [table(title, of, rows)] if rows else []
+
+
+def share(key: str, one: Labelled, steps: Sequence[int]) -> Figure:
+    """How many of these steps had the label."""
+    return quotient(key, "of steps", one.steps, steps, n=sum(steps))
+
+
+def each(key: str, name: str, one: Labelled, ns: Ints) -> Figure:
+    """Time in a step that had the label."""
+    return quotient(key, name, ns, one.steps, unit="ns", n=int(one.steps.sum()))
 
 
 def not_observed(data: Data, name: str) -> str:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.derive import Named
-from agenttop.report.blocks import CAUSE_FIELDS, WAKERS
+from agenttop.report.blocks import WAKERS
 from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.causes import gained, lacking
+from agenttop.report.questions.causes import (
+    each,
+    gained,
+    label_table,
+    lacking,
+    share,
+    summed,
+)
 from agenttop.report.questions.common import (
     by_agent,
     main_rows,
@@ -23,7 +30,7 @@ from agenttop.report.questions.common import (
     whole,
 )
 from agenttop.report.wording import said, value
-from agenttop.words import DETAILS, SLOWPATH_STAGES, SOFTIRQS, SOURCES
+from agenttop.words import SLOWPATH_STAGES, SOFTIRQS, SOURCES
 
 KEY = "deferred"
 QUESTION = "How much is deferred completion (softirqs, kernel workers, timers)?"
@@ -111,26 +118,18 @@ def answer(data: Data) -> Answer:
     )
 
 
-def _sums(data: Data, cause: str, name: str) -> list[int]:
-    """One of a cause's sums (words.DETAILS), over all its labels, in each block."""
-    place = CAUSE_FIELDS + DETAILS[cause].sums.index(name)
-    zeros = [0] * len(data.observed(cause))
-    columns = (one.rows[:, place].tolist() for one in data.labels(cause))
-    return [sum(row) for row in zip(zeros, *columns, strict=True)]
-
-
 def _workqueue(data: Data) -> list[Figure]:
     found = gained(data, "workqueue")
     if found is None:
         return []
-    known = _sums(data, "workqueue", "queued_steps")
+    known = summed(data, "workqueue", "queued_steps")
     none = "no step was completed by one"
     return [
         quotient("workqueue_ratio", "steps that a kernel thread's work completed", found.had,
                  found.steps, n=sum(found.steps)),
-        quotient("queued_mean_ns", "work: queued to run", _sums(data, "workqueue", "queued_ns"),
+        quotient("queued_mean_ns", "work: queued to run", summed(data, "workqueue", "queued_ns"),
                  known, unit="ns", n=sum(known), missing=none),
-        quotient("work_mean_ns", "work: run to wake-up", _sums(data, "workqueue", "run_ns"),
+        quotient("work_mean_ns", "work: run to wake-up", summed(data, "workqueue", "run_ns"),
                  found.had, unit="ns", n=sum(found.had), missing=none),
     ]  # fmt: skip
 
@@ -139,19 +138,15 @@ def _works(data: Data) -> list[Table]:
     found = gained(data, "workqueue")
     if found is None:
         return []
-    rows = [
-        Row(
-            one.text,
-            [
-                quotient("works_ratio", "of steps", one.rows[:, 0], found.steps,
-                         n=sum(found.steps)),
-                quotient("works_mean_ns", "queued to wake-up", one.rows[:, 2], one.rows[:, 0],
-                         unit="ns", n=one.total(0)),
-            ],
-        )
-        for one in data.labels("workqueue")[:_WORST]
-    ]  # fmt: skip
-    return [table("work of kernel threads", "work", rows)] if rows else []
+    return label_table(
+        "work of kernel threads",
+        "work",
+        data.labels("workqueue")[:_WORST],
+        lambda one: [
+            share("works_ratio", one, found.steps),
+            each("works_mean_ns", "queued to wake-up", one, one.ns),
+        ],
+    )
 
 
 def _timers(data: Data) -> list[Figure]:
@@ -163,7 +158,7 @@ def _timers(data: Data) -> list[Figure]:
         quotient("timer_cause_ratio", "steps that a timer's function completed", found.had,
                  found.steps, n=sum(found.steps)),
         *(
-            quotient(f"timer_{key}_mean_ns", f"timer: {name}", _sums(data, "timer", f"{key}_ns"),
+            quotient(f"timer_{key}_mean_ns", f"timer: {name}", summed(data, "timer", f"{key}_ns"),
                      found.had, unit="ns", n=had, missing="no timer ended a step")
             for key, name in (
                 ("late", "late, beyond its slack"),
@@ -181,9 +176,9 @@ def _raises(data: Data) -> list[Figure]:
     none = "no softirq completed a step"
     return [
         quotient("softirq_raised_mean_ns", "agents' softirqs: raise to entry",
-                 _sums(data, "softirq", "raised_ns"), found.had, unit="ns", n=had, missing=none),
+                 summed(data, "softirq", "raised_ns"), found.had, unit="ns", n=had, missing=none),
         quotient("softirq_thread_ratio", "of them run by ksoftirqd",
-                 _sums(data, "softirq", "ksoftirqd_steps"), found.had, n=had, missing=none),
+                 summed(data, "softirq", "ksoftirqd_steps"), found.had, n=had, missing=none),
     ]  # fmt: skip
 
 

@@ -7,16 +7,14 @@ from collections.abc import Iterable
 
 from agenttop.report.data import Data, Labelled
 from agenttop.report.estimate import quotient
-from agenttop.report.model import Answer, Figure, Row
-from agenttop.report.questions.causes import gained, not_observed
-from agenttop.report.questions.common import MOST_ROWS, no_steps, not_measured, table
+from agenttop.report.model import Answer, Figure
+from agenttop.report.questions.causes import gained, label_table, not_observed
+from agenttop.report.questions.common import MOST_ROWS, no_steps, not_measured
 from agenttop.report.wording import said, value
 
 KEY = "frequency"
 QUESTION = "How often does a frequency ramp follow an agent's wake-up, and what does it cost?"
 _HOW = "--causes frequency observes it (a live report does so by itself)."
-#: Sums of a label behind causes.CAUSE_FIELDS.
-_WAKE_TO_RAMP = 3
 
 
 def answer(data: Data) -> Answer:
@@ -28,15 +26,13 @@ def answer(data: Data) -> Answer:
     if found is None or not labels:
         return _at_samples(data)
     zeros = [0] * len(found.had)
-    known = [
-        sum(row) for row in zip(zeros, *(one.rows[:, 0].tolist() for one in labels), strict=True)
-    ]
+    known = _sum(zeros, (one.steps.tolist() for one in labels))
     risen = [one for one in labels if one.fields.get("to_khz")]
     ramp = quotient("ramp_ratio", "steps that a ramp followed", found.had, known, n=sum(known))
     later = quotient(
         "wake_to_ramp_mean_ns",
         "wake-up to the ramp",
-        _sum(zeros, (one.rows[:, _WAKE_TO_RAMP].tolist() for one in risen)),
+        _sum(zeros, (one.sums("wake_to_ramp_ns").tolist() for one in risen)),
         found.had,
         unit="ns",
         n=sum(found.had),
@@ -53,17 +49,17 @@ def answer(data: Data) -> Answer:
         n=sum(found.had),
         missing="no ramp followed",
     )
-    rows = [
-        Row(
-            one.text,
-            [
-                quotient("label_ratio", "of steps", one.rows[:, 0], known, n=sum(known)),
-                quotient("label_mean_ns", "compute before", one.rows[:, 2], one.rows[:, 1],
-                         unit="ns", n=one.total(1), missing="no ramp"),
-            ],
-        )
-        for one in sorted(labels, key=lambda one: -one.total(0))[:MOST_ROWS]
-    ]  # fmt: skip
+    often = sorted(labels, key=lambda one: -int(one.steps.sum()))[:MOST_ROWS]
+    ramps = label_table(
+        "frequency at the switch-in, and after the ramp",
+        "frequency",
+        often,
+        lambda one: [
+            quotient("label_ratio", "of steps", one.steps, known, n=sum(known)),
+            quotient("label_mean_ns", "compute before", one.ns, one.events, unit="ns",
+                     n=int(one.events.sum()), missing="no ramp"),
+        ],
+    )  # fmt: skip
     text = f"A frequency ramp followed {said(ramp)} of the agents' wake-ups"
     if later.value is not None:
         text += (
@@ -80,7 +76,7 @@ def answer(data: Data) -> Answer:
         " The cost supposes that all compute before the ramp goes by the clock: what waits for"
         " memory loses less.",
         figures=[ramp, later, slow, most, _at_switch_in(labels, zeros, known)],
-        tables=[table("frequency at the switch-in, and after the ramp", "frequency", rows)],
+        tables=ramps,
     )
 
 
@@ -93,12 +89,12 @@ def _lost(one: Labelled) -> list[int]:
     before, after = one.fields["from_khz"], one.fields["to_khz"]
     if not isinstance(before, int) or not isinstance(after, int) or not 0 <= before <= after:
         return [0] * len(one.rows)
-    return [round(int(ns) * (after - before) / max(after, 1)) for ns in one.rows[:, 2]]
+    return [round(int(ns) * (after - before) / max(after, 1)) for ns in one.ns]
 
 
 def _at_switch_in(labels: list[Labelled], zeros: list[int], known: list[int]) -> Figure:
     columns = (
-        [int(steps) * khz for steps in one.rows[:, 0]]
+        [int(steps) * khz for steps in one.steps]
         if isinstance(khz := one.fields.get("from_khz"), int)
         else zeros
         for one in labels

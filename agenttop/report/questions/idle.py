@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.derive import Named
-from agenttop.report.blocks import CAUSE_FIELDS
 from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.causes import gained
+from agenttop.report.questions.causes import gained, summed
 from agenttop.report.questions.common import (
     RUN,
     by_agent,
@@ -26,8 +25,6 @@ from agenttop.words import DETAILS, SLOWPATH_STAGES
 
 KEY = "idle_exit"
 QUESTION = "What does waking an idle CPU cost a step?"
-#: Places of a label's sums.
-_MISSES = {name: CAUSE_FIELDS + at for at, name in enumerate(DETAILS["idle"].sums)}
 
 
 def answer(data: Data) -> Answer:
@@ -94,19 +91,18 @@ def answer(data: Data) -> Answer:
 def _chosen(data: Data) -> list[Figure]:
     """Steps that met a wrongly chosen state, where the kernel tells of each."""
     found = gained(data, "idle")
-    labels = data.labels("idle")
-    if found is None or not any(one.total(at) for one in labels for at in _MISSES.values()):
+    missed = {name: summed(data, "idle", name) for name in DETAILS["idle"].sums}
+    if found is None or not any(map(sum, missed.values())):
         return []
-    columns = {key: [one.rows[:, at].tolist() for one in labels] for key, at in _MISSES.items()}
     return [
         quotient(
             f"{key}_steps_ratio",
             f"idle state {key.replace('_', ' ')}, of the steps that met one",
-            [sum(row) for row in zip(*column, strict=True)],
+            wrong,
             found.had,
             n=sum(found.had),
         )
-        for key, column in columns.items()
+        for key, wrong in missed.items()
     ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from agenttop.derive import Named
 from agenttop.report.data import Data
 from agenttop.report.estimate import percentile, quotient
-from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.causes import gained, lacking
+from agenttop.report.model import Answer, Figure, Table
+from agenttop.report.questions.causes import each, gained, label_table, lacking, share
 from agenttop.report.questions.common import (
     RUN,
     by_agent,
@@ -14,7 +14,6 @@ from agenttop.report.questions.common import (
     no_steps,
     stage,
     steps,
-    table,
     tail,
     tail_steps,
     whole,
@@ -138,44 +137,35 @@ def _ran(data: Data) -> list[Table]:
     found = gained(data, "ran_meanwhile")
     if found is None:
         return []
-    rows = [
-        Row(
-            one.text,
-            [
-                quotient("ran_ratio", "of the run-queue wait", one.rows[:, 2],
-                         found.stages("queue"), n=sum(found.steps)),
-                quotient("ran_steps_ratio", "of steps", one.rows[:, 0], found.steps,
-                         n=sum(found.steps)),
-                quotient("ran_mean_ns", "in such a step", one.rows[:, 2], one.rows[:, 0],
-                         unit="ns", n=one.total(0)),
-            ],
-        )
-        for one in data.labels("ran_meanwhile")[:_WORST]
-    ]  # fmt: skip
-    return [table("who ran while steps waited", "name", rows)] if rows else []
+    return label_table(
+        "who ran while steps waited",
+        "name",
+        data.labels("ran_meanwhile")[:_WORST],
+        lambda one: [
+            quotient("ran_ratio", "of the run-queue wait", one.ns, found.stages("queue"),
+                     n=sum(found.steps)),
+            share("ran_steps_ratio", one, found.steps),
+            each("ran_mean_ns", "in such a step", one, one.ns),
+        ],
+    )  # fmt: skip
 
 
 def _moves(data: Data) -> list[Table]:
     found = gained(data, "placement")
     if found is None:
         return []
-    rows = [
-        Row(
-            one.text,
-            [
-                quotient("move_ratio", "of steps", one.rows[:, 0], found.steps,
-                         n=sum(found.steps)),
-                quotient("move_queue_ns", "queue", one.rows[:, 2], one.rows[:, 0], unit="ns",
-                         n=one.total(0)),
-                quotient("move_ipi_ns", "ipi", one.rows[:, 3], one.rows[:, 0], unit="ns",
-                         n=one.total(0)),
-                quotient("moved_waiting_ratio", "moved while waiting", one.rows[:, 4],
-                         one.rows[:, 0], n=one.total(0)),
-            ],
-        )
-        for one in sorted(data.labels("placement"), key=lambda one: -one.total(0))[:_WORST]
-    ]  # fmt: skip
-    return [table("to another CPU", "from and to", rows)] if rows else []
+    return label_table(
+        "to another CPU",
+        "from and to",
+        sorted(data.labels("placement"), key=lambda one: -int(one.steps.sum()))[:_WORST],
+        lambda one: [
+            share("move_ratio", one, found.steps),
+            each("move_queue_ns", "queue", one, one.ns),
+            each("move_ipi_ns", "ipi", one, one.sums("ipi_ns")),
+            quotient("moved_waiting_ratio", "moved while waiting", one.sums("moved_steps"),
+                     one.steps, n=int(one.steps.sum())),
+        ],
+    )  # fmt: skip
 
 
 def _share(key: str, name: str, rows: list[Named]) -> Figure:
