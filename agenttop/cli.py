@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 a check failed, 2 the user can mend it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _whole_streams()
+    # numpy would start a thread for each CPU, in the engine too, for products that nobody forms.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()  # Here a full disk is one line; at the interpreter's end it is not.

@@ -1,18 +1,25 @@
 """What observing each cause costs: the loop's own time of it, with the cause off and on in turns.
 
 Both times the chain's programs run and the loop is the agent. Causes of the stages before compute
-are no work of the loop's own: of those, what their programs take in a step.
+are no work of the loop's own: of those, what their programs take in a step. And what all of them
+together cost a ping-pong, which does nothing but wake and be woken.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.words import CAUSE_NAMES
+from agenttop.words import CAUSE_NAMES, CAUSES
+from bench.observers import Adopt
+from bench.pingpong import compile_c, ping_pong
 from bench.processes import agenttop
 from bench.report import Report
 
@@ -65,8 +72,36 @@ def run(report: Report, rounds: int) -> None:
             found_in = [_ran(tracer, cause, options) for _ in range(rounds)]
             report.add(f"{cause}, a run of its programs", "ns", [one.run_ns for one in found_in])
             report.add(f"{cause}, its programs in a step", "ns", [one.step_ns for one in found_in])
+        for name, ratios in _ping_pongs(tracer, rounds).items():
+            report.add(f"ping-pong as an agent, causes {name} to off", "x", ratios)
     finally:
         tracer.close()
+
+
+def _ping_pongs(tracer: Tracer, rounds: int) -> dict[str, list[float]]:
+    """All causes of a level to none, each between two runs without."""
+    choices = {
+        "lite": [cause.name for cause in CAUSES if cause.level == "lite"],
+        "full": CAUSE_NAMES,
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in choices}
+
+    @contextmanager
+    def observing(names: Sequence[str]) -> Iterator[Adopt]:
+        tracer.causes.want(names)
+        tracer.clear(SLOT)
+        yield lambda pid: tracer.assign({pid: SLOT}, {})
+
+    with tempfile.TemporaryDirectory() as folder:
+        program = compile_c(Path(__file__).with_name("pingpong.c"), Path(folder))
+        for _ in range(rounds):
+            for name, names in choices.items():
+                before, seen, after = (
+                    ping_pong(program, lambda wanted=wanted: observing(wanted))
+                    for wanted in ((), names, ())
+                )
+                ratios[name].append(2 * seen / (before + after))
+    return ratios
 
 
 def _own_us(tracer: Tracer, cause: str) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from agenttop import ending
 from agenttop.commands.look import Look, left_out, looking
 from agenttop.errors import UserError
 from agenttop.format import clean, duration
@@ -23,7 +23,6 @@ from agenttop.policies.window import Window
 
 #: Between two renewals of the lease, s.
 TICK_S: Final = 0.25
-ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Agents whose budgets are told of at the end.
 MOST_AGENTS: Final = 64
 #: Why the window is not for --keep.
@@ -51,22 +50,24 @@ def run(args: argparse.Namespace) -> int:
         names.remove(Window.name)
         left_out(Window.name, _NOT_KEPT)
     manager = PolicyManager(settings=settings, verbose=True)
-    with looking(args, manager, names) as look:
-        # Blocked and waited for: a signal never tears a request to the guardian apart.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    # Noted and waited for: a signal never tears a request to the guardian apart.
+    with looking(args, manager, names) as look, ending.noted() as wait:
         budgets = Budgets()
         try:
-            failed = _hold(args, manager, names, look, budgets)
+            failed = _hold(args, manager, names, look, budgets, wait)
         finally:
             unsettled = _show(manager.close())
-            signal.sigtimedwait(ENDING, 0)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         _print(budgets.lines())
     return 1 if failed or unsettled else 0
 
 
 def _hold(
-    args: argparse.Namespace, manager: PolicyManager, names: list[str], look: Look, budgets: Budgets
+    args: argparse.Namespace,
+    manager: PolicyManager,
+    names: list[str],
+    look: Look,
+    budgets: Budgets,
+    wait: Callable[[float], bool],
 ) -> bool:
     """Until the time is over or a signal comes; whether something went wrong."""
     for name in names:
@@ -80,7 +81,7 @@ def _hold(
     budgets.take(manager, look.targets)
     deadline = time.monotonic() + args.seconds
     while (left := deadline - time.monotonic()) > 0:
-        if signal.sigtimedwait(ENDING, min(TICK_S, left)):
+        if wait(min(TICK_S, left)):
             break
         targets = look.tend()
         failed |= _show(manager.tick(targets))

@@ -19,6 +19,8 @@ CHOICES: Final = (
 )
 #: Labels of a cause that are listed.
 _LABELS: Final = 3
+#: Columns from which what a cause costs is told in full.
+_WIDE: Final = 86
 
 
 def observed(view: View) -> str:
@@ -44,7 +46,8 @@ def cause_rows(view: View, width: int) -> list[Row]:
     line = Line(width).add("   ").fit("cause", 17, "head")
     for head in ("steps", "times", "p50", "p99", "of stage"):
         line.fit(head, 9, "head", right=True)
-    rows += [Line(width).row(), line.add("  a run of its probes", "head").row()]
+    head = "  a run of its probes" if width >= _WIDE else "  its run"
+    rows += [Line(width).row(), line.add(head, "head").row()]
     for state in _states(view):
         line = Line(width).add("   ").fit(state.name, 17, "text")
         stat = agent.causes.get(state.name) if agent is not None else None
@@ -54,7 +57,8 @@ def cause_rows(view: View, width: int) -> list[Row]:
             continue
         whole = agent.stages.get(state.stage)
         share = percent(stat.sum_ns / whole.sum_ns) if whole and whole.sum_ns else NA
-        cost = "not measured (b)" if state.run_ns is None else f"{state.run_ns:.0f} ns"
+        unknown = "not measured (b)" if width >= _WIDE else NA
+        cost = unknown if state.run_ns is None else f"{state.run_ns:.0f} ns"
         for text in (
             count(stat.count),
             count(stat.events),

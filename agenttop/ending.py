@@ -1,0 +1,42 @@
+"""Signals that ask a command to end, noted and never in the way of what it is doing."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+#: Ctrl-C, kill, and a terminal that goes (which nohup has ignored: then it is none).
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def noted() -> Iterator[Callable[[float], bool]]:
+    """Until the block ends they do nothing but end a wait: ``wait(seconds)`` is whether one came.
+
+    Handled, and not blocked and waited for: the kernel gives a signal that one thread blocks to
+    another (numpy brings threads of its own), which would end the process.
+    """
+    came: list[int] = []
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in ENDING
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
+
+    def wait(seconds: float) -> bool:
+        return bool(came or select.select([reader], [], [], seconds)[0])
+
+    try:
+        yield wait
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(reader)
+        os.close(writer)
