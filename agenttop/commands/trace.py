@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         write_whole(output, trace(flight))
         agents = len({step.agent for step in flight.steps})
         told = f"{count(len(flight.steps))} steps of {count(agents)} agents"
+        if not flight.agents:
+            told += " (none found: --agent pid:N names one)"
         print(f"agenttop: {told}: {clean(str(output))}", file=sys.stderr, flush=True)
         return 0
 
