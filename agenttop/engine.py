@@ -46,7 +46,7 @@ POLICY_S: Final = 0.25
 #: The same while no policy is on: then there is no lease to renew.
 IDLE_S: Final = 1.0
 #: The Samples just after the programs are loaded come this soon: figures at once, not in a second.
-FIRST_S: Final = 0.2
+FIRST_S: Final = 0.1
 #: Delay between Samples, s.
 DELAYS: Final = (0.1, 3600.0)
 #: A Sample of a hundred agents has a third of this; it goes out in one piece.
