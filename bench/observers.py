@@ -74,17 +74,19 @@ def bpftrace(program: str = _RUNQLAT_BT) -> Iterator[Adopt]:
         ["unshare", "-m", "sh", "-c", mounted + 'exec bpftrace -e "$1"', "sh", text],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
     )
     try:
         assert child.stdout is not None
         # Now and then the word does not come although everything is attached.
-        while select.select([child.stdout], [], [], START_S)[0]:
-            line = child.stdout.readline()
-            if not line:
+        said, end = b"", time.monotonic() + START_S
+        while (
+            b"READY" not in said
+            and select.select([child.stdout], [], [], max(0.0, end - time.monotonic()))[0]
+        ):
+            more = os.read(child.stdout.fileno(), 4096)
+            if not more:
                 raise RuntimeError("bpftrace did not start")
-            if "READY" in line:
-                break
+            said += more
         time.sleep(0.5)
         yield lambda pid: None
     finally:
