@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from agenttop.derive import Named
@@ -67,8 +67,12 @@ def gained(data: Data, name: str, agents: Sequence[int] | None = None) -> Gained
 
 def summed(data: Data, cause: str, name: str) -> list[int]:
     """One of a cause's sums (words.DETAILS), over all its labels, in each block."""
-    zeros = [0] * len(data.observed(cause))
     columns = (one.sums(name).tolist() for one in data.labels(cause))
+    return added([0] * len(data.observed(cause)), columns)
+
+
+def added(zeros: Sequence[int], columns: Iterable[Sequence[int]]) -> list[int]:
+    """Columns of one value for each block, summed; ``zeros`` where there are none."""
     return [sum(row) for row in zip(zeros, *columns, strict=True)]
 
 

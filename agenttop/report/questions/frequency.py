@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from agenttop.report.data import Data, Labelled
 from agenttop.report.estimate import quotient
 from agenttop.report.model import Answer, Figure
-from agenttop.report.questions.causes import gained, label_table, not_observed
+from agenttop.report.questions.causes import added, gained, label_table, not_observed
 from agenttop.report.questions.common import MOST_ROWS, no_steps, not_measured
 from agenttop.report.wording import said, value
 
@@ -26,13 +25,13 @@ def answer(data: Data) -> Answer:
     if found is None or not labels:
         return _at_samples(data)
     zeros = [0] * len(found.had)
-    known = _sum(zeros, (one.steps.tolist() for one in labels))
+    known = added(zeros, (one.steps.tolist() for one in labels))
     risen = [one for one in labels if one.fields.get("to_khz")]
     ramp = quotient("ramp_ratio", "steps that a ramp followed", found.had, known, n=sum(known))
     later = quotient(
         "wake_to_ramp_mean_ns",
         "wake-up to the ramp",
-        _sum(zeros, (one.sums("wake_to_ramp_ns").tolist() for one in risen)),
+        added(zeros, (one.sums("wake_to_ramp_ns").tolist() for one in risen)),
         found.had,
         unit="ns",
         n=sum(found.had),
@@ -43,7 +42,7 @@ def answer(data: Data) -> Answer:
     most = quotient(
         "cost_mean_ns",
         "at most lost by it, a step with a ramp",
-        _sum(zeros, (_lost(one) for one in risen)),
+        added(zeros, (_lost(one) for one in risen)),
         found.had,
         unit="ns",
         n=sum(found.had),
@@ -80,10 +79,6 @@ def answer(data: Data) -> Answer:
     )
 
 
-def _sum(zeros: list[int], columns: Iterable[list[int]]) -> list[int]:
-    return [sum(row) for row in zip(zeros, *columns, strict=True)]
-
-
 def _lost(one: Labelled) -> list[int]:
     """Of the compute before the ramp, what it would have taken less at the higher frequency."""
     before, after = one.fields["from_khz"], one.fields["to_khz"]
@@ -100,7 +95,7 @@ def _at_switch_in(labels: list[Labelled], zeros: list[int], known: list[int]) ->
         for one in labels
     )
     name = "frequency at the switch-in, mean"
-    return quotient("switch_in_khz", name, _sum(zeros, columns), known, unit="khz", n=sum(known))
+    return quotient("switch_in_khz", name, added(zeros, columns), known, unit="khz", n=sum(known))
 
 
 def _at_samples(data: Data) -> Answer:
