@@ -22,13 +22,14 @@ _MS_PRIVATE, _MS_REC, _MNT_DETACH = 1 << 18, 1 << 14, 2
 #: include/uapi/linux/fs.h
 _BLKFLSBUF: Final = 0x1261
 _SIZE: Final = 8 << 20
+_FOLDER: Final = "many"
 
 
 class OwnFileSystem:
     """ext4 in a file on a disk, with a folder of empty files, mounted for this process alone.
 
-    The mount lies in a mount namespace of its own: whatever happens to the process, it goes with
-    it, and the loop device and the file (which has no name any more) with the mount.
+    The file, the place where it is mounted and the mount have no names any more: whatever happens
+    to the process, they go with its descriptors, and the loop device with them.
     """
 
     def __init__(self, files: int) -> None:
@@ -36,29 +37,13 @@ class OwnFileSystem:
         for tool in ("mke2fs", "mount"):
             if shutil.which(tool) is None:
                 raise UserError(f"{tool} is missing: please install e2fsprogs and mount")
-        self._made = tempfile.mkdtemp(prefix="agenttop-", dir=_on_disk())
-        self._device = -1
+        self._root = self._device = -1
         try:
-            image = Path(self._made, "image")
-            content = Path(self._made, "content")
-            (content / "many").mkdir(parents=True)
-            for number in range(files):
-                (content / "many" / f"{number:08}").touch()
-            with image.open("wb") as file:
-                file.truncate(_SIZE)
-            # No journal, which would hold on to blocks.
-            _run("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", content, image)
-            shutil.rmtree(content)
-            content.mkdir()
-            if libc.unshare(_CLONE_NEWNS) or libc.mount(
-                b"none", b"/", None, ctypes.c_ulong(_MS_PRIVATE | _MS_REC), None
-            ):
-                raise _refused("a mount namespace")
-            _run("mount", "-o", "loop,ro,noatime", image, content)
-            image.unlink()
+            with tempfile.TemporaryDirectory(prefix="agenttop-", dir=_on_disk()) as made:
+                self._root = _mounted(Path(made, "image"), Path(made, "content"), files)
             #: Of the folder with the files.
-            self.folder = str(content / "many")
-            number = os.stat(self.folder).st_dev
+            self.folder = f"/proc/self/fd/{self._root}/{_FOLDER}"
+            number = os.fstat(self._root).st_dev
             name = os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
             self._device = os.open(f"/dev/{os.path.basename(name)}", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException as error:
@@ -73,10 +58,29 @@ class OwnFileSystem:
 
     def close(self) -> None:
         """Leave nothing behind."""
-        if self._device >= 0:
-            os.close(self._device)
-        libc.umount2(os.fsencode(os.path.join(self._made, "content")), _MNT_DETACH)
-        shutil.rmtree(self._made, ignore_errors=True)
+        for fd in (self._device, self._root):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _mounted(image: Path, content: Path, files: int) -> int:
+    """A descriptor of its root, which is all that holds it. Raises UserError, OSError."""
+    (content / _FOLDER).mkdir(parents=True)
+    for number in range(files):
+        (content / _FOLDER / f"{number:08}").touch()
+    with image.open("wb") as file:
+        file.truncate(_SIZE)
+    # No journal, which would hold on to blocks.
+    _run("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", content, image)
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(
+        b"none", b"/", None, ctypes.c_ulong(_MS_PRIVATE | _MS_REC), None
+    ):
+        raise _refused("a mount namespace")
+    _run("mount", "-o", "loop,ro,noatime", image, content)
+    try:
+        return os.open(content, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        libc.umount2(os.fsencode(content), _MNT_DETACH)
 
 
 def _on_disk() -> str:
