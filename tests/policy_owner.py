@@ -77,7 +77,7 @@ def own(state: str, pid: int, seed: str) -> None:
     if keeping:
         for name in KEPT:
             manager.set(name, True, targets(pid, every, 1000))
-            time.sleep(chance.random() * 0.01)
+            time.sleep(chance.random() * 0.03)
         manager.keep()
         return
     for step in range(1, 100_000):
