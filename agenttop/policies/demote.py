@@ -16,7 +16,8 @@ thread, process 1 or agenttop's own.
 
 Knobs: sched_setattr(2), policy and nice; sched_setaffinity(2); cpu.idle,
 cpu.weight, cpu.shares, cpuset.cpus (knobs_cgroup.py). What a demoted process
-starts is demoted too, and given back with it (undo.release_heirs).
+starts inherits that; a second later it is held itself (manager), so that it is
+given back whatever becomes of its parent.
 """
 
 from __future__ import annotations

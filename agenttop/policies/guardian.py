@@ -11,7 +11,7 @@ Messages are JSON, one per packet of a SOCK_SEQPACKET pair:
 to the guardian
     ``{"op": "beat"}``; ``{"op": "apply", "id", "changes": [Change...]}``;
     ``{"op": "undo", "id", "keys": [[kind, target]...]}``;
-    ``{"op": "heirs", "id", "pids"}``; ``{"op": "close", "id"}``;
+    ``{"op": "heirs", "id", "groups": [[pid...]...]}``; ``{"op": "close", "id"}``;
     ``{"op": "keep", "id"}``: end, and leave applied what can be;
     ``{"op": "watch", "pages", "size"}`` with two map descriptors (window_watch.py);
     ``{"op": "follow", "id", "changes", "cells": [[cell...]...]}``: knobs that are
@@ -49,7 +49,7 @@ from agenttop.policies import journal as journals
 from agenttop.policies.aside import Aside
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change, KnobError
-from agenttop.policies.undo import Outcome, release_attributes, release_heirs, undo_all
+from agenttop.policies.undo import Outcome, release_heirs, undo_all
 from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
 
@@ -174,11 +174,7 @@ class Guardian:
             self._done(message, self._undo([(k, t) for k, t in message["keys"]]))
         elif op == "heirs":
             holds = self._journal.holds
-            # What a demoted process starts stays demoted as long as that is held.
-            kept = [hold for hold in holds.values() if hold.kind != "sched_policy"]
-            outcomes = release_heirs(kept, message["pids"], holds)
-            outcomes += release_attributes(kept, message["pids"], holds)
-            self._done(message, outcomes)
+            self._done(message, release_heirs(holds.values(), message["groups"], holds))
         elif op == "watch" and len(fds) == 2 and self._watch is None:
             ring, map_fd = fds
             self._watch = Watch(ring, map_fd, message["pages"], message["size"])

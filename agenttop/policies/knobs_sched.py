@@ -141,7 +141,12 @@ class ThreadKnob:
     def same(self, a: str, b: str) -> bool:
         return a == b
 
-    ours = same
+    def ours(self, current: str, written: str) -> bool:
+        return current == written
+
+    def back(self, current: str, original: str) -> str:
+        """What gives ``original`` back where ``current`` holds, and keeps what is not ours."""
+        return original
 
     def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
         if not thorough:
@@ -149,10 +154,10 @@ class ThreadKnob:
                 now = self.get(split_thread(target)[1])
             except OSError:
                 return ""
-            if now == written:
+            if self.ours(now, written):
                 return None
         current = self.read(target)
-        return "" if current is None else None if current == written else current
+        return "" if current is None else None if self.ours(current, written) else current
 
 
 class Slice(ThreadKnob):
@@ -187,7 +192,11 @@ class UclampMin(ThreadKnob):
 
 
 class SchedPolicy(ThreadKnob):
-    """Scheduling policy and nice value, ``OTHER:0``, ``BATCH:5``, ``IDLE:0``."""
+    """Scheduling policy and nice value, ``OTHER:0``, ``BATCH:5``, ``IDLE:0``.
+
+    Only the policy is ours: the nice value is written as it was found, and one
+    that somebody gives the thread meanwhile (``nice`` and ``renice``) stays.
+    """
 
     word = "policy"
     values = re.compile(r"(OTHER|BATCH|IDLE):(-?\d|-?1\d|-20)", re.A)
@@ -203,6 +212,12 @@ class SchedPolicy(ThreadKnob):
         if attr.runtime == default_slice():
             attr.runtime = 0
         attr.write(tid)
+
+    def ours(self, current: str, written: str) -> bool:
+        return current.partition(":")[0] == written.partition(":")[0]
+
+    def back(self, current: str, original: str) -> str:
+        return f"{original.partition(':')[0]}:{current.partition(':')[2]}"
 
 
 class IoPriority(ThreadKnob):

@@ -29,6 +29,8 @@ START_S: Final = 20.0
 ANSWER_S: Final = 2.0
 #: Changes in one message.
 BATCH: Final = 200
+#: Processes in one.
+HEIRS: Final = 10_000
 
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop());"
@@ -215,9 +217,22 @@ class Lease:
             outcomes += _outcomes(self._request({"op": "undo", "keys": batch}))
         return outcomes
 
-    def release_heirs(self, pids: Iterable[int]) -> list[Outcome]:
-        """Widen threads of these processes that inherited a home. Raises LeaseLostError."""
-        return _outcomes(self._request({"op": "heirs", "pids": list(pids)[:10_000]}))
+    def release_heirs(self, groups: Iterable[Iterable[int]]) -> list[Outcome]:
+        """Give back what threads of these processes (of an agent each) inherited. LeaseLostError.
+
+        See undo.release_heirs.
+        """
+        outcomes: list[Outcome] = []
+        message: list[list[int]] = []
+        room = HEIRS
+        for group in groups:
+            pids = sorted(group)[:HEIRS]
+            if len(pids) > room:
+                outcomes += _outcomes(self._request({"op": "heirs", "groups": message}))
+                message, room = [], HEIRS
+            message.append(pids)
+            room -= len(pids)
+        return outcomes + _outcomes(self._request({"op": "heirs", "groups": message}))
 
     def close(self) -> list[Outcome]:
         """Give everything back and end the guardian."""

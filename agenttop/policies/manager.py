@@ -21,7 +21,7 @@ from agenttop.policies.base import Acting, Change, Key, Settings, Targets
 from agenttop.policies.entry import Entry, event, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
-from agenttop.policies.knobs import KNOBS, KnobError
+from agenttop.policies.knobs import KNOBS, KnobError, split_thread
 from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
 from agenttop.policies.undo import THREAD_KINDS, Outcome
@@ -36,9 +36,6 @@ DRIFT_NS: Final = 1_000_000_000
 THOROUGH: Final = 8
 #: How often an unavailable policy is probed again, ns.
 PROBE_NS: Final = 10_000_000_000
-
-#: What agents' threads pass on to threads that have not been chosen.
-INHERITED: Final = frozenset(THREAD_KINDS) - {"sched_policy"}
 
 _HELD_BY: Final = "held by policy"
 
@@ -144,7 +141,7 @@ class PolicyManager:
         if reason := entry.policy.probe():
             raise UserError(f"{name}: {reason}")
         entry.policy.reset()
-        changes, _ = self._difference(entry, entry.policy.wanted(targets, {}))
+        changes, _, _ = self._difference(entry, entry.policy.wanted(targets, {}))
         return changes
 
     def _entry(self, name: str) -> Entry:
@@ -333,11 +330,10 @@ class PolicyManager:
         assert self._lease is not None
         events: list[Event] = []
         on = [entry for entry in self._entries.values() if entry.on]
-        if any(kind in INHERITED for entry in on for kind, _ in entry.held):
+        if any(kind in THREAD_KINDS for entry in on for kind, _ in entry.held):
             # Before planning: an inherited home must not be taken for a thread's own CPUs.
-            pids = {pid for agent in targets.agents for pid in agent.pids}
-            pids.update(thread.pid for agent in targets.agents for thread in agent.threads)
-            events += self._lines(self._lease.release_heirs(sorted(pids)))
+            groups = [{*agent.pids, *(t.pid for t in agent.threads)} for agent in targets.agents]
+            events += self._lines(self._lease.release_heirs(groups))
         for entry in on:
             events += self._reconcile(entry, targets)
             if isinstance(entry.policy, Acting):
@@ -349,8 +345,16 @@ class PolicyManager:
         assert self._lease is not None
         held = {key: change.after for key, change in entry.held.items()}
         refused = set(entry.refused)
-        changes, dropped = self._difference(entry, entry.policy.wanted(targets, held))
+        wanted = entry.policy.wanted(targets, held)
+        changes, dropped, alike = self._difference(entry, wanted)
         events = []
+        if pids := {split_thread(target)[0] for kind, target in alike if kind in THREAD_KINDS}:
+            # Inherited from a held thread, they are held as well: an heir that outlives
+            # its parent would not be found again.
+            outcomes = self._lease.release_heirs([pids]) if held else []
+            if outcomes:
+                changes, dropped, _ = self._difference(entry, wanted)
+            events += self._lines(outcomes)
         # First what is new, so that a guarded CPU is never without its limit between two knobs.
         for result in self._write(entry, changes):
             change = result.change
@@ -381,9 +385,11 @@ class PolicyManager:
             self._lease.watch(*window.kernel.wiring)
         return self._lease.follow(changes, [window.cells(c.key) for c in changes])
 
-    def _difference(self, entry: Entry, wanted: Settings) -> tuple[list[Change], list[Key]]:
-        """Changes to make, and held knobs that are no longer wanted."""
-        changes = []
+    def _difference(
+        self, entry: Entry, wanted: Settings
+    ) -> tuple[list[Change], list[Key], list[Key]]:
+        """Changes to make, held knobs that are no longer wanted, and wanted ones not to change."""
+        changes, alike = [], []
         for key, value in wanted.items():
             if key in entry.drifted or key in entry.refused:
                 continue
@@ -397,9 +403,11 @@ class PolicyManager:
                 current = held.after if held else knob.read(target)
                 if current is not None and not knob.same(current, value):
                     changes.append(Change(entry.policy.name, kind, target, current, value))
+                elif current is not None and not held:
+                    alike.append(key)
             except KnobError as error:
                 entry.refused[key] = str(error)
-        return changes, [key for key in entry.held if key not in wanted]
+        return changes, [key for key in entry.held if key not in wanted], alike
 
     def _give_back(self, entry: Entry, keys: Sequence[Key]) -> list[Outcome]:
         if not keys or self._lease is None:

@@ -59,14 +59,22 @@ def undo(hold: Hold) -> Outcome:
             return outcome(
                 f"changed by somebody else since (now {current}): left as it is", foreign=True
             )
-        knob.write(hold.target, hold.original)
+        back = _back(hold, current)
+        knob.write(hold.target, back)
         now = knob.read(hold.target)
-        if now is not None and not knob.same(now, hold.original):
+        if now is not None and not knob.same(now, back):
             # A cpuset that has shrunk since; what the kernel grants is all there is.
-            return outcome(f"{current} -> {now} ({hold.original} is not to be had any more)")
-        return outcome(f"{current} -> {hold.original}")
+            return outcome(f"{current} -> {now} ({back} is not to be had any more)")
+        return outcome(f"{current} -> {back}")
     except KnobError as error:
         return outcome(f"could not be restored to {hold.original}: {error}", settled=False)
+
+
+def _back(hold: Hold, current: str) -> str:
+    """What to write so that the hold is given back."""
+    if knob := THREAD_KNOBS.get(hold.kind):
+        return knob.back(current, hold.original)
+    return hold.original
 
 
 def undo_all(journal: Journal, keys: Iterable[Key] | None = None) -> list[Outcome]:
@@ -74,9 +82,7 @@ def undo_all(journal: Journal, keys: Iterable[Key] | None = None) -> list[Outcom
     wanted = set(journal.holds if keys is None else keys)
     holds = [hold for key, hold in reversed(journal.holds.items()) if key in wanted]
     outcomes = [undo(hold) for hold in holds]
-    tree = _tree(holds)
-    outcomes += release_heirs(holds, tree, journal.holds)
-    outcomes += release_attributes(holds, tree, journal.holds)
+    outcomes += release_heirs(holds, [_tree(holds)], journal.holds)
     journal.undone((o.kind, o.target) for o in outcomes if o.settled)
     return outcomes
 
@@ -105,35 +111,61 @@ def recover(dir_fd: int) -> list[Outcome] | None:
 
 
 def release_heirs(
-    holds: Iterable[Hold], pids: Iterable[int], held: Iterable[Key] = ()
+    holds: Iterable[Hold], groups: Iterable[Iterable[int]], held: Iterable[Key] = ()
 ) -> list[Outcome]:
-    """Give threads that inherited a narrowed affinity the one that they would have had.
+    """Give threads that inherited what is held what they would have had.
 
-    A thread passes its CPUs on to the threads and processes that it starts:
-    tool processes of an agent would stay on its home CPU for ever. An heir is
-    a thread of ``pids`` that started after a hold began and has exactly the
-    CPUs of that hold; held threads themselves are none.
+    A thread passes its CPUs, its scheduling attributes and its I/O priority on
+    to the threads and processes that it starts: tool processes of an agent
+    would stay on its home CPU for ever. ``groups``: processes of each agent.
+    An heir is one of their threads that started after a hold on a thread of
+    its process or of an ancestor began, and has exactly the value of that
+    hold; ``held`` threads themselves are none.
     """
-    affinities = [hold for hold in holds if hold.kind == "affinity"]
-    if not affinities:
+    holds, known = list(holds), set(held)
+    known.update(hold.key for hold in holds)
+    tids = {(kind, split_thread(target)[1]) for kind, target in known if kind in THREAD_KINDS}
+    affinities = _by_process(holds, "affinity")
+    attributes = {kind: _by_process(holds, kind) for kind in THREAD_KNOBS}
+    outcomes = []
+    for group in map(list, groups):
+        outcomes += _release_affinities(affinities, group, tids)
+        for pid in group:
+            for kind, holders in attributes.items():
+                for tid in _threads(pid) if holders else ():
+                    if (kind, tid) not in tids:
+                        outcomes += _release_attribute(kind, pid, tid, holders)
+    return outcomes
+
+
+def _by_process(holds: Iterable[Hold], kind: str) -> dict[int, list[Hold]]:
+    found: dict[int, list[Hold]] = {}
+    for hold in holds:
+        if hold.kind == kind:
+            found.setdefault(split_thread(hold.target)[0], []).append(hold)
+    return found
+
+
+def _release_affinities(
+    holders: dict[int, list[Hold]], group: list[int], known: set[tuple[str, int]]
+) -> list[Outcome]:
+    """Those of one group. A tool that has lost its parent is taken for its agent's other heir."""
+    if not holders:
         return []
-    holders: dict[int, list[Hold]] = {}
-    for hold in affinities:
-        holders.setdefault(split_thread(hold.target)[0], []).append(hold)
     # As sched_getaffinity tells it: without the CPUs that are offline.
     online = cpu_set("online")
-    values = {value for hold in affinities for value in hold.ours}
+    values = {value for mine in holders.values() for hold in mine for value in hold.ours}
     masks = {value: parse_cpus(value) & online for value in values}
     narrowed = set(masks.values())
-    known = {split_thread(target)[1] for kind, target in held if kind == "affinity"}
-    known.update(split_thread(hold.target)[1] for hold in affinities)
-    # An agent's tool may have lost its parent. What was demoted is no agent's: no such guess.
-    homes = [hold for hold in affinities if hold.policy != "demote"]
+    # What was demoted is no agent's: no such guess.
+    homes = [hold for pid in group for hold in holders.get(pid, ()) if hold.policy != "demote"]
     outcomes = []
-    for pid in pids:
+    for pid in group:
         for tid in _threads(pid):
             try:
-                if tid in known or (mask := frozenset(os.sched_getaffinity(tid))) not in narrowed:
+                if ("affinity", tid) in known:
+                    continue
+                if (mask := frozenset(os.sched_getaffinity(tid))) not in narrowed:
                     continue
             except OSError:
                 continue
@@ -142,59 +174,39 @@ def release_heirs(
                 continue
             for hold in holders.get(_holder(pid, holders), homes):
                 if stat.start >= hold.at and mask in (masks[v] for v in hold.ours):
-                    outcomes.append(_release(f"{pid}/{tid}/{stat.start}", hold))
+                    target = f"{pid}/{tid}/{stat.start}"
+                    outcomes.append(_release(target, hold, hold.original))
                     break
-    return outcomes
-
-
-def release_attributes(
-    holds: Iterable[Hold], pids: Iterable[int], held: Iterable[Key] = ()
-) -> list[Outcome]:
-    """The same for what knobs_sched.py sets: slice, clamp, scheduling policy, I/O priority.
-
-    An heir is a thread of ``pids`` that started after a hold on a thread of
-    its process or of an ancestor began, and has exactly the value of that hold.
-    """
-    by_kind: dict[str, dict[int, list[Hold]]] = {}
-    for hold in holds:
-        if hold.kind in THREAD_KNOBS:
-            by_pid = by_kind.setdefault(hold.kind, {})
-            by_pid.setdefault(split_thread(hold.target)[0], []).append(hold)
-    known = {(kind, split_thread(target)[1]) for kind, target in held if kind in THREAD_KNOBS}
-    known.update(
-        (hold.kind, split_thread(hold.target)[1]) for hold in holds if hold.kind in by_kind
-    )
-    outcomes = []
-    for pid in pids if by_kind else ():
-        for tid in _threads(pid):
-            for kind, holders in by_kind.items():
-                if (kind, tid) not in known:
-                    outcomes += _release_attribute(kind, pid, tid, holders)
     return outcomes
 
 
 def _release_attribute(
     kind: str, pid: int, tid: int, holders: dict[int, list[Hold]]
 ) -> list[Outcome]:
+    knob = THREAD_KNOBS[kind]
     values = {value for mine in holders.values() for hold in mine for value in hold.ours}
     try:
-        now = THREAD_KNOBS[kind].get(tid)
+        now = knob.get(tid)
     except OSError:
         return []
-    stat = thread_stat(pid, tid) if now in values else None
+    stat = thread_stat(pid, tid) if any(knob.ours(now, value) for value in values) else None
     if stat is None:
         return []
     for hold in holders.get(_holder(pid, holders), ()):
-        if stat.start >= hold.at and now in hold.ours and now != hold.original:
-            return [_release(f"{pid}/{tid}/{stat.start}", hold)]
+        if (
+            stat.start >= hold.at
+            and any(knob.ours(now, value) for value in hold.ours)
+            and not knob.ours(now, hold.original)
+        ):
+            return [_release(f"{pid}/{tid}/{stat.start}", hold, knob.back(now, hold.original))]
     return []
 
 
-def _release(target: str, hold: Hold) -> Outcome:
+def _release(target: str, hold: Hold, back: str) -> Outcome:
     knob = KNOBS[hold.kind]
-    text = f"{knob.label(target)}: inherited, -> {hold.original}"
+    text = f"{knob.label(target)}: inherited, -> {back}"
     try:
-        knob.write(target, hold.original)
+        knob.write(target, back)
     except KnobError as error:
         text = f"{text}: {error}"
     return Outcome(hold.policy, hold.kind, target, text)
