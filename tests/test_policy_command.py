@@ -198,6 +198,18 @@ class TestOnTheKernel:
         assert process.returncode == 1
         assert "reverted by 'agenttop policy revert'" in out
 
+    def test_a_bundle_is_reverted_whole(self, shell: Shell, victim: Victim) -> None:
+        before = machine(victim)
+        process = shell.apply(victim)
+        code, out, _ = shell.run("policy", "revert", "quiet-home")
+        assert (code, out.splitlines()[-1]) == (0, "reverted home")
+        assert victim.masks() == before["masks"]
+        assert machine(victim) != before
+        code, out, _ = shell.run("policy", "revert", "all-safe")
+        assert (code, out) == (0, "all-safe holds nothing\n")
+        process.terminate()
+        process.communicate(timeout=10)
+
     def test_a_second_apply_is_refused(self, shell: Shell, victim: Victim) -> None:
         process = shell.apply(victim)
         code, _, err = shell.run(

@@ -406,10 +406,10 @@ def test_energy_counters_go_on_when_they_wrap(
 # --------------------------------------------------------------------------- in earnest
 
 
-def start(state: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(state: Path, *arguments: object, **environ: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "agenttop", "policy", "trial", *map(str, arguments)],
-        env={**os.environ, "AGENTTOP_STATE": str(state), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "AGENTTOP_STATE": str(state), "PYTHONUNBUFFERED": "1", **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -424,7 +424,7 @@ def limits() -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("nonsense",), "no policy 'nonsense'"),
+        (("nonsense",), "no policy or bundle 'nonsense'"),
         (("guard", "--rounds", "0"), "0 is not within 1 and 1000"),
         (("guard", "--block", "x"), "invalid number value"),
         (("guard", "--agent", "nope"), "nope"),
@@ -494,6 +494,23 @@ def test_a_signal_ends_it_and_everything_is_given_back(tmp_path: Path, number: i
     while limits() != before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert limits() == before
+
+
+@needs_root
+def test_a_bundle_is_tried_as_one(tmp_path: Path) -> None:
+    needs_bpf()
+    bundles = tmp_path / "config/agenttop/policies"
+    bundles.mkdir(parents=True)
+    # A machine without cpufreq and uclamp has no floor: it is left out, and said so.
+    (bundles / "both.yaml").write_text("title: t\npolicies: {home: {}, vfs: {}, floor: {}}\n")
+    process = start(
+        tmp_path / "state", "both", "--block", 0.5, "--agent", "comm:^no-such-agent$",
+        XDG_CONFIG_HOME=str(tmp_path / "config"),
+    )  # fmt: skip
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "agenttop: home + vfs" in err
+    assert "no agents found" in err.splitlines()[-1]
 
 
 @needs_root

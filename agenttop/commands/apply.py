@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from agenttop import ending
-from agenttop.commands.look import Look, left_out, looking
+from agenttop.commands.look import Look, looking
 from agenttop.errors import UserError
 from agenttop.format import clean, duration
 from agenttop.model import Budget, Event
 from agenttop.options import number
 from agenttop.policies import bundles
+from agenttop.policies.asked import left_out
 from agenttop.policies.base import Targets
 from agenttop.policies.catalog import parse_set
 from agenttop.policies.manager import PolicyManager

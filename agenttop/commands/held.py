@@ -8,19 +8,16 @@ import time
 
 from agenttop import paths
 from agenttop.errors import UserError
-from agenttop.policies import lock
+from agenttop.policies import bundles, lock
 from agenttop.policies.guardian import REQUEST
 from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
 from agenttop.policies.knobs import KNOBS, KnobError
 from agenttop.policies.lease import kept
-from agenttop.policies.manager import PolicyManager
 
 
 def revert(name: str | None) -> int:
     """``agenttop policy revert``: have the guardian give them back."""
-    manager = PolicyManager()
-    if name is not None:
-        manager.reason(name)
+    names = None if name is None else bundles.expand([name], {})[0]
     try:
         owner = lock.owner(str(paths.state()))
         held = _held()
@@ -34,24 +31,30 @@ def revert(name: str | None) -> int:
         if not owner.guardian:
             print(f"no policy is applied (agenttop with pid {owner.pid} has its guardian ended)")
             return 0
-        policies = sorted({hold.policy for hold in held})
-        if name is not None and name not in policies:
+        held = [hold for hold in held if names is None or hold.policy in names]
+        if names is not None and not held:
             print(f"{name} holds nothing")
             return 0
-        _request(owner.guardian, name or "")
+        policies = sorted({hold.policy for hold in held})
+        # One request for all; else one after the other, as the guardian reads one at a time.
+        for policy in [""] if names is None else policies:
+            _request(owner.guardian, policy)
+            _wait(owner.guardian, {policy} if policy else None)
     except JournalError as error:
         raise UserError(str(error)) from None
+    for hold in held:
+        print(f"  {KNOBS[hold.kind].label(hold.target)}: given back")
+    print(f"reverted {', '.join(policies) or 'all'}")
+    return 0
+
+
+def _wait(guardian: int, policies: set[str] | None) -> None:
+    """Until these hold nothing any more. Raises UserError."""
     deadline = time.monotonic() + 2.0
-    while time.monotonic() < deadline:
-        left = [hold for hold in _held() if name in (None, hold.policy)]
-        if not left:
-            for hold in held:
-                if name in (None, hold.policy):
-                    print(f"  {KNOBS[hold.kind].label(hold.target)}: given back")
-            print(f"reverted {name or ', '.join(policies) or 'all'}")
-            return 0
+    while any(policies is None or hold.policy in policies for hold in _held()):
+        if time.monotonic() > deadline:
+            raise UserError(f"the guardian, pid {guardian}, did not revert: end it with SIGTERM")
         time.sleep(0.02)
-    raise UserError(f"the guardian, pid {owner.guardian}, did not revert: end it with SIGTERM")
 
 
 def _request(guardian: int, name: str) -> None:

@@ -1,21 +1,20 @@
-"""What the policy commands look at: the agents, and which policies can be had for them."""
+"""What the policy commands look at: the agents."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from agenttop.agents import Rules
-from agenttop.errors import UserError
-from agenttop.model import PolicyStatus
+from agenttop.policies.asked import available
 from agenttop.policies.base import Targets
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.targets import ProcTargets
-from agenttop.policies.window import NO_CHAINS, Window
+from agenttop.policies.window import Window
 from agenttop.privileges import why_no_bpf
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def looking(args: argparse.Namespace, manager: PolicyManager, names: list[str]) 
     rules = Rules.load(args.agents, args.agent)
     measured = _load(rules, manager) if Window.name in names else None
     try:
-        names[:] = _available(manager, names, args.name)
+        names[:] = available(manager, names, args.name)
         yield Look(rules, measured)
     finally:
         if measured is not None:
@@ -85,34 +84,3 @@ def _load(rules: Rules, manager: PolicyManager) -> Measured | None:
         return None
     manager.attach(measured.windows)
     return measured
-
-
-def _available(manager: PolicyManager, names: Iterable[str], asked: Iterable[str]) -> list[str]:
-    reasons = {name: manager.reason(name) for name in names}
-    lacking = {name: reason for name, reason in reasons.items() if reason}
-    there = [name for name in reasons if name not in lacking]
-    for name, reason in lacking.items():
-        if name in asked:
-            raise UserError(f"{name}: {reason}")
-    if not there:
-        each = "; ".join(f"{name}: {reason}" for name, reason in lacking.items())
-        raise UserError(f"none of these policies can be had here: {each}")
-    for name, reason in lacking.items():
-        left_out(name, reason)
-    return there
-
-
-def left_out(name: str, reason: str) -> None:
-    """Say that a bundle goes on without this policy."""
-    print(f"agenttop: left out {name}: {reason}", file=sys.stderr)
-
-
-def states(manager: PolicyManager) -> list[PolicyStatus]:
-    """Every policy as it can be had by a command, which loads the kernel side if need be."""
-    if reason := why_no_bpf():
-        manager.attach(None, reason)
-    found = manager.status()
-    for status in found:
-        if status.detail == NO_CHAINS:
-            status.state, status.detail = "off", ""
-    return found

@@ -17,7 +17,7 @@ from agenttop.schedule import BLOCK_S, MIN_ROUNDS, ROUNDS, SETTLE_S, Plan
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``agenttop policy trial``."""
     add = parser.add_argument
-    add("name", nargs="+", metavar="NAME", help="policies that are switched together")
+    add("name", nargs="+", metavar="NAME", help="policies and bundles that are switched together")
     add(
         "--rounds",
         type=options.count(1, 1000),
@@ -48,15 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the trial and tell. Exit code 0; 1 when it could not be finished."""
     from agenttop.agents import Rules
-    from agenttop.policies.catalog import check_name, parse_set
+    from agenttop.policies.asked import expanded
+    from agenttop.policies.catalog import parse_set
 
-    names = tuple(dict.fromkeys(args.name))
-    for name in names:
-        check_name(name)
-    settings = parse_set(args.set)
+    names, settings = expanded(args.name, parse_set(args.set))
     Rules.load(args.agents, args.agent)
     seed = {} if args.seed is None else {"seed": args.seed}
-    plan = Plan(names, args.rounds, args.block, args.settle, **seed)
+    plan = Plan(tuple(names), args.rounds, args.block, args.settle, **seed)
     # numpy and all that measures load only now.
     from agenttop import headless, trialrun
 

@@ -54,10 +54,9 @@ class Switching:
         """From the command line; sets the engine's delay. Raises UserError."""
         if not names:
             return None
-        from agenttop.policies.catalog import check_name
+        from agenttop.policies.asked import expanded
 
-        for name in names:
-            check_name(name)
+        names, engine.settings = expanded(names, engine.settings)
         rounds = _ENDLESS if seconds is None else int(seconds / _ROUND_S)
         if rounds < _LEAST:
             raise UserError(f"--switch needs --for {_LEAST * _ROUND_S:g} or more")
