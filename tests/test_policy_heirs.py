@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
+from agenttop.policies.chosen import Chosen
 from agenttop.policies.journal import Hold, open_state_dir, ticks
 from agenttop.policies.knobs import cpu_set, thread_stat
 from agenttop.policies.knobs_sched import SCHED_POLICY
@@ -187,3 +188,14 @@ def test_a_tool_that_lost_its_parent_is_its_agents_heir_and_nobody_elses() -> No
         (outcome,) = release_heirs([hold], [[agent.pid, child]], [hold.key])
         assert outcome.target.startswith(f"{child}/{child}/")
         assert os.sched_getaffinity(child) == every
+
+
+def test_a_process_that_got_a_chosen_ones_number_is_not_chosen() -> None:
+    chosen = Chosen(["comm:^heirtest$"])
+    with shell() as process:
+        assert [info.pid for info in chosen.find(targets())] == [process.pid]
+        known = chosen._known[process.pid]
+        chosen._known[process.pid] = known._replace(starttime=known.starttime - 1)
+        assert chosen.find(targets()) == []
+        # Looked at anew, it is a chosen one itself.
+        assert [info.pid for info in chosen.find(targets())] == [process.pid]

@@ -13,6 +13,7 @@ from agenttop import procinfo
 from agenttop.agents import is_own
 from agenttop.patterns import Pattern
 from agenttop.policies.base import Targets
+from agenttop.policies.knobs import thread_stat
 from agenttop.procinfo import ProcInfo
 from agenttop.programs import Program, programs
 
@@ -43,11 +44,16 @@ class Chosen:
         found: dict[int, ProcInfo] = {}
         while queue:
             pid = queue.pop()
+            if pid in found or pid in spared or pid <= 2 or pid not in infos:
+                continue
             info = infos[pid]
             # Without a command line: a kernel thread, or a zombie.
-            if pid in found or pid in spared or pid <= 2 or not info.cmdline:
+            if not info.cmdline or is_own(_names(info)):
                 continue
-            if is_own(_names(info)):
+            stat = thread_stat(pid, pid)
+            if stat is None or stat.start != info.starttime:
+                # Another process by now: the next look reads who it is.
+                del infos[pid]
                 continue
             found[pid] = info
             queue += children.get(pid, ())
