@@ -25,7 +25,7 @@ from agenttop.model import (
     Softnet,
 )
 from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
-from agenttop.rolling import BLOCK, Boundary, Figures, Ints, Sums, estimated, figures
+from agenttop.rolling import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
 from agenttop.words import (
     COMPUTE_PARTS,
     GATES,
@@ -200,14 +200,18 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
 
     def stat(row: int, steps: int, sum_ns: int) -> shot.Stat:
         # The counts are read a moment apart from the sums; a Stat counts the steps of its sum.
-        total, (p50, p99, p999) = totals[row], values[row]
+        total, known = totals[row], values[row]
+        marks: list[str] = []
         if total == 0:
             return shot.Stat(steps, sum_ns)
-        marks = (
-            [name for name, few in zip(_PERCENTILES, estimated(total), strict=True) if few]
-            if total < _SURE
-            else []
-        )
+        if total < _SURE:
+            rest = beyond(total)
+            # With no sample beyond it a percentile would be the longest under another name.
+            known = [ns if more else None for ns, more in zip(known, rest, strict=True)]
+            marks = [
+                name for name, more in zip(_PERCENTILES, rest, strict=True) if 0 < more < BEYOND
+            ]
+        p50, p99, p999 = known
         out = shot.Stat(steps, sum_ns, p50, p99, p999, maxima[row], marks)
         if view.hdr:
             from agenttop import hdr

@@ -88,8 +88,8 @@ def _document(what: str) -> _Document:
         SCHEMA_NAME,
         SCHEMA_VERSION,
         "What agenttop measured over an interval. null: not available here"
-        " (host.missing says why); values named in estimated rest on fewer than 5 samples"
-        " beyond them.",
+        " (host.missing says why), or a percentile that no sample lies beyond (p99 of under 100"
+        " steps); values named in estimated rest on fewer than 5 samples beyond them.",
     )
 
 

@@ -280,6 +280,11 @@ def figures(counts: Ints, lacking: Callable[[Ints], Ints] | None = None) -> Figu
     return Figures(total, values, maximum)
 
 
+def beyond(total: int) -> list[int]:
+    """For each of RATIOS: how many of ``total`` samples lie beyond it."""
+    return [total - (-(-total * part // whole)) for part, whole in RATIOS]
+
+
 def estimated(total: int) -> list[bool]:
     """For each of RATIOS: do fewer than BEYOND of ``total`` samples lie beyond it?"""
-    return [total - (-(-total * part // whole)) < BEYOND for part, whole in RATIOS]
+    return [samples < BEYOND for samples in beyond(total)]

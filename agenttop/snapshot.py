@@ -22,7 +22,7 @@ class Base(msgspec.Struct, omit_defaults=False):
 
 
 class Stat(Base):
-    """A measure over the interval."""
+    """A measure over the interval. A percentile that no sample lies beyond is None."""
 
     count: int = 0
     sum_ns: int = 0

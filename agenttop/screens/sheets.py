@@ -21,7 +21,7 @@ _WORDS = (
     ("step", "from one gate entry that blocked to the next of the same thread"),
     ("gate", "the system call in which a thread waits"),
     ("slowpath", "irq + softirq + ipi + idle_exit + queue + return: what the kernel adds"),
-    ("~", "an estimate: fewer than 5 samples lie beyond it"),
+    ("~", "an estimate: fewer than 5 samples lie beyond it (with none it is N/A)"),
     ("N/A", "cannot be had here; select it and the frame says why"),
 )
 

@@ -83,6 +83,8 @@ def explain(column: Column, agent: Agent, view: View) -> str:
             return f"N/A, {view.reason('chains')}"
         if column.unit == "ns" and not column.chains:
             return f"N/A, {view.reason('schedstat') or 'no time slice in the window'}"
+        if agent.steps:
+            return "N/A, too few steps: none lies beyond it (p99 needs 100, p99.9 1,000)"
         return "N/A, no step in the window: the agent waits"
     if text.startswith("~"):
         return f"{column.meaning} (~ estimate: fewer than 5 steps lie beyond it)"
