@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,89 @@ def test_only_values_that_a_knob_can_have_are_believed(record: dict[str, object]
     for hold in found.holds:
         assert "/.." not in hold.target
         assert hold.policy.isidentifier()
+
+
+class Full:
+    """A disk that takes ``room`` bytes more, as /run may do; in place of os.write."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room: int | None = None
+        self._write = os.write
+        monkeypatch.setattr(os, "write", self.write)
+
+    def write(self, fd: int, data: bytes) -> int:
+        if self.room is not None:
+            if not self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            data = data[: self.room]
+            self.room -= len(data)
+        return self._write(fd, data)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Full:
+    return Full(monkeypatch)
+
+
+@pytest.mark.parametrize("room", [0, 1, 40])
+def test_what_was_refused_is_not_held_and_damages_nothing(
+    state: int, disk: Full, room: int
+) -> None:
+    writer = Journal(state)
+    writer.record([qos(0)])
+    disk.room = room
+    with pytest.raises(OSError, match="No space left"):
+        writer.record([qos(0, "n/a", "5"), qos(1), qos(1, "n/a", "7"), qos(0, "5", "9")])
+    assert held(state) == {"cpu0": ("0", ["n/a"])}
+    assert {key: hold.ours for key, hold in writer.holds.items()} == {("pm_qos", "cpu0"): ["n/a"]}
+    disk.room = None
+    writer.record([qos(2)])
+    assert held(state) == {"cpu0": ("0", ["n/a"]), "cpu2": ("0", ["n/a"])}
+
+
+def test_a_first_line_that_was_refused_leaves_no_hold(state: int, disk: Full) -> None:
+    disk.room = 10
+    writer = Journal(state)
+    with pytest.raises(OSError, match="No space left"):
+        writer.record([qos(0)])
+    assert writer.holds == {}
+    assert load(state) is None
+
+
+def test_giving_back_needs_no_room(state: int, disk: Full) -> None:
+    writer = Journal(state)
+    writer.record([qos(0), qos(1), qos(2)])
+    disk.room = 30
+    writer.undone([("pm_qos", "cpu0")])
+    # It still tells of that one, which does no harm; nothing else is lost.
+    assert held(state).keys() == {"cpu0", "cpu1", "cpu2"}
+    disk.room = None
+    writer.undone([("pm_qos", "cpu1")])
+    assert held(state) == {"cpu2": ("0", ["n/a"])}
+    disk.room = 0
+    writer.undone([("pm_qos", "cpu2")])
+    assert load(state) is None
+
+
+def test_a_new_file_that_could_not_be_synced_is_written_once_more(
+    state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Journal(state)
+    writer.record([qos(0)])
+    sync = os.fsync
+
+    def refuse(fd: int) -> None:
+        if fd == state:  # The file has its name by then.
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refuse)
+        broken.setattr(journal, "COMPACT_BYTES", 1)
+        with pytest.raises(OSError, match="Input/output error"):
+            writer.record([qos(1)])
+    writer.record([qos(2)])
+    assert held(state).keys() == {"cpu0", "cpu2"}
 
 
 # --------------------------------------------------------------------------- strangers

@@ -237,21 +237,34 @@ class Journal:
         self.holds: dict[Key, Hold] = {hold.key: hold for hold in holds}
 
     def record(self, changes: Iterable[Change]) -> None:
-        """Note changes that are about to be made; returns when the disk has them."""
+        """Note changes that are about to be made; returns when the disk has them.
+
+        Raises OSError and JournalError; then none of them is noted.
+        """
         lines = []
+        noted = []
         at = ticks()
         for change in changes:
-            hold = self.holds.get(change.key)
-            if hold is None:
-                self.holds[change.key] = Hold(*change[:4], [change.after], at)
-            elif change.after not in hold.ours:
+            hold = self.holds.setdefault(change.key, Hold(*change[:4], [], at))
+            if change.after not in hold.ours:
                 hold.ours.append(change.after)
+                noted.append(hold)
             lines.append(_line(_set(*change, at)))
-        if lines:
-            self._append(b"".join(lines))
+        try:
+            if lines:
+                self._append(b"".join(lines))
+        except (OSError, JournalError):
+            for hold in noted:
+                hold.ours.pop()
+                if not hold.ours:
+                    del self.holds[hold.key]
+            raise
 
     def undone(self, keys: Iterable[Key]) -> None:
-        """Note knobs that are no longer held; removes the journal with the last of them."""
+        """Note knobs that are no longer held; removes the journal with the last of them.
+
+        A disk that is full is no error: the file tells of knobs that are as they were found.
+        """
         lines = []
         for key in keys:
             if self.holds.pop(key, None) is not None:
@@ -259,7 +272,10 @@ class Journal:
         if not self.holds:
             self._remove()
         elif lines:
-            self._append(b"".join(lines))
+            try:
+                self._append(b"".join(lines))
+            except OSError:
+                pass  # The next line that finds room writes the whole file anew.
 
     def keep(self) -> None:
         """Note that what is held is to stay; the writer's last line."""
@@ -276,8 +292,13 @@ class Journal:
             # A new file has all holds, so the lines to append are in it already.
             self._rewrite()
             return
-        _write_all(self._fd, data)
-        os.fdatasync(self._fd)
+        try:
+            _write_all(self._fd, data)
+            os.fdatasync(self._fd)
+        except OSError:
+            # The last line may be torn, and the next would be glued to it: a new file then.
+            self.close()
+            raise
         self._size += len(data)
 
     def _rewrite(self) -> None:
@@ -302,6 +323,8 @@ class Journal:
             os.fsync(self._dir_fd)
         except BaseException:
             os.close(fd)
+            # The file that was written so far may have been replaced already.
+            self.close()
             raise
         self.close()
         self._fd = fd
