@@ -65,6 +65,20 @@ def test_it_stays_small_however_often_knobs_change(state: int) -> None:
     assert held(state) == {"cpu0": ("0", ["1", "2", "3"]), "cpu1": ("0", ["n/a"])}
 
 
+@pytest.mark.parametrize("threads", [1, 2000])
+def test_what_is_kept_is_marked_so_however_much_it_is(state: int, threads: int) -> None:
+    writer = Journal(state)
+    names = [f"{10_000 + n}/{10_000 + n}/7654321" for n in range(threads)]
+    writer.record(Change("demote", "sched_policy", name, "OTHER:0", "IDLE:0") for name in names)
+    writer.keep()
+    writer.close()
+    assert (path(state).stat().st_size > journal.COMPACT_BYTES) == (threads > 1)
+    found = load(state)
+    assert found is not None
+    assert found.kept
+    assert [hold.target for hold in found.holds] == names
+
+
 def test_a_journal_of_an_earlier_boot_is_known_as_such(
     state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,7 +279,7 @@ class Journal:
 
     def keep(self) -> None:
         """Note that what is held is to stay; the writer's last line."""
-        self._append(_line({"op": "kept"}))
+        self._rewrite(_line({"op": "kept"}))
 
     def close(self) -> None:
         """Close the file; what is held stays in it."""
@@ -301,14 +301,15 @@ class Journal:
             raise
         self._size += len(data)
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, last: bytes = b"") -> None:
+        """A new file with all holds, and a last line."""
         lines = [_line(_header())]
         for hold in self.holds.values():
             for after in hold.ours:
                 lines.append(
                     _line(_set(hold.policy, hold.kind, hold.target, hold.original, after, hold.at))
                 )
-        data = b"".join(lines)
+        data = b"".join(lines) + last
         temporary = NAME + ".new"
         try:
             os.unlink(temporary, dir_fd=self._dir_fd)
