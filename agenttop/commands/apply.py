@@ -73,8 +73,10 @@ def _hold(
     """Until the time is over or a signal comes; whether something went wrong."""
     for name in names:
         events = manager.set(name, True, look.targets)
-        if error := next((e.text for e in events if e.kind == "error"), None):
-            raise UserError(error)
+        errors = [e.text for e in events if e.kind == "error"]
+        # One that is on all the same is about what an earlier agenttop had left.
+        if errors and not manager.is_on(name):
+            raise UserError(errors[-1])
         _show(events)
     if args.keep:
         return _show(manager.keep())

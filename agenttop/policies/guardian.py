@@ -75,7 +75,11 @@ class Guardian:
         self._urgency = Urgency()
         self._aside = Aside()
         self._dir_fd = dir_fd
-        self._journal = Journal(dir_fd)
+        left = journals.load(dir_fd)
+        self._journal = Journal(dir_fd, left.holds if left and left.this_boot else ())
+        #: Held knobs that could not be given back, by us or before us: tried again before
+        #: anybody gets them, and at the end.
+        self._left = set(self._journal.holds)
         self._kept = False
         self._signals: set[int] = set()
         self._deadline = time.monotonic() + LEASE_S
@@ -202,6 +206,7 @@ class Guardian:
 
     def _apply(self, changes: list[Change]) -> list[list[str]]:
         """Write knobs, journal first: for each [status, text], see lease.Result."""
+        self._try_again(changes)
         found = [self._check(change) for change in changes]
         fresh = {change.key for change in changes} - self._journal.holds.keys()
         try:
@@ -228,6 +233,7 @@ class Guardian:
         """Have knobs follow the kernel's cells: journalled once, tried once, then left to it."""
         if self._watch is None:
             return [["refused", "the guardian sees no windows"]] * len(changes)
+        self._try_again(changes)
         held = self._journal.holds
         # One that gets another value starts anew, from the value that it was found with.
         anew = {c.key: held[c.key].original for c in changes if c.key in self._watch}
@@ -258,14 +264,22 @@ class Guardian:
                 self._aside.update(False, 0)
             else:
                 self._watch.forget(keys)
-        return undo_all(self._journal, keys)
+        outcomes = undo_all(self._journal, keys)
+        self._left.update((o.kind, o.target) for o in outcomes if not o.settled)
+        self._left.intersection_update(self._journal.holds)
+        return outcomes
+
+    def _try_again(self, changes: list[Change]) -> None:
+        """Give back what could not be given back, if it is wanted by somebody now."""
+        if keys := [change.key for change in changes if change.key in self._left]:
+            self._undo(keys)
 
     def _keep(self) -> list[Outcome]:
         """Leave everything applied; give back what lives only as long as we do."""
         watch = self._watch
         ours = [k for k in self._journal.holds if k[0] == "cpu_latency" or (watch and k in watch)]
-        outcomes = self._undo(ours)
-        if self._journal.holds:
+        outcomes = self._undo([*ours, *self._left])
+        if self._journal.holds.keys() - self._left:
             # If this fails, everything is undone.
             self._journal.keep()
             self._kept = True
@@ -277,6 +291,8 @@ class Guardian:
         hold = self._journal.holds.get(change.key)
         if self._watch is not None and change.key in self._watch and hold is not None:
             return "refused", f"the policy {hold.policy} holds it"
+        if hold is not None and change.key in self._left:
+            return "refused", f"what {hold.policy} had set could not be given back yet"
         try:
             current = knob.read(change.target)
         except KnobError as error:

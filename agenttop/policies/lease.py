@@ -245,7 +245,7 @@ class Lease:
         except subprocess.TimeoutExpired:
             pass
         self._end_guardian()
-        return outcomes + self._repair()
+        return self._repair(outcomes)
 
     # ----------------------------------------------------------------- the channel
 
@@ -307,15 +307,18 @@ class Lease:
             except subprocess.TimeoutExpired:
                 pass
         self._end_guardian()
-        return Notice(message["why"], outcomes + self._repair(), True)
+        return Notice(message["why"], self._repair(outcomes), True)
 
-    def _repair(self) -> list[Outcome]:
+    def _repair(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Undo what the guardian has left; ``outcomes``: what it did, to which that is added."""
         try:
-            return self._recover() or []
+            again = self._recover() or []
         except JournalError as error:
-            return [Outcome("", "", "", str(error), settled=False)]
+            return [*outcomes, Outcome("", "", "", str(error), settled=False)]
         finally:
             lock.release(self._lock)
+        # What it could not give back is told of as it is now, once.
+        return [outcome for outcome in outcomes if outcome.settled] + again
 
     def _recover(self) -> list[Outcome] | None:
         dir_fd = open_state_dir(self._state_dir)

@@ -310,7 +310,7 @@ class PolicyManager:
         return events
 
     def _look_back(self) -> list[Event]:
-        """Once, at the start: repair what a dead agenttop left."""
+        """Once, at the start: repair what an earlier agenttop left."""
         self._looked_back = True
         if self._readonly or not os.path.isfile(os.path.join(self._state_dir, JOURNAL)):
             return []
@@ -470,7 +470,7 @@ class PolicyManager:
     def _repaired(self, outcomes: list[Outcome] | None) -> list[Event]:
         if outcomes is None:
             return []
-        text = _summary("an agenttop that was killed had left changes", outcomes)
+        text = _summary("an earlier agenttop had left changes", outcomes)
         return [event("warning", text), *self._lines(outcomes)]
 
     def _lines(self, outcomes: Iterable[Outcome]) -> list[Event]:

@@ -1,0 +1,204 @@
+"""What cannot be given back at once: never forgotten, tried again, told of once each time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agenttop.model import Event
+from agenttop.policies.guardian import Guardian
+from agenttop.policies.journal import Journal, load, open_state_dir
+from agenttop.policies.knobs import KNOBS, Change, KnobError
+from agenttop.policies.knobs_files import Sysctl
+from agenttop.policies.manager import PolicyManager
+from agenttop.policies.vfs import NAME
+from tests.policying import needs_root
+from tests.policying_files import Trees, targets, use
+from tests.test_policy_command import Shell
+
+BUDGET = "net.core.netdev_budget"
+
+
+class Stubborn(Sysctl):
+    """A sysctl that cannot be read, or written, while it is told so."""
+
+    readable = writable = True
+    #: Not readable any more from the next write on.
+    breaks = False
+
+    def read(self, target: str) -> str | None:
+        if not self.readable:
+            raise KnobError("Device or resource busy")
+        return super().read(target)
+
+    def write(self, target: str, value: str) -> None:
+        if not self.writable:
+            raise KnobError("Permission denied")
+        super().write(target, value)
+        self.readable = self.readable and not self.breaks
+
+
+@pytest.fixture
+def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trees:
+    trees = use(tmp_path, monkeypatch)
+    trees.sysctl(NAME, "100")
+    trees.sysctl(BUDGET, "300")
+    return trees
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[int]:
+    fd = open_state_dir(str(tmp_path / "state"))
+    assert fd is not None
+    yield fd
+    os.close(fd)
+
+
+def change(name: str, before: str, after: str, policy: str = "vfs") -> Change:
+    return Change(policy, "sysctl", name, before, after)
+
+
+def held(state: int) -> dict[str, tuple[str, list[str]]]:
+    found = load(state)
+    return {hold.target: (hold.original, hold.ours) for hold in found.holds} if found else {}
+
+
+def told(events: list[Event]) -> list[tuple[str, str]]:
+    return [(event.kind, event.text) for event in events if event.kind in ("warning", "error")]
+
+
+# --------------------------------------------------------------------------- a later agenttop
+
+
+@pytest.fixture
+def stuck(trees: Trees, state: int) -> Path:
+    """The limit of a CPU as a killed agenttop has left it; just now it is no file."""
+    file = trees.sys / "devices/system/cpu/cpu0/power/pm_qos_resume_latency_us"
+    file.mkdir(parents=True)
+    journal = Journal(state)
+    journal.record([Change("guard", "pm_qos", "cpu0", "0", "5")])
+    journal.close()
+    return file
+
+
+def mend(stuck: Path) -> None:
+    stuck.rmdir()
+    stuck.write_text("5\n")
+
+
+STUCK = "pm_qos_resume_latency_us: could not be restored to 0: Is a directory"
+
+
+def test_a_start_that_cannot_repair_leaves_it_to_the_next(
+    stuck: Path, state: int, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        summary, line = told(PolicyManager(tmp_path / "state").tick(targets()))
+        assert summary[1].endswith("had left changes, 1 could not be restored")
+        assert line[0] == "error"
+        assert line[1].endswith(STUCK)
+        assert held(state) == {"cpu0": ("0", ["5"])}
+    mend(stuck)
+    (line,) = told(PolicyManager(tmp_path / "state").tick(targets()))
+    assert line[1].endswith("had left changes: 1 restored")
+    assert stuck.read_text() == "0"
+    assert load(state) is None
+
+
+@needs_root
+def test_other_policies_leave_it_in_the_journal(
+    stuck: Path, trees: Trees, state: int, tmp_path: Path
+) -> None:
+    manager = PolicyManager(tmp_path / "state")
+    assert [kind for kind, _ in told(manager.set("vfs", True, targets()))] == ["warning", "error"]
+    assert manager.is_on("vfs")
+    assert held(state) == {"cpu0": ("0", ["5"]), NAME: ("100", ["50"])}
+    (line,) = told(manager.close())
+    assert line[1].endswith(STUCK)
+    assert held(state) == {"cpu0": ("0", ["5"])}
+    assert Path(trees.proc / "sys/vm/vfs_cache_pressure").read_text() == "100"
+
+
+@needs_root
+def test_it_is_given_back_at_the_end_of_whatever_comes_next(
+    stuck: Path, state: int, tmp_path: Path
+) -> None:
+    manager = PolicyManager(tmp_path / "state")
+    manager.set("vfs", True, targets())
+    mend(stuck)
+    manager.set("vfs", False, targets())
+    assert stuck.read_text() == "0"
+    assert load(state) is None
+
+
+@needs_root
+def test_commands_go_on_beside_it(stuck: Path, state: int, tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "state")
+    code, out, _ = shell.run("policy", "apply", "vfs", "--for", "0.2")
+    assert code == 1
+    assert "vfs on: " in out
+    assert out.endswith(f"{STUCK}\n")
+    mend(stuck)
+    code, out, _ = shell.run("restore")
+    assert code == 0
+    assert out.endswith("pm_qos_resume_latency_us: 5 -> 0\n")
+
+
+# --------------------------------------------------------------------------- the guardian itself
+
+
+@pytest.fixture
+def knob(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> Stubborn:
+    knob = Stubborn()
+    monkeypatch.setitem(KNOBS, "sysctl", knob)
+    return knob
+
+
+@pytest.fixture
+def guardian(state: int, knob: Stubborn, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guardian]:
+    """In this process, whose signals stay its own."""
+    for name in ("signal", "set_wakeup_fd", "pthread_sigmask"):
+        monkeypatch.setattr(signal, name, lambda *_, **__: None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        yield Guardian(theirs.detach(), -1, state)
+
+
+def test_a_knob_that_waits_to_be_given_back_is_nobody_elses(
+    guardian: Guardian, knob: Stubborn, state: int
+) -> None:
+    assert guardian._apply([change(NAME, "100", "50")]) == [["ok", ""]]
+    knob.writable = False
+    (outcome,) = guardian._undo([("sysctl", NAME)])
+    assert not outcome.settled
+    ((status, text),) = guardian._apply([change(NAME, "50", "20", "second")])
+    assert (status, text) == ("refused", "what vfs had set could not be given back yet")
+    assert held(state) == {NAME: ("100", ["50"])}
+    knob.writable = True
+    # Given back first: what was planned for the old value is planned anew.
+    assert guardian._apply([change(NAME, "50", "20", "second")]) == [["changed", "100"]]
+    assert load(state) is None
+    assert guardian._apply([change(NAME, "100", "20", "second")]) == [["ok", ""]]
+    assert held(state) == {NAME: ("100", ["20"])}
+    (outcome,) = guardian._undo(None)
+    assert outcome.text == f"{NAME}: 20 -> 100"
+
+
+def test_what_waits_to_be_given_back_is_not_kept(
+    guardian: Guardian, knob: Stubborn, state: int
+) -> None:
+    guardian._apply([change(NAME, "100", "50")])
+    knob.writable = False
+    guardian._undo([("sysctl", NAME)])
+    assert [outcome.settled for outcome in guardian._keep()] == [False]
+    found = load(state)
+    assert found is not None
+    assert not found.kept
+    knob.writable = True
+    assert [outcome.settled for outcome in guardian._keep()] == [True]
+    assert load(state) is None
