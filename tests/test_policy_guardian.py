@@ -202,3 +202,43 @@ def test_what_waits_to_be_given_back_is_not_kept(
     knob.writable = True
     assert [outcome.settled for outcome in guardian._keep()] == [True]
     assert load(state) is None
+
+
+def test_what_was_written_and_cannot_be_read_back_is_taken_back(
+    guardian: Guardian, knob: Stubborn, state: int
+) -> None:
+    knob.breaks = True
+    assert guardian._apply([change(NAME, "100", "50")]) == [["refused", "Device or resource busy"]]
+    knob.readable = True
+    assert knob.read(NAME) == "100"
+    assert load(state) is None
+
+
+def test_what_cannot_be_taken_back_either_stays_in_the_journal(
+    guardian: Guardian, knob: Stubborn, state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = knob.write
+
+    def once(target: str, value: str) -> None:
+        write(target, value)
+        knob.readable = knob.writable = False
+
+    with monkeypatch.context() as goes_offline:
+        goes_offline.setattr(knob, "write", once)
+        found = guardian._apply([change(NAME, "100", "50"), change(BUDGET, "300", "200")])
+    assert found == [["refused", "Device or resource busy"], ["refused", "Permission denied"]]
+    assert held(state) == {NAME: ("100", ["50"]), BUDGET: ("300", ["200"])}
+    knob.readable = knob.writable = True
+    assert [o.text for o in guardian._undo(None)] == [
+        f"{BUDGET}: is 300 again",
+        f"{NAME}: 50 -> 100",
+    ]
+    assert load(state) is None
+
+
+def test_what_was_refused_outright_is_not_held(
+    guardian: Guardian, knob: Stubborn, state: int
+) -> None:
+    knob.writable = False
+    assert guardian._apply([change(NAME, "100", "50")]) == [["refused", "Permission denied"]]
+    assert load(state) is None

@@ -220,12 +220,14 @@ class Guardian:
             if not status:
                 status, text = self._write(change)
                 if status == "changed" and change.key in fresh:
-                    status, text = self._take_back(change, text)
+                    status, text = "refused", f"the kernel makes {text[:40]} of {change.after}"
+                if status == "refused" and change.key in fresh and not self._take_back(change):
+                    self._left.add(change.key)
             results.append([status, text])
         self._journal.undone(
             change.key
             for change, (status, _) in zip(changes, results, strict=True)
-            if status != "ok" and change.key in fresh
+            if status != "ok" and change.key in fresh and change.key not in self._left
         )
         return results
 
@@ -318,13 +320,23 @@ class Guardian:
             return "gone", ""
         return ("ok", "") if knob.same(now, change.after) else ("changed", now)
 
-    def _take_back(self, change: Change, now: str) -> tuple[str, str]:
-        """A first write of which the kernel made another value: as if it had not been."""
+    def _take_back(self, change: Change) -> bool:
+        """After a first write that failed, or of which the kernel made another value.
+
+        Whether all is as if it had not been; what cannot even be read may have been written.
+        """
+        knob = KNOBS[change.kind]
         try:
-            KNOBS[change.kind].write(change.target, change.before)
+            now = knob.read(change.target)
+            if now is None or knob.same(now, change.before):
+                return True
         except KnobError:
             pass
-        return "refused", f"the kernel makes {now[:40]} of {change.after}"
+        try:
+            knob.write(change.target, change.before)
+        except KnobError:
+            return False
+        return True
 
     def _revert_requested(self) -> None:
         """SIGUSR1: give back one policy, or all."""
