@@ -149,6 +149,7 @@ def test_all_cpus_are_guarded_by_the_file_that_the_kernel_drops(
     device.touch()
     assert Guard().wanted(both, {}) == {("cpu_latency", "all"): "5"}
     assert Guard().wanted(targets({1: 100}, cpus=2), {}) == qos(cpu1="5")
+    assert Guard(Params(per_cpu=True)).wanted(both, {}) == qos(cpu0="5", cpu1="5")
 
 
 def test_without_idle_states_it_says_why(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

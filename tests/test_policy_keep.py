@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from agenttop.policies.base import Agent, Cpu, Targets
+from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
 from agenttop.policies.manager import PolicyManager
 from tests.loops import loop
-from tests.policying import needs_root, victims
+from tests.policying import cpu_latency, needs_qos, needs_root, victims
 from tests.test_policy_command import Shell
 
 pytestmark = needs_root
@@ -61,8 +65,6 @@ def test_it_stays_until_restore(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_the_next_engine_says_so_and_leaves_it(shell: Shell, tmp_path: Path) -> None:
-    from agenttop.policies.base import Targets
-
     keep(shell)
     events = PolicyManager(tmp_path / "state").tick(Targets(0))
     assert [e.kind for e in events] == ["warning"]
@@ -105,6 +107,62 @@ def test_status_tells_what_has_gone(shell: Shell) -> None:
         assert "has gone" not in shell.run("policy", "status")[1]
     assert "; has gone" in shell.run("policy", "status")[1]
     assert shell.run("restore")[0] == 0
+
+
+@needs_qos
+def test_a_guard_of_all_cpus_is_left_applied_too(shell: Shell) -> None:
+    cpus = sorted(cpu_set("online"))
+    before = [RESUME_LATENCY.read(f"cpu{cpu}") for cpu in cpus]
+    with contextlib.ExitStack() as stack:
+        agents = []
+        for cpu in cpus:
+            one = stack.enter_context(loop("--interval-us", 2000, "--for", 60))
+            os.sched_setaffinity(one.pid, {cpu})
+            one.go()
+            agents += ["--agent", f"pid:{one.pid}"]
+        code, out, err = shell.run(
+            *("policy", "apply", "guard", "vfs", "--keep", *agents),
+            *("--set", "guard.limit_us=1", "--set", "vfs.pressure=61"),
+        )
+    try:
+        assert code == 0, err
+        assert "guard, vfs left applied\n" in out
+        assert all(RESUME_LATENCY.read(f"cpu{cpu}") != "0" for cpu in cpus)
+    finally:
+        assert shell.run("restore")[0] == 0
+    assert [RESUME_LATENCY.read(f"cpu{cpu}") for cpu in cpus] == before
+
+
+@needs_qos
+@pytest.mark.parametrize("others", [(), ("vfs",)])
+def test_what_ends_with_its_writer_is_not_said_to_be_left(
+    shell: Shell, tmp_path: Path, others: tuple[str, ...]
+) -> None:
+    cpus = sorted(cpu_set("online"))
+    before = cpu_latency()
+    steps = dict.fromkeys(cpus, 100)
+    every = Targets(time.monotonic_ns(), (Agent(1, "one", cpu_steps=steps),), tuple(map(Cpu, cpus)))
+    settings = {"guard": {"limit_us": 1}, "vfs": {"pressure": 61}}
+    manager = PolicyManager(tmp_path / "state", settings=settings)
+    try:
+        for name in ("guard", *others):
+            manager.set(name, True, every)
+        assert cpu_latency() == 0
+        told = [event.text for event in manager.keep()]
+    finally:
+        manager.close()
+        assert shell.run("restore")[0] == 0
+    assert cpu_latency() == before
+    left = ["vfs left applied: 1 restored"] if others else []
+    undoes = ["'agenttop restore' undoes it"] if others else []
+    assert told == [*left, "guard: nothing of it is left applied", *undoes]
+
+
+def test_nothing_to_set_is_nothing_left(shell: Shell) -> None:
+    PRESSURE.write_text("61\n")
+    out = keep(shell)
+    assert out.endswith("! vfs: nothing of it is left applied\n")
+    assert shell.run("restore")[1] == "nothing to restore\n"
 
 
 def test_what_somebody_else_has_set_since_is_left_alone(shell: Shell) -> None:

@@ -19,6 +19,7 @@ from agenttop.policies import bundles
 from agenttop.policies.asked import left_out
 from agenttop.policies.base import Targets
 from agenttop.policies.catalog import parse_set
+from agenttop.policies.guard import Guard
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.window import Window
 
@@ -50,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{Window.name}: {_NOT_KEPT}")
         names.remove(Window.name)
         left_out(Window.name, _NOT_KEPT)
+    if args.keep:
+        # A limit for all CPUs at once lives only as long as its writer.
+        settings[Guard.name] = {**settings.get(Guard.name, {}), "per_cpu": True}
     manager = PolicyManager(settings=settings, verbose=True)
     # Noted and waited for: a signal never tears a request to the guardian apart.
     with looking(args, manager, names) as look, ending.noted() as wait:

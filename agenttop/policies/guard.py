@@ -14,7 +14,7 @@ raises it where power matters more.
 Knobs: /sys/devices/system/cpu/cpuN/power/pm_qos_resume_latency_us (PM QoS
 per CPU, shared by everybody: a stricter value of somebody else is kept), or
 /dev/cpu_dma_latency, which the kernel drops by itself with its holder, when
-all online CPUs get the same limit.
+all online CPUs get the same limit and ``per_cpu`` is not asked for.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Params(msgspec.Struct, frozen=True):
 
     #: Longest exit of an idle state that is left open, us.
     limit_us: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = DEFAULT_LIMIT_US
+    #: Each CPU's own file always: that is what can outlive its writer (--keep).
+    per_cpu: bool = False
 
 
 class Guard:
@@ -48,7 +50,9 @@ class Guard:
     title = "idle guard: no slow idle state where agents run"
 
     def __init__(self, params: Params | None = None) -> None:
-        self.limit_us = (params or Params()).limit_us
+        params = params or Params()
+        self.limit_us = params.limit_us
+        self._per_cpu = params.per_cpu
         self._limits = IdleLimits(self.limit_us)
         self.reset()
 
@@ -72,7 +76,8 @@ class Guard:
         }
         limits = {cpu: self._limits.limit(closed) for cpu, closed in self._closed.items()}
         self._kept = {}
-        if limits and limits.keys() == online and len(set(limits.values())) == 1:
+        same = limits.keys() == online and len(set(limits.values())) == 1
+        if same and not self._per_cpu:
             (limit,) = set(limits.values())
             if os.path.exists(CPU_LATENCY_DEVICE):
                 return {("cpu_latency", "all"): str(limit)}

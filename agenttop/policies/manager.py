@@ -264,14 +264,18 @@ class PolicyManager:
         except LeaseLostError as lost:
             return self._noticed(lost.notice)
         self._lease = None
-        names = [name for name, entry in self._entries.items() if entry.on]
-        for name in names:
-            self._now_off(self._entries[name], "")
-        return [
-            event("policy", _summary(f"{', '.join(names)} left applied", outcomes)),
-            *self._lines(outcomes),
-            event("policy", "'agenttop restore' undoes it"),
-        ]
+        ended = {(outcome.kind, outcome.target) for outcome in outcomes}
+        stays: dict[bool, list[str]] = {True: [], False: []}
+        for name, entry in self._entries.items():
+            if entry.on:
+                stays[not entry.held.keys() <= ended].append(name)
+                self._now_off(entry, "")
+        kept, nothing = ", ".join(stays[True]), ", ".join(stays[False])
+        events = [event("policy", _summary(f"{kept} left applied", outcomes))] if kept else []
+        if nothing:
+            events.append(event("warning", f"{nothing}: nothing of it is left applied"))
+        events += self._lines(outcomes)
+        return [*events, event("policy", "'agenttop restore' undoes it")] if kept else events
 
     # ----------------------------------------------------------------- ticking
 
