@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -507,12 +508,13 @@ class TestManaged:
     @pytest.fixture
     def manager(self, sys: Path) -> Iterator[PolicyManager]:
         tree(sys, XEON, cpus=2)
-        tracer = load("lite")
+        self.tracer = load("lite")
+        self.tracer.clear(CODER.slot)
         manager = PolicyManager(sys / "state")
-        manager.attach(tracer.windows)
+        manager.attach(self.tracer.windows)
         yield manager
         manager.close()
-        tracer.close()
+        self.tracer.close()
 
     def lines(self, manager: PolicyManager) -> list[str]:
         status = next(s for s in manager.status() if s.name == "window")
@@ -536,6 +538,47 @@ class TestManaged:
         assert [(sys / path.format(cpu)).read_text().strip() for cpu in (0, 1)] == ["0", "0"]
         manager.set("window", False, targets(CODER, cpus=2))
         assert not (sys / "state/journal").exists()
+
+    def test_an_armed_value_of_somebody_elses_stays(
+        self, manager: PolicyManager, sys: Path
+    ) -> None:
+        path = sys / "devices/system/cpu/cpu0/power/pm_qos_resume_latency_us"
+        manager.set("window", True, targets(CODER, cpus=2))
+        path.write_text("50\n")  # what a window would write, but none is open
+        events = manager.set("window", False, targets(CODER, cpus=2))
+        assert [e.text for e in events if e.kind == "warning"] == [
+            f"{path}: changed by somebody else since (now 50): left as it is"
+        ]
+        assert path.read_text() == "50\n"
+        assert not (sys / "state/journal").exists()
+
+    def test_an_armed_value_of_somebody_elses_is_told_and_ours_is_given_back(
+        self, manager: PolicyManager, sys: Path
+    ) -> None:
+        paths = sorted(sys.glob("devices/system/cpu/cpu?/power/pm_qos_resume_latency_us"))
+        manager.set("window", True, targets(CODER, cpus=2))
+        paths[0].write_text("50\n")
+        with loop("--interval-us", 500, "--for", 60) as one:
+            os.sched_setaffinity(one.pid, {0, 1})
+            self.tracer.assign({one.pid: CODER.slot}, {})
+            one.go()
+            drifted: list[str] = []
+            deadline = time.monotonic() + 20
+            for cpu in cycle((0, 1)):
+                os.sched_setaffinity(one.pid, {cpu})
+                drifted += [e.text for e in manager.tick(targets(CODER, cpus=2))]
+                time.sleep(0.05)
+                if drifted and paths[1].read_text() == "50":
+                    break
+                assert time.monotonic() < deadline
+            # The loop keeps the window on cpu1 open meanwhile.
+            events = manager.set("window", False, targets(CODER, cpus=2))
+        assert drifted == [
+            f"window drifted: {paths[0]}: now 50, set by somebody else (50 was ours)"
+        ]
+        left = [e.text for e in events if e.kind == "warning"]
+        assert left == [f"{paths[0]}: now 50, set by somebody else (50 was ours): left as it is"]
+        assert [path.read_text().strip() for path in paths] == ["50", "0"]
 
     def test_what_another_policy_holds_is_refused(self, manager: PolicyManager, sys: Path) -> None:
         manager.set("window", True, targets(CODER, cpus=2))

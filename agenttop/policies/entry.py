@@ -59,6 +59,17 @@ class Entry:
         self.held.pop(key, None)
         self.lines.pop(key, None)
 
+    def now(self, change: Change, thorough: bool) -> str | None:
+        """What a held knob is instead of ours, "" if it has gone; as Knob.drift. KnobError."""
+        knob = KNOBS[change.kind]
+        now = knob.drift(change.target, change.after, thorough)
+        if self.window is None:
+            return now
+        if now is None and self.window.foreign(change.key):
+            now = knob.read(change.target)
+        # As it was found: no window is open.
+        return None if now and knob.same(now, change.before) else now
+
     def drift(self, key: Key, now: str) -> Event:
         """Somebody else has set a knob that is held: left alone from now on."""
         self.drifted[key] = drifted(key, self.held[key].after, now)

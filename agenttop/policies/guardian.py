@@ -49,7 +49,7 @@ from agenttop.policies import journal as journals
 from agenttop.policies.aside import Aside
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change, KnobError
-from agenttop.policies.undo import Outcome, release_heirs, undo_all
+from agenttop.policies.undo import Outcome, left_alone, release_heirs, undo_all
 from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
 
@@ -257,19 +257,24 @@ class Guardian:
 
     def _undo(self, keys: list[journals.Key] | None) -> list[Outcome]:
         """Give knobs back (all of them without ``keys``), those first that are followed."""
+        theirs: dict[journals.Key, str] = {}
         if self._watch is not None:
             if keys is None:
                 self._poll.unregister(self._watch.fileno())
-                self._watch.close()
+                theirs = self._watch.close()
                 self._watch = None
                 self._urgency.update(False, 0)
                 self._aside.update(False, 0)
             else:
-                self._watch.forget(keys)
-        outcomes = undo_all(self._journal, keys)
+                theirs = self._watch.forget(keys)
+        holds = self._journal.holds
+        left = [left_alone(holds[key], now) for key, now in theirs.items()]
+        rest = [key for key in (holds if keys is None else keys) if key not in theirs]
+        outcomes = undo_all(self._journal, rest)
+        self._journal.undone(theirs)
         self._left.update((o.kind, o.target) for o in outcomes if not o.settled)
-        self._left.intersection_update(self._journal.holds)
-        return outcomes
+        self._left.intersection_update(holds)
+        return left + outcomes
 
     def _try_again(self, changes: list[Change]) -> None:
         """Give back what could not be given back, if it is wanted by somebody now."""

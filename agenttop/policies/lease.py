@@ -207,6 +207,7 @@ class Lease:
             batch, where = changes[start : start + BATCH], cells[start : start + BATCH]
             answers = self._request({"op": "follow", "changes": batch, "cells": where})
             results += [Result(c, *answer) for c, answer in zip(batch, answers, strict=True)]
+            self.figures.pop("foreign", None)  # Told before these began.
         return results
 
     def undo(self, keys: Sequence[Key]) -> list[Outcome]:

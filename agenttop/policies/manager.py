@@ -427,15 +427,13 @@ class PolicyManager:
         thorough = self._checks % THOROUGH == 0
         for entry in self._entries.values():
             lost = []
-            for (kind, target), change in entry.held.items():
-                now = KNOBS[kind].drift(target, change.after, thorough)
-                if now and entry.window and KNOBS[kind].same(now, change.before):
-                    now = None  # No window is open.
+            for key, change in entry.held.items():
+                now = entry.now(change, thorough)
                 if now is None:
                     continue
-                lost.append((kind, target))
+                lost.append(key)
                 if now:
-                    events.append(entry.drift((kind, target), now))
+                    events.append(entry.drift(key, now))
             # Takes them out of the journal; what somebody else has set stays.
             self._give_back(entry, lost)
             for left_alone in (entry.drifted, entry.refused):

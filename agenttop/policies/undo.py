@@ -44,8 +44,8 @@ def undo(hold: Hold) -> Outcome:
     knob = KNOBS[hold.kind]
     label = knob.label(hold.target)
 
-    def outcome(text: str, settled: bool = True, foreign: bool = False) -> Outcome:
-        return Outcome(hold.policy, hold.kind, hold.target, f"{label}: {text}", settled, foreign)
+    def outcome(text: str, settled: bool = True) -> Outcome:
+        return Outcome(hold.policy, hold.kind, hold.target, f"{label}: {text}", settled)
 
     try:
         current = knob.read(hold.target)
@@ -56,9 +56,7 @@ def undo(hold: Hold) -> Outcome:
                 return outcome("dropped by the kernel with its holder")
             return outcome(f"is {hold.original} again")
         if not any(knob.ours(current, value) for value in hold.ours):
-            return outcome(
-                f"changed by somebody else since (now {current}): left as it is", foreign=True
-            )
+            return left_alone(hold, current)
         back = _back(hold, current)
         knob.write(hold.target, back)
         now = knob.read(hold.target)
@@ -75,6 +73,13 @@ def _back(hold: Hold, current: str) -> str:
     if knob := THREAD_KNOBS.get(hold.kind):
         return knob.back(current, hold.original)
     return hold.original
+
+
+def left_alone(hold: Hold, now: str) -> Outcome:
+    """A knob that somebody else has set since, to ``now``: it is not written."""
+    label = KNOBS[hold.kind].label(hold.target)
+    text = f"{label}: changed by somebody else since (now {now}): left as it is"
+    return Outcome(hold.policy, hold.kind, hold.target, text, foreign=True)
 
 
 def undo_all(journal: Journal, keys: Iterable[Key] | None = None) -> list[Outcome]:

@@ -292,6 +292,10 @@ class Window:
                 events.append(Event(now_ns, "policy", text))
         return events
 
+    def foreign(self, key: Key) -> bool:
+        """Whether the guardian found a knob set by somebody else, maybe to the very same value."""
+        return list(key) in self.figures.get("foreign", ())
+
     # ----------------------------------------------------------------- on screen
 
     def budgets(self, now_ns: int) -> dict[str, Budget]:

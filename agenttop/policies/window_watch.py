@@ -97,6 +97,16 @@ class _Watched:
         else:
             self.knob.write(self.target, value)
 
+    def theirs(self) -> str | None:
+        """The value that somebody else has set, be it the armed one; None if nobody has."""
+        if self.in_force:
+            return None
+        try:
+            current = self.read()
+        except KnobError:
+            return None  # Who gives it back is told.
+        return None if current is None or self.knob.same(current, self.idle) else current
+
     def close(self) -> None:
         if self.file:
             self.file.close()
@@ -184,12 +194,19 @@ class Watch:
             # One that is held already is told of again with the next wake-up.
             self._cells[2 * cell + 1] = 0
 
-    def forget(self, keys: Iterable[Key]) -> None:
-        """These knobs are not followed any more. They stay as they are: undo what is in force."""
+    def forget(self, keys: Iterable[Key]) -> dict[Key, str]:
+        """These knobs are not followed any more; those that somebody else has set, and the value.
+
+        They stay as they are: undo the others. The journal alone cannot tell an
+        armed value of ours from the same one of somebody else.
+        """
+        theirs = {}
         for key in keys:
             watched = self._knobs.pop(key, None)
             if watched is None:
                 continue
+            if (now := watched.theirs()) is not None:
+                theirs[key] = now
             watched.close()
             for cell in watched.cells:
                 others = [one for one in self._by_cell[cell] if one is not watched]
@@ -197,6 +214,7 @@ class Watch:
                 if not others:
                     del self._by_cell[cell]
                     self._held.discard(cell)
+        return theirs
 
     # ----------------------------------------------------------------- following
 
@@ -262,18 +280,19 @@ class Watch:
         return True
 
     def _release(self, watched: _Watched) -> None:
-        watched.in_force = False
         try:
-            if (current := watched.read()) is None:
-                return
-            if not watched.knob.ours(current, watched.armed):
+            current = watched.read()
+            if current is None:
+                pass
+            elif not watched.knob.ours(current, watched.armed):
                 watched.foreign = True
-                return
-            watched.write(watched.idle)
+            else:
+                watched.write(watched.idle)
+                self._let_go += 1
         except KnobError as error:
             self._refuse(watched, str(error))
-            return
-        self._let_go += 1
+            return  # Still in force.
+        watched.in_force = False
 
     def _refuse(self, watched: _Watched, text: str) -> None:
         self._refused.append([*watched.key, text])
@@ -291,13 +310,15 @@ class Watch:
             "delays": self._all.told(),
             "slots": {str(slot): delays.told() for slot, delays in self._delays.items()},
             "refused": self._refused,
+            "foreign": [w.key for w in self._knobs.values() if w.foreign and not w.in_force],
         }
 
-    def close(self) -> None:
-        """Follow nothing any more; what is in force is undone by others."""
-        self.forget(list(self._knobs))
+    def close(self) -> dict[Key, str]:
+        """Follow nothing any more; as ``forget`` of all."""
+        theirs = self.forget(list(self._knobs))
         self._ring.close()
         self._cells.release()
         self._memory.close()
         for fd in self._fds:
             os.close(fd)
+        return theirs
