@@ -34,7 +34,7 @@ EDGE_BACKLOG: Final = 4096
 MANY: Final = 32
 #: Refreshes between counts of an agent's threads, while those measured stay the same.
 COUNT_EVERY: Final = 10
-#: Processes listed per agent.
+#: Processes told of in a Sample per agent.
 MAX_PIDS: Final = 64
 
 AgentKey = tuple[str, str, int, int]
@@ -54,6 +54,7 @@ class Agent:
     slot: int = layout.NO_SLOT
     #: The one thread that opted in, None for a tree.
     tid: int | None = None
+    #: All its processes, root first.
     pids: list[int] = field(default_factory=list)
     threads: list[Thread] = field(default_factory=list)
     alive: bool = True
@@ -64,15 +65,20 @@ class Agent:
     _cpu_base: int = 0
     _cpu_last: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def told(self) -> list[int]:
+        """Those of its processes that a Sample names."""
+        return self.pids[:MAX_PIDS]
+
     def cpu_ns(self) -> int:
-        """CPU time of its processes since they were first seen, monotonic."""
-        last = self._cpu_last
-        for pid in self.pids:
+        """CPU time of the processes that are told of since they were first seen, monotonic."""
+        last, pids = self._cpu_last, self.told
+        for pid in pids:
             now = process_cpu_ns(pid)
             if now is not None:
                 last[pid] = max(now, last.get(pid, 0))
-        if len(last) > len(self.pids):
-            for pid in last.keys() - set(self.pids):
+        if len(last) > len(pids):
+            for pid in last.keys() - set(pids):
                 self._cpu_base += last.pop(pid)
         return self._cpu_base + sum(last.values())
 
@@ -145,7 +151,8 @@ class Registry:
             if self._tracer is None:
                 agent.pids = list(one.pids)
             else:
-                self._adopt(agent, [pid for pid in one.pids if pid not in agent.pids])
+                known = set(agent.pids)
+                self._adopt(agent, [pid for pid in one.pids if pid not in known])
         if self._tracer is None:
             for key, agent in self._agents.items():
                 agent.alive = agent.alive and key in found
@@ -206,7 +213,7 @@ class Registry:
             tgids = tgids or set(agent.pids)  # the hash knows threads only
             rest = sorted(tgids - {agent.root})
             first = [agent.root] if agent.root in tgids else []
-            agent.pids = (first + rest)[:MAX_PIDS]
+            agent.pids = first + rest
             if agent.tid is not None:
                 agent.thread_count = 1
             elif self._refreshes % COUNT_EVERY < 2 or len(agent.threads) != agent.last_tracked:

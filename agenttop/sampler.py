@@ -190,7 +190,7 @@ class Sampler:
                     name=agent.name,
                     rule=agent.rule,
                     pid=agent.root,
-                    pids=list(agent.pids),
+                    pids=agent.told,
                     threads=agent.thread_count,
                     alive=agent.alive,
                     threads_tracked=len(agent.threads),
