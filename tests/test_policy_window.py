@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -76,6 +77,19 @@ def targets(*agents: Agent, cpus: int = 4, exits: dict[int, Exit] | None = None)
 
 CODER = Agent(1, "coder", (10,), (Thread(10, 10, 0),), {0: 100}, slot=7)
 SCAN = Agent(2, "scanner", (20,), (Thread(20, 20, 1),), {1: 100}, slot=8, background=True)
+
+
+#: What window and floor both set.
+FLOORS = ("floor", "performance floors")
+
+
+def domain(sys: Path, number: int, cpus: str) -> None:
+    """A frequency domain, 0.8 to 3 GHz."""
+    folder = sys / f"devices/system/cpu/cpufreq/policy{number}"
+    folder.mkdir(parents=True)
+    (folder / "cpuinfo_max_freq").write_text("3000000\n")
+    (folder / "scaling_min_freq").write_text("800000\n")
+    (folder / "affected_cpus").write_text(f"{cpus}\n")
 
 
 class TestWho:
@@ -170,12 +184,8 @@ class TestWhat:
     ) -> None:
         tree(sys, XEON)
         monkeypatch.setenv("AGENTTOP_PROC", str(tmp_path / "proc"))
-        for number, cpus in ((0, "0 1"), (2, "2 3")):
-            domain = sys / f"devices/system/cpu/cpufreq/policy{number}"
-            domain.mkdir(parents=True)
-            (domain / "cpuinfo_max_freq").write_text("3000000\n")
-            (domain / "scaling_min_freq").write_text("800000\n")
-            (domain / "affected_cpus").write_text(f"{cpus}\n")
+        domain(sys, 0, "0 1")
+        domain(sys, 2, "2 3")
         window, kernel = made(limit_us=500)
         assert window.wanted(targets(CODER), {}) == {
             ("cpufreq", "policy0/scaling_min_freq"): "1500000",
@@ -580,12 +590,35 @@ class TestManaged:
         assert left == [f"{paths[0]}: now 50, set by somebody else (50 was ours): left as it is"]
         assert [path.read_text().strip() for path in paths] == ["50", "0"]
 
-    def test_what_another_policy_holds_is_refused(self, manager: PolicyManager, sys: Path) -> None:
-        manager.set("window", True, targets(CODER, cpus=2))
-        events = manager.set("guard", True, targets(CODER, cpus=2))
-        assert {event.kind for event in events} == {"error"}
-        assert "window" in " ".join(event.text for event in events)
-        assert len(self.lines(manager)) == 2
+    @pytest.mark.parametrize(("other", "what"), [("guard", "CPUs' idle limits"), FLOORS])
+    @pytest.mark.parametrize("first", [True, False])
+    def test_what_another_policy_sets_is_refused_in_either_order(
+        self, manager: PolicyManager, sys: Path, other: str, what: str, first: bool
+    ) -> None:
+        domain(sys, 0, "0 1")
+        agent = replace(CODER, cpu_steps={0: 100})
+        one, two = ("window", other) if first else (other, "window")
+        assert {e.kind for e in manager.set(one, True, targets(agent, cpus=2))} == {"policy"}
+        (event,) = manager.set(two, True, targets(agent, cpus=2))
+        assert (event.kind, event.text) == (
+            "error",
+            f"{two}: {one} and {two} both set {what}: switch {one} off first",
+        )
+        assert [s.name for s in manager.status() if s.state == "on"] == [one]
+        manager.set(one, False, targets(agent, cpus=2))
+        assert {e.kind for e in manager.set(two, True, targets(agent, cpus=2))} == {"policy"}
+
+    def test_a_window_without_a_floor_is_on_beside_one(
+        self, manager: PolicyManager, sys: Path
+    ) -> None:
+        domain(sys, 0, "0 1")
+        manager.configure("window", {"floor": False})
+        for name in ("floor", "window"):
+            assert {e.kind for e in manager.set(name, True, targets(CODER, cpus=2))} == {"policy"}
+        manager.set("window", False, targets(CODER, cpus=2))
+        manager.configure("window", {"floor": False, "per_agent": [{"match": "x", "floor": True}]})
+        (event,) = manager.set("window", True, targets(CODER, cpus=2))
+        assert event.kind == "error"
 
     def test_a_stall_of_the_engine_leaves_nothing_open(
         self, manager: PolicyManager, sys: Path

@@ -177,8 +177,8 @@ def test_what_an_operator_sets_meanwhile_stays() -> None:
             RESUME_LATENCY.write("cpu0", "0")
 
 
-@pytest.mark.parametrize("first", ["guard", "window"])
-def test_beside_the_static_guard_nothing_is_mixed_up(first: str) -> None:
+@pytest.mark.parametrize(("first", "second"), [("guard", "window"), ("window", "guard")])
+def test_beside_the_static_guard_it_is_refused_with_both_names(first: str, second: str) -> None:
     settings = {**SETTINGS, "guard": {"limit_us": 1}}
     with loop("--interval-us", 1000, "--for", 90) as one:
         needs_bpf()
@@ -186,16 +186,16 @@ def test_beside_the_static_guard_nothing_is_mixed_up(first: str) -> None:
         with engine(agent_patterns=patterns, settings=settings) as running:
             running.measuring()
             one.go()
-            second = {"guard": "window", "window": "guard"}[first]
             for name in (first, second):
                 running.client.send(Command(kind="policy", name=name, on=True))
-                found = running.until(lambda s, name=name: status(s, name).since_ns or s.events)
-            time.sleep(1.5)
-            found = running.until(lambda s: True)
-            assert status(found, first).state == "on"
-            for name in (first, second):
-                running.client.send(Command(kind="policy", name=name, on=False))
-            running.until(lambda s: all(p.state != "on" for p in s.policies))
+                running.until(lambda s, name=name: status(s, name).state in ("on", "error"))
+            states = [(status(running.last, n).state) for n in (first, second)]
+            assert states == ["on", "error"]
+            told = f"{first} and {second} both set CPUs' idle limits: switch {first} off first"
+            assert status(running.last, second).detail == told
+            running.client.send(Command(kind="policy", name=first, on=False))
+            running.client.send(Command(kind="policy", name=second, on=True))
+            running.until(lambda s: status(s, second).state == "on")
 
 
 def test_a_moderate_agent_beside_an_abuser() -> None:

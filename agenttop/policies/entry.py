@@ -41,6 +41,13 @@ class Entry:
         """The policy, if its knobs follow the kernel's windows."""
         return self.policy if isinstance(self.policy, Window) else None
 
+    def shares(self, other: Entry) -> str | None:
+        """What both policies would set whatever their values are just now; None if nothing is."""
+        for one, two in ((self, other), (other, self)):
+            if one.window and (what := one.window.apart.get(two.policy.name)):
+                return what
+        return None
+
     @property
     def during(self) -> str:
         """When its changes hold, if not all the time that it is on."""

@@ -211,10 +211,11 @@ class PolicyManager:
 
     def _conflict(self, entry: Entry, wanted: Settings) -> str | None:
         """Why a policy cannot be on beside those that are: they share a knob."""
-        for kind, target in wanted:
-            if owner := self._owner((kind, target), entry):
-                label = KNOBS[kind].label(target)
-                return f"{owner} and {entry.policy.name} both set {label}: switch {owner} off first"
+        for other in self._entries.values():
+            both = (KNOBS[kind].label(to) for kind, to in wanted if (kind, to) in other.held)
+            if other.on and (what := entry.shares(other) or next(both, None)):
+                owner = other.policy.name
+                return f"{owner} and {entry.policy.name} both set {what}: switch {owner} off first"
         return None
 
     def _switch_off(self, entry: Entry) -> list[Event]:

@@ -156,6 +156,15 @@ class Window:
         self._why = f"needs step chains: {reason}" if reason else NO_CHAINS
 
     @property
+    def apart(self) -> Mapping[str, str]:
+        """Policies that it cannot be on beside, and what both would set.
+
+        By name: which of the two saw the other's values depended on their order.
+        """
+        floor = self.params.floor or any(one.floor for one in self.params.per_agent)
+        return {"guard": "CPUs' idle limits"} | ({"floor": "performance floors"} if floor else {})
+
+    @property
     def kernel(self) -> Windows | None:
         """What the guardian is to watch."""
         return self._kernel
