@@ -41,20 +41,25 @@ class Document:
             line = f":{mark.line + 1}" if mark else ""
             problem = error.problem or error.context or "not YAML"
             raise UserError(f"{name}{line}: {printable(problem, 200)}") from None
-        except (yaml.YAMLError, ValueError) as error:
-            # ValueError: a date or a number that Python cannot hold.
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            # Not YAML's own: a date or a number that Python cannot hold.
             raise UserError(f"{name}: not YAML: {printable(str(error), 200)}") from None
         except RecursionError:
             raise UserError(f"{name}: nested too deeply") from None
         self._check_keys(self._root)
 
     def _check_events(self, text: str) -> None:
-        """Aliases grow without bound; nesting costs the parser the square of its depth."""
+        """Aliases grow without bound; nesting costs the parser the square of its depth.
+
+        What a tag (``!!bool x``) makes of a value that it does not fit is no YAML error.
+        """
         depth = 0
         for event in yaml.parse(text, _Loader):
             place = f"{self.name}:{event.start_mark.line + 1}" if event.start_mark else self.name
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{place}: aliases (*name) are not supported here")
+            if getattr(event, "tag", None) is not None:
+                raise UserError(f"{place}: tags (!!name) are not supported here")
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:

@@ -89,7 +89,7 @@ def test_a_name_that_is_none(own: Path) -> None:
         ("title: t\ntitle: u\npolicies: {guard: {}}\n", 2, "given twice"),
         ("title: t\npolicies: {guard: {}\n", 3, "expected"),
         ("title: t\npolicies: {guard: {}, home: &a {}, vfs: *a}\n", 2, "aliases"),
-        ("title: t\npolicies: !!python/object/apply:os.getpid []\n", 2, "constructor"),
+        ("title: t\npolicies: !!python/object/apply:os.getpid []\n", 2, "tags"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_with_file_and_line(

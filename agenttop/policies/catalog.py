@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
-import yaml
 
 from agenttop.errors import UserError
 from agenttop.policies import (
@@ -31,6 +30,7 @@ from agenttop.policies import (
 )
 from agenttop.policies.base import Policy
 from agenttop.procinfo import printable
+from agenttop.yamlfile import Document
 
 #: Policy -> parameter -> value, as people write them.
 Settings = Mapping[str, Mapping[str, object]]
@@ -103,8 +103,8 @@ def parse_set(texts: Iterable[str]) -> dict[str, dict[str, object]]:
         name, key, value = match.groups()
         check_name(name)
         try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            parsed = Document(value, "").data
+        except UserError:
             raise UserError(f"--set {printable(text, 60)}: not a YAML value") from None
         if refused := never.refusal(name, {key: parsed}):
             raise UserError(f"--set {printable(text, 60)}: {refused[1]}")
