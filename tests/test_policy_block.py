@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from agenttop.policies.base import Agent, Settings, Thread
+from agenttop.policies.base import Agent, Key, Settings, Targets, Thread
 from agenttop.policies.block import Block, Params
 from agenttop.policies.knobs import thread_stat
 from agenttop.policies.knobs_files import BLOCKDEV
 from agenttop.policies.knobs_sched import IO_PRIORITY
 from agenttop.policies.manager import PolicyManager
-from tests.policying import Victim, needs_root, victims
+from tests.policying import Victim, needs_root, until, victims
 from tests.policying_files import Trees, agent, targets, use
 
 
@@ -46,6 +47,40 @@ def test_disks_with_hardware_are_meant(trees: Trees) -> None:
         ("blockdev", "254:0/wbt_lat_usec"): "2000",
     }
     assert detail == "vda"
+
+
+@needs_root
+def test_a_disk_that_comes_amid_a_revert_is_given_back_too(
+    trees: Trees, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine has not heard of the revert yet when it sets the new disk."""
+    trees.sysctl("vm.vfs_cache_pressure", "100")
+    known = trees.disk("8:0", "sda") / "rq_affinity"
+    new = trees.sys / "block/sdb/queue/rq_affinity"
+    state = tmp_path / "state"
+    given = {"ioprio": False, "weight": 0, "wbt_lat_us": 0}
+    manager = PolicyManager(state, settings={"block": given})
+    planned = Block.wanted
+
+    def wanted(self: Block, targets: Targets, held: Mapping[Key, str]) -> Settings:
+        if held and not new.exists():
+            trees.disk("8:16", "sdb")
+            (state / "request").write_text("block")
+            os.kill(manager.guardian or 0, signal.SIGUSR1)
+            assert until(lambda: known.read_text().strip() == "1", 10)
+        return planned(self, targets, held)
+
+    monkeypatch.setattr(Block, "wanted", wanted)
+    try:
+        for name in ("vfs", "block"):  # the lease goes on for the other one
+            manager.set(name, True, targets())
+        assert known.read_text().strip() == "2"
+        assert until(lambda: bool(manager.tick(targets())), 10)
+        states = {status.name: status.state for status in manager.status()}
+        assert (states["vfs"], states["block"]) == ("on", "off")
+        assert new.read_text().strip() == "1"
+    finally:
+        manager.close()
 
 
 def test_named_disks_and_none_else(trees: Trees) -> None:

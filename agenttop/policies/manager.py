@@ -447,16 +447,26 @@ class PolicyManager:
 
     def _noticed(self, notice: Notice) -> list[Event]:
         """The guardian, or the lease in its place, undid something unasked."""
+        events: list[Event] = []
+        outcomes = list(notice.outcomes)
+        told = {(outcome.kind, outcome.target) for outcome in outcomes}
         if notice.lost:
             self._lease = None
             names = [name for name, entry in self._entries.items() if entry.on]
         else:
             names = [n for n in self._entries if notice.policy in ("", n) and self._entries[n].on]
         for name in names:
-            self._now_off(self._entries[name], f"off: {notice.why}")
+            entry = self._entries[name]
+            try:
+                # What was written after the guardian had given back and before it was heard.
+                left = [key for key in reversed(entry.held) if key not in told]
+                outcomes += self._give_back(entry, left)
+            except LeaseLostError as lost:
+                events += self._noticed(lost.notice)
+            self._now_off(entry, f"off: {notice.why}")
         self._end_if_idle()
-        text = _summary(f"{', '.join(names) or 'policies'} off, {notice.why}", notice.outcomes)
-        return [event("warning", text), *self._lines(notice.outcomes)]
+        text = _summary(f"{', '.join(names) or 'policies'} off, {notice.why}", outcomes)
+        return [event("warning", text), *self._lines(outcomes), *events]
 
     def _now_off(self, entry: Entry, note: str) -> None:
         entry.switched(False)
