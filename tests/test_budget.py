@@ -40,6 +40,7 @@ def test_never_negative_never_above_capacity(t: Terms, clock: list[int], start: 
         after = bucket.level_ns(now)
         assert 0 <= after <= rates.cap_ns
         assert after == (before - rates.cost_ns if granted else before)
+        assert bucket.paid_ns == bucket.grants * rates.cost_ns
         # What the kernel stores fits into its words.
         assert 0 <= bucket.zero < 1 << 64
         assert bucket.zero <= now

@@ -239,6 +239,7 @@ class TestBudgetOnScreen:
         budget = window.budgets(now)["1"]
         assert (budget.tokens, budget.capacity) == (0, 10)
         assert (budget.grants, budget.refusals, budget.throttled) == (10, 1, True)
+        assert budget.spent == 10
         assert (budget.edges, budget.edge_p99_ns, budget.held_ns) == (3, 2000, 5 * MS)
 
     def test_an_agents_name_cannot_write_to_the_terminal(self, sys: Path) -> None:
@@ -282,14 +283,16 @@ class TestPriceInJoules:
         window, kernel = self.opened()  # closes C6, C1E stays
         assert kernel.open_slots[7][1] == Rates.of(Terms(**self.TERMS), watts=0.8)
         assert "0.8 tokens (uJ) per us: 0.8W lost, told by the idle states" in window.detail()
-        # 5 ms were held (Kernel.read).
-        assert window.budgets(0)["1"].spent == pytest.approx(5000 * 0.8)
+        bucket = kernel.buckets[7]
+        assert bucket.pay(bucket.rates.price_of(2 * MS), time.monotonic_ns())
+        # 5 ms were held (Kernel.read), as the window followed its thread.
+        assert window.budgets(0)["1"].spent == pytest.approx(2000 * 0.8)
 
     def test_beside_poll_it_is_at_least_as_much(self, sys: Path) -> None:
         base = tree(sys, XEON)
         powers(base, {0: 0, 1: 1500, 2: 1000, 3: 200})
         window, kernel = self.opened(limit_us=1)
-        assert kernel.open_slots[7][1].per_us == 1.3
+        assert kernel.open_slots[7][1] == Rates.of(Terms(**self.TERMS), watts=1.3)
         assert "1.3W lost, at least, told by the idle states" in window.detail()
 
     def test_a_budget_that_holds_no_whole_window_says_so(self, sys: Path) -> None:

@@ -78,8 +78,6 @@ class Rates:
     cost_ns: int
     #: ... and of each ns of holding, in 1 / 2**PRICE_SHIFT.
     price: int
-    #: Tokens for each us of holding, or 0.
-    per_us: float = 0.0
 
     @classmethod
     def of(cls, terms: Terms, watts: float | None = None) -> Rates:
@@ -94,7 +92,7 @@ class Rates:
         mark_ns = min(cap_ns, max(cost_ns, round(terms.recovery * cap_ns)))
         exact = token_ns * per_us / 1000 * (1 << PRICE_SHIFT)
         price = min(PRICE_MAX, max(1, round(exact))) if by_time else 0
-        return cls(token_ns, cap_ns, mark_ns, cost_ns, price, per_us)
+        return cls(token_ns, cap_ns, mark_ns, cost_ns, price)
 
     def price_of(self, longer_ns: int) -> int:
         """What an arming costs that holds a CPU for this much longer."""
@@ -115,6 +113,8 @@ class Bucket:
     throttles: int = 0
     #: Degraded time before ``throttled``.
     degraded_ns: int = 0
+    #: All that it paid, ns of refilling.
+    paid_ns: int = 0
 
     def pay(self, cost_ns: int, now: int) -> bool:
         """Whether it grants this price at ``now``; if so it has been paid."""
@@ -134,6 +134,7 @@ class Bucket:
             return False
         self.zero = now - level + cost_ns
         self.grants += 1
+        self.paid_ns += cost_ns
         return True
 
     def level_ns(self, now: int) -> int:
@@ -143,6 +144,10 @@ class Bucket:
     def tokens(self, now: int) -> float:
         """What is in it."""
         return self.level_ns(now) / self.rates.token_ns
+
+    def spent(self) -> float:
+        """Tokens that it paid."""
+        return self.paid_ns / self.rates.token_ns
 
     def refuses(self, now: int) -> bool:
         """Whether it is throttled at ``now`` (it recovers without being asked)."""

@@ -324,9 +324,7 @@ class Window:
                 throttles=bucket.throttles,
                 degraded_ns=bucket.degraded(now_ns),
                 held_ns=held_ns,
-                spent=held_ns / 1000 * chosen.rates.per_us
-                if chosen.rates.price
-                else bucket.grants * terms.cost,
+                spent=bucket.spent(),
                 edges=delays[0],
                 edge_p50_ns=delays[1],
                 edge_p99_ns=delays[2],

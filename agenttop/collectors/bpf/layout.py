@@ -221,6 +221,7 @@ WINDOW_FIELDS: Final = (
     ("refusals", 1),
     ("throttles", 1),
     ("degraded_ns", 1),  # spent throttled, without the time since throttled
+    ("paid_ns", 1),  # all that the bucket paid, in time that it takes to refill it
     ("held_ns", 1),  # by which CPUs were held for longer
 )
 

@@ -139,6 +139,7 @@ static __always_inline void window_open(struct thread *t, u64 now)
 		return;
 	}
 	__sync_fetch_and_add(&b->grants, 1);
+	__sync_fetch_and_add(&b->paid_ns, cost);
 	w->until = until;
 	w->held = cpu;
 	old = hold(cpu, slot, until, now);

@@ -34,7 +34,8 @@ class Opened(NamedTuple):
     """What became of an agent's windows so far."""
 
     bucket: Bucket
-    #: Time by which CPUs were held for longer, ns.
+    #: Time by which CPUs were held for longer, ns; more than was paid for where a window
+    #: followed its thread to another CPU.
     held_ns: int
 
 
@@ -76,7 +77,7 @@ class Windows:
     def read(self, slot: int, rates: Rates) -> Opened:
         """The kernel's bucket and counters."""
         row = self._windows[slot]
-        names = ("zero", "throttled", "grants", "refusals", "throttles", "degraded_ns")
+        names = ("zero", "throttled", "grants", "refusals", "throttles", "degraded_ns", "paid_ns")
         return Opened(Bucket(rates, *(int(row[name]) for name in names)), int(row["held_ns"]))
 
     def held(self, cell: int, now_ns: int) -> bool:
