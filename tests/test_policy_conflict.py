@@ -12,6 +12,8 @@ from agenttop.policies.base import Cpu, Key, Settings, Targets
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.vfs import Vfs
 from tests.policying import needs_root, victims
+from tests.test_policy_guard import XEON, tree
+from tests.test_policy_guard import targets as guarded
 
 pytestmark = needs_root
 PRESSURE = Path("/proc/sys/vm/vfs_cache_pressure")
@@ -53,6 +55,31 @@ def test_the_second_is_refused_with_both_names(manager: PolicyManager) -> None:
     assert (states["vfs"], states["second"]) == ("on", "error")
     manager.set("vfs", False, now())
     assert not [e for e in manager.set("second", True, now()) if e.kind == "error"]
+
+
+def test_a_knob_that_cannot_be_read_is_no_drift_and_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As amid the removal of a CPU: one look fails, the next finds it back."""
+    monkeypatch.setenv("AGENTTOP_SYS", str(tmp_path))
+    path = tree(tmp_path, XEON) / "cpu0/power/pm_qos_resume_latency_us"
+    manager = PolicyManager(tmp_path / "state")
+    seen = guarded({0: 100})
+    try:
+        manager.set("guard", True, seen)
+        aside = path.rename(tmp_path / "aside")
+        path.mkdir()
+        until = time.monotonic() + 2.2  # two looks
+        while time.monotonic() < until:
+            assert manager.tick(seen) == []
+            time.sleep(0.1)
+        path.rmdir()
+        aside.rename(path)
+        status = next(s for s in manager.status() if s.name == "guard")
+        assert (status.state, status.changes) == ("on", [f"{path}: 0 -> 5"])
+    finally:
+        manager.close()
+    assert path.read_text().strip() == "0"
 
 
 def test_drift_is_told_within_two_seconds_and_left_alone(manager: PolicyManager) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from agenttop.model import Event, PolicyStatus
 from agenttop.policies.base import Change, Key, Policy
-from agenttop.policies.knobs import KNOBS, cpu_set, split_thread
+from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
 from agenttop.policies.undo import THREAD_KINDS
 from agenttop.policies.window import DURING, Window
 
@@ -67,15 +67,16 @@ class Entry:
         self.lines.pop(key, None)
 
     def now(self, change: Change, thorough: bool) -> str | None:
-        """What a held knob is instead of ours, "" if it has gone; as Knob.drift. KnobError."""
+        """What a held knob is instead of ours, "" if it has gone; as Knob.drift."""
         knob = KNOBS[change.kind]
-        now = knob.drift(change.target, change.after, thorough)
-        if self.window is None:
-            return now
-        if now is None and self.window.foreign(change.key):
-            now = knob.read(change.target)
+        try:
+            now = knob.drift(change.target, change.after, thorough)
+            if now is None and self.window and self.window.foreign(change.key):
+                now = knob.read(change.target)
+        except KnobError:
+            return None  # Its CPU may be on its way out: the next look tells.
         # As it was found: no window is open.
-        return None if now and knob.same(now, change.before) else now
+        return None if now and self.window and knob.same(now, change.before) else now
 
     def drift(self, key: Key, now: str) -> Event:
         """Somebody else has set a knob that is held: left alone from now on."""

@@ -8,6 +8,7 @@ guardian takes everything back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -439,8 +440,9 @@ class PolicyManager:
             self._give_back(entry, lost)
             for left_alone in (entry.drifted, entry.refused):
                 for kind, target in [k for k in left_alone if k[0] in THREAD_KINDS]:
-                    if KNOBS[kind].drift(target, "") == "":  # The thread has ended.
-                        del left_alone[kind, target]
+                    with contextlib.suppress(KnobError):
+                        if KNOBS[kind].drift(target, "") == "":  # The thread has ended.
+                            del left_alone[kind, target]
         return events
 
     # ----------------------------------------------------------------- the end of a lease
