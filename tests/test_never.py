@@ -56,6 +56,37 @@ def test_no_policy_and_no_default_is_refused(name: str) -> None:
     assert never.refusal(name, defaults) is None
 
 
+def _takes_names(params: type[msgspec.Struct], key: str) -> bool:
+    try:
+        msgspec.convert({key: ["name"]}, params)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+_NAMED = [
+    (name, field.name)
+    for name, entry in catalog.POLICIES.items()
+    for field in msgspec.structs.fields(entry.params)
+    if _takes_names(entry.params, field.name)
+]
+
+
+@pytest.mark.parametrize(("policy", "key"), _NAMED)
+@pytest.mark.parametrize("value", ["urgent", "performance", "fifo", "never", "forever"])
+def test_names_of_agents_processes_groups_and_devices_are_free(
+    policy: str, key: str, value: str
+) -> None:
+    given = f"comm:{value}" if key == "processes" else value
+    settings = catalog.parse_set([f"{policy}.{key}=[{given}]"])
+    assert settings == {policy: {key: [given]}}
+    assert never.refusal(policy, {key: [value]}) is None
+
+
+def test_no_other_parameter_is_free() -> None:
+    assert {key for _, key in _NAMED} == never.NAMING
+
+
 def test_hostile_values_are_no_trouble() -> None:
     deep: Any = "forever"
     for _ in range(100_000):

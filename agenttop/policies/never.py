@@ -76,6 +76,10 @@ RULES: Final = (
 )  # fmt: skip
 
 
+#: Parameters that say whom a policy is for: an agent or a cgroup may have any name.
+NAMING: Final = frozenset({"agents", "devices", "groups", "processes"})
+
+
 def refusal(policy: str, params: Mapping[str, object] | None = None) -> tuple[str, str] | None:
     """(what it is about, one line) when this is never offered; None when it is harmless.
 
@@ -88,6 +92,8 @@ def refusal(policy: str, params: Mapping[str, object] | None = None) -> tuple[st
             texts = value if isinstance(value, list) else [value]
             if rule.words.fullmatch(str(key)):
                 return str(key), _line(f"{policy}.{key}", rule)
+            if key in NAMING:
+                continue
             if any(isinstance(t, str) and rule.values.fullmatch(t) for t in texts):
                 return str(key), _line(f"{policy}.{key}", rule)
     return None
