@@ -16,6 +16,7 @@ from agenttop import paths
 #: Bytes of a command line that are read; what follows tells nothing about what runs.
 CMDLINE_BYTES: Final = 4096
 #: include/linux/sched.h
+_PF_EXITING: Final = 0x00000004
 _PF_KTHREAD: Final = 0x00200000
 #: PF_IO_WORKER and PF_USER_WORKER: the kernel's threads in a process, io_uring's and vhost's.
 _PF_WORKERS: Final = 0x00000010 | 0x00004000
@@ -105,11 +106,21 @@ def program_threads(pid: int) -> list[int]:
 
 def is_worker(raw: bytes) -> bool:
     """Is a /proc/PID/task/TID/stat line that of a worker of io_uring or vhost?"""
+    return bool(_flags(raw) & _PF_WORKERS)
+
+
+def is_ending(tid: int) -> bool:
+    """Has a thread begun to end (or ended, or been reaped)?"""
+    stat = read_file(f"{paths.proc()}/{tid}/stat", 2048)
+    return not stat or bool(_flags(stat) & _PF_EXITING)
+
+
+def _flags(raw: bytes) -> int:
     fields = raw[raw.rfind(b")") + 1 :].split()
     try:
-        return bool(int(fields[6]) & _PF_WORKERS)
+        return int(fields[6])
     except (IndexError, ValueError):
-        return False
+        return 0
 
 
 def parse_stat(raw: bytes) -> tuple[str, int, bool, int, int] | None:

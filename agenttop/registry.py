@@ -34,6 +34,9 @@ EDGE_BACKLOG: Final = 4096
 MANY: Final = 32
 #: Refreshes between counts of an agent's threads, while those measured stay the same.
 COUNT_EVERY: Final = 10
+#: Refreshes in a row that list no thread of an agent, after which it has ended whatever the
+#: kernel's count says: a thread's end that no program saw would keep it for ever.
+UNLISTED: Final = 3
 #: Processes told of in a Sample per agent.
 MAX_PIDS: Final = 64
 
@@ -62,6 +65,8 @@ class Agent:
     #: Threads that its processes have, measured or not.
     thread_count: int = 0
     last_tracked: int = -1
+    #: Refreshes since one of its threads was listed.
+    unlisted: int = 0
     _cpu_base: int = 0
     _cpu_last: dict[int, int] = field(default_factory=dict)
 
@@ -207,8 +212,11 @@ class Registry:
                 continue
             agent.threads = by_slot.get(agent.slot, [])
             if not agent.threads:
-                agent.alive = agent.alive and self._tracer.members(agent.slot) > 0
+                agent.unlisted += 1
+                counted = self._tracer.members(agent.slot) > 0
+                agent.alive = agent.alive and counted and agent.unlisted < UNLISTED
                 continue
+            agent.unlisted = 0
             tgids = {thread.tgid for thread in agent.threads if thread.tgid}
             tgids = tgids or set(agent.pids)  # the hash knows threads only
             rest = sorted(tgids - {agent.root})

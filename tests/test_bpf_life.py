@@ -160,6 +160,25 @@ def test_measuring_can_be_ended(tracer: Tracer, slot: int) -> None:
         child.communicate()
 
 
+def test_who_has_ended_already_is_not_adopted(tracer: Tracer, slot: int) -> None:
+    child = subprocess.Popen(["/bin/true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    tracer.assign({child.pid: slot}, {})
+    assert tracer.members(slot) == 0
+    child.wait()
+    assert tracer.members(slot) == 0
+
+
+def test_who_ends_while_being_adopted_is_counted_out_once(tracer: Tracer, slot: int) -> None:
+    """A few hundred tries: some end before, some amid, some after the two passes."""
+    for i in range(300):
+        child = subprocess.Popen(["/bin/true"])
+        time.sleep(i % 30 * 5e-5)
+        tracer.assign({child.pid: slot}, {})
+        child.wait()
+        assert until(lambda: tracer.members(slot) == 0)
+
+
 def test_ten_thousand_short_processes_leave_nothing(tracer: Tracer, slot: int) -> None:
     child = program(
         "import os\nprint('ready', flush=True); input()\n"

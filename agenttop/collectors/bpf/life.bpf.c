@@ -33,23 +33,31 @@ static __always_inline u64 leave(u32 slot)
 	return __sync_fetch_and_add(&c->threads, -1) - 1;
 }
 
+/*
+ * Whoever takes a slot from a thread counts it out: the thread's end and an
+ * adoption by the iterator may come at once, on two CPUs. It was counted in
+ * before anybody could take it, so the count never falls below what is there.
+ */
+static __always_inline u32 exchange(struct thread *t, u32 slot)
+{
+	return __sync_lock_test_and_set(&t->slot, slot);
+}
+
 static __always_inline void join(struct thread *t, u32 slot, u32 alone)
 {
-	struct control *c;
+	struct control *c = 0;
 
 	if (t->slot == slot)
 		return;
-	leave(t->slot);
-	t->slot = slot;
+	if (slot != NO_SLOT && slot < SLOTS)
+		c = controls.lookup(&slot);
+	if (c)
+		__sync_fetch_and_add(&c->threads, 1);
+	leave(exchange(t, slot));
 	t->alone = alone;
 	t->lane = 0;
 	t->step_lane = 0;
 	names_forget(t);
-	if (slot == NO_SLOT || slot >= SLOTS)
-		return;
-	c = controls.lookup(&slot);
-	if (c)
-		__sync_fetch_and_add(&c->threads, 1);
 }
 
 /* The state of a task, made when it has none. */
@@ -91,8 +99,7 @@ int p_sched_process_exit(args_t ctx)
 	if (!t)
 		return 0;
 	context_end(t);
-	slot = t->slot;
-	t->slot = NO_SLOT;
+	slot = exchange(t, NO_SLOT);
 	if (!leave(slot))
 		tell(EDGE_EXIT, pid_tgid, slot);
 #if !TASK_STORAGE
@@ -253,6 +260,19 @@ static __always_inline void learn(void *task, u32 tid)
 }
 
 /*
+ * A thread that is about to end has, or will have, its last look at its state
+ * in sched_process_exit. Where that has gone by already, nobody would count
+ * the thread out again; so who finds the flag behind the join takes it back.
+ */
+static __always_inline void adopt(struct thread *t, void *task, u32 slot, u32 alone)
+{
+	join(t, slot, alone);
+	barrier();
+	if (KERNEL_U32(task, OFF_FLAGS) & PF_EXITING)
+		leave(exchange(t, NO_SLOT));
+}
+
+/*
  * The task iterator, run by reading its file: adopts whom user space has put
  * into assignments (processes by tgid, threads by tid), lists who is measured.
  */
@@ -275,11 +295,11 @@ int p_iter_task(args_t ctx)
 		if (a && a->alone)
 			a = 0;
 	}
-	if (a && !(KERNEL_U32(task, OFF_FLAGS) & PF_OTHERS)) {
+	if (a && !(KERNEL_U32(task, OFF_FLAGS) & (PF_OTHERS | PF_EXITING))) {
 		t = threads.task_storage_get(task, 0,
 					     BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (t)
-			join(t, a->slot, a->alone);
+			adopt(t, task, a->slot, a->alone);
 		else
 			lose(LOSS_STORAGE_FULL);
 	} else {

@@ -112,12 +112,12 @@ struct ran_by {
 	u64 ns;
 };
 
-/* What is known of a thread. Only the thread itself writes, but for wake and given. */
+/* What is known of a thread. Only the thread itself writes, but for slot, wake and given. */
 struct thread {
-	u32 slot;		/* these four are read by user space */
-	u32 cpu;
+	u64 slot;		/* these four are read by user space */
 	u64 steps;
 	u64 last;		/* end of the last step */
+	u32 cpu;
 	u32 gate;		/* index into words.GATES */
 	u32 pend_gate;
 	u32 seen;		/* sequence number of the wake-up taken last */

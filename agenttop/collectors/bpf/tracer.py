@@ -27,7 +27,7 @@ from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
 from agenttop.model import CauseCounters, Histogram
-from agenttop.procinfo import program_threads
+from agenttop.procinfo import is_ending, program_threads
 from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS, STAGES
 
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)
@@ -308,8 +308,11 @@ class Tracer:
                 kernel.map_delete(fd, key)
                 continue
             value = bytearray(self._loaded.thread_size)
-            struct.pack_into("<I", value, 0, slot)
+            struct.pack_into("<Q", value, 0, slot)
             kernel.map_update(fd, key, bytes(value))
+            # The program that sees its end may have run before it was there to be deleted.
+            if is_ending(tid):
+                kernel.map_delete(fd, key)
 
     def _threads_hash(self) -> list[Thread]:
         fd = self._loaded.maps["threads"]
@@ -317,7 +320,7 @@ class Tracer:
         out = []
         for key in kernel.map_keys(fd, 4):
             if kernel.map_lookup_into(fd, key, value):
-                slot, cpu, steps, last = struct.unpack_from("<IIQQ", value)
+                slot, steps, last, cpu = struct.unpack_from("<QQQI", value)
                 (tid,) = struct.unpack("<I", key)
                 if 0 < slot < layout.SLOTS:
                     out.append(Thread(0, tid, slot, steps, last, cpu))
