@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -160,6 +161,44 @@ def test_measuring_can_be_ended(tracer: Tracer, slot: int) -> None:
         child.communicate()
 
 
+def test_a_tree_may_have_more_processes_than_the_map_holds(tracer: Tracer, slot: int) -> None:
+    child = program("print('ready', flush=True); input()")
+    before = tracer.losses(tracer.cpus())["storage_full"]
+    try:
+        # Nobody has these numbers; the kernel's are below 1 << 22.
+        crowd = dict.fromkeys(range(1 << 23, (1 << 23) + 20_000), slot)
+        tracer.assign({**crowd, child.pid: slot}, {})
+        assert [thread.tid for thread in tracer.threads() if thread.slot == slot] == [child.pid]
+        assert tracer.losses(tracer.cpus())["storage_full"] == before
+        assert kernel.map_keys(tracer._loaded.maps["assignments"], 4) == []
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_who_finds_no_room_is_counted(
+    tracer: Tracer, slot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, before = kernel.map_update, tracer.losses(tracer.cpus())["storage_full"]
+    first, last = (program("print('ready', flush=True); input()") for _ in range(2))
+
+    def full(fd: int, key: bytes, value: bytes) -> None:
+        if int.from_bytes(key, "little") == first.pid:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        update(fd, key, value)
+
+    try:
+        monkeypatch.setattr(kernel, "map_update", full)
+        tracer.assign({first.pid: slot, last.pid: slot}, {})
+        assert {thread.tid for thread in tracer.threads() if thread.slot == slot} == {last.pid}
+        assert tracer.losses(tracer.cpus())["storage_full"] == before + 1
+        assert kernel.map_keys(tracer._loaded.maps["assignments"], 4) == []
+    finally:
+        for child in (first, last):
+            child.kill()
+            child.communicate()
+
+
 def test_who_has_ended_already_is_not_adopted(tracer: Tracer, slot: int) -> None:
     child = subprocess.Popen(["/bin/true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -197,6 +236,7 @@ def test_ten_thousand_short_processes_leave_nothing(tracer: Tracer, slot: int) -
     reader = threading.Thread(target=drain)
     try:
         before = len(tracer.threads())
+        refused = tracer.losses(tracer.cpus())["storage_full"]
         tracer.assign({child.pid: slot}, {})
         reader.start()
         assert child.stdin is not None
@@ -210,7 +250,7 @@ def test_ten_thousand_short_processes_leave_nothing(tracer: Tracer, slot: int) -
             keys = kernel.map_keys(tracer._loaded.maps["threads"], 4)
             assert len(keys) <= before + 1
         losses = tracer.losses(tracer.cpus())
-        assert losses["storage_full"] == 0
+        assert losses["storage_full"] == refused
         assert losses["negative"] == 0
     finally:
         stop.set()

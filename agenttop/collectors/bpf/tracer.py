@@ -51,6 +51,9 @@ _BOUNDS: Final = np.arange(len(MEASURES) + 1) * BUCKETS
 #: Tries to read a row between two writes; a writer takes well under 1 us.
 _ROW_TRIES: Final = 64
 
+#: Half of what the map assignments holds: the kernel may find no room for the last ones.
+_ASSIGNED_AT_ONCE: Final = 8192
+
 #: Tries to learn flags, and how many sleeping threads must agree on them.
 _LEARN_TRIES: Final = 8
 _LEARN_SLEEPERS: Final = 2
@@ -186,6 +189,8 @@ class Tracer:
         self._cpu_buffer = ctypes.create_string_buffer(_CPU.itemsize * self._cpus)
         self._irq_buffer = ctypes.create_string_buffer(16 * self._cpus)
         self._stats_fd: int | None = None
+        #: Processes and threads that found no room in a map.
+        self._refused = 0
         if self.level == "lite" and loaded.iterator is not None:
             self._learn_off_cpu_flags()
 
@@ -197,27 +202,38 @@ class Tracer:
         Threads that they start later inherit, but for single threads'.
         Slot layout.NO_SLOT ends the measuring.
         """
+        if self._loaded.iterator is None:
+            self._assign_hash(processes, threads)
+            return
         wanted = {
             **{tgid: (slot, 0) for tgid, slot in processes.items()},
             **{tid: (slot, 1) for tid, slot in threads.items()},
         }
-        if not wanted:
-            return
-        if self._loaded.iterator is None:
-            self._assign_hash(processes, threads)
-            return
+        every = list(wanted.items())
+        for start in range(0, len(every), _ASSIGNED_AT_ONCE):
+            self._assign_some(every[start : start + _ASSIGNED_AT_ONCE])
+
+    def _assign_some(self, wanted: list[tuple[int, tuple[int, int]]]) -> None:
         fd = self._loaded.maps["assignments"]
-        keys = [struct.pack("<I", key) for key in wanted]
-        for key, value in zip(keys, wanted.values(), strict=True):
-            kernel.map_update(fd, key, struct.pack("<II", *value))
         try:
+            for key, value in wanted:
+                self._put(fd, key, struct.pack("<II", *value))
             # Twice: a thread that forks while the first pass goes by has a child
             # that the pass may have missed.
             self.threads()
             self.threads()
         finally:
-            for key in keys:
-                kernel.map_delete(fd, key)
+            for key, _ in wanted:
+                kernel.map_delete(fd, struct.pack("<I", key))
+
+    def _put(self, fd: int, key: int, value: bytes) -> bool:
+        """Whether there was room for it; if not, that is counted (LOSSES: storage_full)."""
+        try:
+            kernel.map_update(fd, struct.pack("<I", key), value)
+        except OSError:
+            self._refused += 1
+            return False
+        return True
 
     def threads(self) -> list[Thread]:
         """Every measured thread."""
@@ -309,9 +325,8 @@ class Tracer:
                 continue
             value = bytearray(self._loaded.thread_size)
             struct.pack_into("<Q", value, 0, slot)
-            kernel.map_update(fd, key, bytes(value))
             # The program that sees its end may have run before it was there to be deleted.
-            if is_ending(tid):
+            if self._put(fd, tid, bytes(value)) and is_ending(tid):
                 kernel.map_delete(fd, key)
 
     def _threads_hash(self) -> list[Thread]:
@@ -429,7 +444,9 @@ class Tracer:
     def losses(self, cpus: Record) -> dict[str, int]:
         """Kind of loss -> count, from what ``cpus`` read."""
         totals = cpus["losses"].sum(axis=0).tolist()
-        return dict(zip(layout.LOSSES, totals, strict=True))
+        losses = dict(zip(layout.LOSSES, totals, strict=True))
+        losses["storage_full"] += self._refused
+        return losses
 
     # ------------------------------------------------------------------ rings
 
