@@ -29,7 +29,7 @@ class ProcInfo(NamedTuple):
     ppid: int
     #: At most 15 bytes, as the process last set it.
     comm: str
-    #: Empty for kernel threads and zombies.
+    #: Empty for kernel threads.
     cmdline: tuple[str, ...]
     #: Real user id; None if it was not asked for.
     uid: int | None
@@ -76,8 +76,8 @@ def read(
     it saves looking it up for each of many processes.
     """
     base = f"{root or paths.proc()}/{pid}/"
-    stat = read_file(base + "stat", 2048)
-    parsed = parse_stat(stat) if stat else None
+    stat = read_file(base + "stat", 2048) or b""
+    parsed = parse_stat(stat)
     if parsed is None:
         return None
     comm, ppid, kernel, threads, starttime = parsed
@@ -86,12 +86,20 @@ def read(
         raw = read_file(base + "cmdline", CMDLINE_BYTES)
         if raw is None:
             return None
+        if _fields(stat)[0] == b"Z":
+            raw = _cmdline_of_a_thread(base + "task")
         cmdline = parse_cmdline(raw)
     groups: tuple[str, ...] | None = None
     if cgroups:
         groups = parse_cgroups(read_file(base + "cgroup") or b"")
     owner = parse_uid(read_file(base + "status", 4096) or b"") if uid else None
     return ProcInfo(pid, ppid, comm, cmdline, owner, groups, starttime, threads, kernel)
+
+
+def _cmdline_of_a_thread(base: str) -> bytes:
+    """The command line of a process whose first thread has ended, and so has none."""
+    told = (read_file(f"{base}/{tid}/cmdline", CMDLINE_BYTES) for tid in pids(base))
+    return next(filter(None, told), b"")
 
 
 def program_threads(pid: int) -> list[int]:
@@ -115,10 +123,14 @@ def is_ending(tid: int) -> bool:
     return not stat or bool(_flags(stat) & _PF_EXITING)
 
 
+def _fields(raw: bytes) -> list[bytes]:
+    """What follows the name in a stat line: the state first."""
+    return raw[raw.rfind(b")") + 1 :].split()
+
+
 def _flags(raw: bytes) -> int:
-    fields = raw[raw.rfind(b")") + 1 :].split()
     try:
-        return int(fields[6])
+        return int(_fields(raw)[6])
     except (IndexError, ValueError):
         return 0
 
@@ -127,21 +139,23 @@ def parse_stat(raw: bytes) -> tuple[str, int, bool, int, int] | None:
     """comm, ppid, kernel thread?, threads, starttime of a /proc/PID/stat line.
 
     None for what is no such line, and for a process that has ended and only
-    waits to be reaped (state Z or X). The name may hold spaces, newlines and
-    parentheses: it ends at the last ``)``.
+    waits to be reaped (state Z or X; in state Z with more than one thread only
+    its first has). The name may hold spaces, newlines and parentheses: it ends
+    at the last ``)``.
     """
     start, end = raw.find(b"("), raw.rfind(b")")
     if start < 0 or end < start:
         return None
-    fields = raw[end + 1 :].split()
+    fields = _fields(raw)
     try:
-        if fields[0] in (b"Z", b"X"):
+        threads = int(fields[17])
+        if fields[0] == b"X" or (fields[0] == b"Z" and threads < 2):
             return None
         return (
             text(raw[start + 1 : end]),
             int(fields[1]),
             bool(int(fields[6]) & _PF_KTHREAD),
-            int(fields[17]),
+            threads,
             int(fields[19]),
         )
     except (IndexError, ValueError):

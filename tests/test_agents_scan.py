@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from loops import until
 from trees import Tree
 
 from agenttop import procinfo
 from agenttop.agents import ExecFilter, Rules, scan
 from agenttop.errors import UserError
+from agenttop.registry import Registry
 
 
 @pytest.fixture
@@ -174,4 +177,36 @@ def test_a_process_that_waits_to_be_reaped_is_no_agent() -> None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert procinfo.read(child.pid) is None
     finally:
+        child.wait()
+
+
+#: Its first thread ends, another works on.
+LEADERLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread only
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="calls exit by its number")
+def test_a_process_lives_as_long_as_any_of_its_threads() -> None:
+    child = subprocess.Popen([sys.executable, "-c", LEADERLESS])
+    try:
+        assert until(lambda: b") Z " in Path(f"/proc/{child.pid}/stat").read_bytes())
+        info = procinfo.read(child.pid)
+        assert info is not None
+        assert info.cmdline == (sys.executable, "-c", LEADERLESS)
+        registry = Registry(Rules.load(patterns=[f"pid:{child.pid}"]))
+        registry.scan()
+        (agent,) = registry.agents()
+        assert agent.pids == [child.pid]
+        registry.scan()
+        assert agent.alive
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert procinfo.read(child.pid) is None
+        registry.scan()
+        assert not agent.alive
+    finally:
+        child.kill()
         child.wait()
