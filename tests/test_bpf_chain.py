@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from loops import until
 from tracing import free_slot, load, measured, watch_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
@@ -128,10 +132,6 @@ def test_timer_slowpath_is_the_lateness_that_the_loop_sees(full: Tracer) -> None
 
 
 def test_a_busy_cpu_shows_as_queue(tracer: Tracer) -> None:
-    import os
-    import subprocess
-    import sys
-
     cpu = max(os.sched_getaffinity(0))
     spin = f"import os; os.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"
     hogs = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(2)]
@@ -183,3 +183,57 @@ def test_a_gate_that_sleeps_twice_is_one_step(tracer: Tracer) -> None:
     found = measured(tracer, slot)
     assert 90 <= found.steps <= 102, found
     assert found.at("step", 0.5)[0] == pytest.approx(2.2e6, rel=0.4)
+
+
+#: Waits for a byte, for two in one call, and for its end.
+TWO_BYTES = """
+import socket, sys
+near = socket.socket(fileno=int(sys.argv[1]))
+near.recv(1)
+near.recv(2, socket.MSG_WAITALL)
+sys.stdin.read()
+"""
+_RECVFROM = b"45 "
+
+
+def sleeps(pid: int) -> int:
+    """How often a thread has gone to sleep."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_lost_wake_up_is_not_taken_for_the_one_before(variant: str) -> None:
+    tracer = load(*VARIANTS[variant])
+    slot = free_slot()
+    tracer.clear(slot)
+    near, far = socket.socketpair()
+    command = [sys.executable, "-c", TWO_BYTES, str(near.fileno())]
+    with (
+        far,
+        near,
+        subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[near.fileno()]) as child,
+    ):
+
+        def asleep(before: int) -> int:
+            """Wait until it has gone to sleep again; how often it has."""
+            assert until(lambda: sleeps(child.pid) > before)
+            assert until(lambda: call.read_bytes().startswith(_RECVFROM))
+            return sleeps(child.pid)
+
+        call = Path(f"/proc/{child.pid}/syscall")
+        count = asleep(0)
+        tracer.assign({child.pid: slot}, {})
+        for byte in b"ab":
+            far.send(bytes([byte]))
+            count = asleep(count)
+        # From now on nothing is told of wake-ups.
+        link = tracer._loaded.links[list(tracer._loaded.programs).index("sched_waking")]
+        os.dup2(far.fileno(), link)
+        far.send(b"c")
+        assert until(lambda: sleeps(child.pid) > count)
+        child.communicate()
+    found = measured(tracer, slot)
+    tracer.close()
+    assert found.gates["recvfrom"] == 1
+    assert found.sources["unknown"] == found.steps

@@ -200,7 +200,13 @@ static __always_inline void woken(struct thread *t, u64 now)
 	t->cpu = bpf_get_smp_processor_id();
 	waking = w->waking;
 	if (w->seq == t->seen || waking + RACE_NS < enter) {
-		/* A lost event: step and compute stay exact. */
+		/*
+		 * A lost event: step and compute stay exact. What woke it
+		 * before, if it slept twice in this gate, did not end the wait.
+		 */
+		t->source = SOURCE_UNKNOWN;
+		t->kind = WAKER_UNKNOWN;
+		t->from = 0;
 		t->stage[STAGE_WAIT] = now - enter;
 		t->stage[STAGE_IRQ] = 0;
 		t->stage[STAGE_SOFTIRQ] = 0;
