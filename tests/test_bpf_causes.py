@@ -12,6 +12,7 @@ from loops import loop, until
 from tracing import caused, free_slot, load, run_loop
 
 from agenttop.buckets import BUCKETS
+from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.histogram import percentiles
 from agenttop.model import CauseCounters
@@ -159,6 +160,16 @@ def test_causes_cost_nothing_while_they_are_off(tracer: Tracer) -> None:
     observe(tracer)
     found = watched(tracer, "--cause", "minor_fault", "--steps", 50)
     assert (found.causes, found.explained_ns) == ({}, 0)
+
+
+def test_skipped_runs_of_causes_programs_are_counted_too(
+    tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe(tracer, "minor_fault")
+    assert tracer.causes._loaded is not None
+    monkeypatch.setattr(kernel, "program_info", lambda fd: (0, 0, 1))
+    programs = len(tracer._loaded.programs), len(tracer.causes._loaded.programs)
+    assert tracer.recursion_misses() == sum(programs)
 
 
 def test_a_slot_starts_with_no_causes(tracer: Tracer) -> None:

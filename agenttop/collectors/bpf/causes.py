@@ -170,6 +170,11 @@ class Causes:
         programs = self._loaded.programs.values() if self._loaded else ()
         return sum(kernel.program_info(fd)[0] for fd in programs)
 
+    def recursion_misses(self) -> int:
+        """Runs that the kernel skipped because the program was running on that CPU already."""
+        programs = self._loaded.programs.values() if self._loaded else ()
+        return sum(kernel.program_info(fd)[2] for fd in programs)
+
     def close(self) -> None:
         """Detach everything."""
         if self.loading is not None:

@@ -476,7 +476,8 @@ class Tracer:
 
     def recursion_misses(self) -> int:
         """Runs that the kernel skipped because the program was running on that CPU already."""
-        return sum(kernel.program_info(fd)[2] for fd in self._loaded.programs.values())
+        chain = sum(kernel.program_info(fd)[2] for fd in self._loaded.programs.values())
+        return chain + self.causes.recursion_misses()
 
     def measure_cost(self, on: bool) -> None:
         """Have the kernel time all BPF programs (BPF_ENABLE_STATS), which itself costs."""
