@@ -24,6 +24,7 @@ from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.programs import possible_cpus
 from agenttop.collectors.bpf.ring import Ring
+from agenttop.collectors.bpf.rows import Rows
 from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
 from agenttop.model import CauseCounters, Histogram
@@ -48,8 +49,6 @@ _CAUSE_HIST_BYTES: Final = layout.CAUSE_HISTS * layout.CAUSE_BUCKETS * _U32.item
 
 _IN_ONE: Final = np.uint16(BUCKETS - 1)
 _BOUNDS: Final = np.arange(len(MEASURES) + 1) * BUCKETS
-#: Tries to read a row between two writes; a writer takes well under 1 us.
-_ROW_TRIES: Final = 64
 
 #: Half of what the map assignments holds: the kernel may find no room for the last ones.
 _ASSIGNED_AT_ONCE: Final = 8192
@@ -127,23 +126,6 @@ def _spread(buckets: NDArray[np.intp], totals: NDArray[np.uint64]) -> Histogram:
     return Histogram(both.tobytes(), counts.tobytes())
 
 
-def _consistent(live: Record, wanted: NDArray[np.intp]) -> Record:
-    """A copy of rows, shape (CPUs, wanted), in which no row is caught half written."""
-    before = live["seq"][:, wanted]
-    out = live[:, wanted]
-    after = live["seq"][:, wanted]
-    torn = np.argwhere((before != after) | (before & 1 == 1) | (out["seq"] != after))
-    for cpu, index in torn.tolist():
-        slot = wanted[index]
-        for _ in range(_ROW_TRIES):
-            start = int(live["seq"][cpu, slot])
-            row = live[cpu, slot].copy()
-            if start & 1 == 0 and int(live["seq"][cpu, slot]) == start:
-                break
-        out[cpu, index] = row
-    return out
-
-
 class Tracer:
     """The programs in the kernel, until ``close`` or the end of the process."""
 
@@ -156,12 +138,10 @@ class Tracer:
         maps = loaded.maps
         #: Slot -> its histograms, mapped while it is in use (a mapped page counts as resident).
         self._hists: dict[int, _Changes] = {}
-        self._rows = mapped(maps["rows"], _ROW, layout.SLOTS * self._cpus).reshape(
-            self._cpus, layout.SLOTS
+        self._rows, self._cause_rows = (
+            Rows(mapped(maps[name], row, layout.SLOTS * self._cpus).reshape(self._cpus, -1))
+            for name, row in (("rows", _ROW), ("cause_rows", _CAUSE_ROW))
         )
-        self._cause_rows = mapped(
-            maps["cause_rows"], _CAUSE_ROW, layout.SLOTS * self._cpus
-        ).reshape(self._cpus, layout.SLOTS)
         self._cause_hists: dict[int, _Changes] = {}
         self.power = Power(maps, self._cpus)
         self.details = Details(maps, self.power, lambda: self.causes.unmeasured())
@@ -260,20 +240,22 @@ class Tracer:
 
     def clear(self, slot: int) -> None:
         """Zero the counters of a slot that nobody uses."""
-        self._rows[:, slot] = 0
+        self._rows.clear(slot)
         self._controls[slot] = 0
         self.windows.clear(slot)
         self.steps.clear(slot)
         self._hists[slot] = changes = self._map_histograms(slot)
         changes.live[:] = 0
         self.details.clear(slot)
-        if self._cause_rows["seq"][:, slot].any():
-            self._cause_rows[:, slot] = 0
+        if self._cause_rows.live["seq"][:, slot].any():
+            self._cause_rows.clear(slot)
             self._cause_hists[slot] = changes = self._map_cause_histograms(slot)
             changes.live[:] = 0
 
     def release(self, slot: int) -> None:
         """Let go of the memory of a slot that nobody uses."""
+        self._rows.release(slot)
+        self._cause_rows.release(slot)
         self._hists.pop(slot, None)
         self.steps.clear(slot)
         self._cause_hists.pop(slot, None)
@@ -344,19 +326,15 @@ class Tracer:
     # ------------------------------------------------------------------ counters
 
     def rows(self, slots: Iterable[int]) -> Record:
-        """A consistent copy of the rows, shape (CPUs, slots).
-
-        Each row has one writer, which makes its seq odd while it writes; rows
-        caught in between are read again, so the sums in a row always agree.
-        """
-        return _consistent(self._rows, np.fromiter(slots, dtype=np.intp))
+        """A copy of the rows, shape (CPUs, slots); the sums in a row always agree."""
+        return self._rows.read(np.fromiter(slots, dtype=np.intp))
 
     def cause_counters(self, slot: int, full: bool) -> tuple[dict[str, CauseCounters], list[int]]:
         """The causes of a slot's steps by name (those that were seen).
 
         And the time that they explain, by stage. Their labels are in ``details``.
         """
-        row = _consistent(self._cause_rows, np.array([slot], dtype=np.intp))[:, 0]
+        row = self._cause_rows.read(np.array([slot], dtype=np.intp))[:, 0]
         steps, events, sums = (row[name].sum(axis=0).tolist() for name in ("steps", "events", "ns"))
         if not any(steps):
             return {}, [0] * len(STAGES)
@@ -446,6 +424,7 @@ class Tracer:
         totals = cpus["losses"].sum(axis=0).tolist()
         losses = dict(zip(layout.LOSSES, totals, strict=True))
         losses["storage_full"] += self._refused
+        losses["torn"] = self._rows.torn + self._cause_rows.torn
         return losses
 
     # ------------------------------------------------------------------ rings
