@@ -24,6 +24,9 @@ from agenttop.procinfo import printable
 
 #: Slots that opted-in threads may take together: anybody can opt in, rules come first.
 OPT_IN_SLOTS: Final = 64
+#: A thread that was turned away counts as waiting for so long after it asked last; it asks again
+#: with its markers (layout.RETELL_NS).
+ASKED_S: Final = 5.0
 #: Process-table scans without BPF, and after lost edges.
 SCAN_EVERY_S: Final = 2.0
 #: CPU time that looking at edges may take per call.
@@ -103,8 +106,8 @@ class Registry:
         self._scanned = 0.0
         self._rescan = False
         self._refreshes = 0
-        #: Threads that asked to be agents when too many had asked already.
-        self._turned_away = 0
+        #: Threads that asked to be agents when too many had asked already, and when.
+        self._turned_away: dict[int, float] = {}
 
     def agents(self) -> list[Agent]:
         """All of them, oldest first; ended ones until ``forget``."""
@@ -112,10 +115,12 @@ class Registry:
 
     @property
     def slots_full(self) -> int:
-        """Agents that are not measured because all slots are taken, and threads turned away."""
+        """Agents that are not measured now, as all slots are taken, and threads turned away."""
         if self._tracer is None:
             return 0
-        return self._turned_away + len(self._waiting())
+        since = time.monotonic() - ASKED_S
+        self._turned_away = {tid: at for tid, at in self._turned_away.items() if at > since}
+        return len(self._turned_away) + len(self._waiting())
 
     @property
     def behind(self) -> bool:
@@ -165,6 +170,7 @@ class Registry:
     def edges(self, edges: Iterable[Edge], lost: bool) -> None:
         """Take in what happened to processes; ``lost``: some of it was not told."""
         self._rescan |= lost
+        room = OPT_IN_SLOTS - sum(agent.tid is not None for agent in self._agents.values())
         for edge in edges:
             if edge.kind in ("exec", "rename", "cgroup"):
                 if len(self._backlog) < EDGE_BACKLOG:
@@ -172,7 +178,7 @@ class Registry:
                 else:
                     self._rescan = True
             elif edge.kind in ("marker", "sched_setattr"):
-                self._opted_in(edge)
+                room -= self._opted_in(edge, room)
         until = time.thread_time() + EDGE_BUDGET_S
         while self._backlog and time.thread_time() < until:
             pid = next(iter(self._backlog))
@@ -269,18 +275,20 @@ class Registry:
                 self._tracer.assign({pid: layout.NO_SLOT}, {})
                 return
 
-    def _opted_in(self, edge: Edge) -> None:
+    def _opted_in(self, edge: Edge, room: int) -> bool:
+        """Whether the thread has become one more agent; ``room``: so many may."""
         key = (edge.kind, "", edge.tid, edge.tgid)
-        opted = sum(agent.tid is not None for agent in self._agents.values())
         if self._tracer is None or key in self._agents:
-            return
+            return False
         # Before looking at the process, which costs: anybody can start any number of them.
-        if opted >= OPT_IN_SLOTS:
-            self._turned_away += 1
-            return
+        if room <= 0:
+            if len(self._turned_away) < EDGE_BACKLOG or edge.tid in self._turned_away:
+                self._turned_away[edge.tid] = time.monotonic()
+            return False
+        self._turned_away.pop(edge.tid, None)
         info = procinfo.read(edge.tgid)
         if info is None:
-            return
+            return False
         comm = procinfo.read_file(f"/proc/{edge.tgid}/task/{edge.tid}/comm", 64)
         name = printable(procinfo.text(comm).strip() if comm else info.comm, 32)
         agent = Agent(self._next_id, key, name, edge.kind, edge.tgid, tid=edge.tid)
@@ -289,6 +297,7 @@ class Registry:
         self._agents[key] = agent
         if self._take_slot(agent):
             self._tracer.assign({}, {edge.tid: agent.slot})
+        return True
 
     def _take_slot(self, agent: Agent) -> bool:
         assert self._tracer is not None

@@ -119,6 +119,46 @@ def test_the_marker_opts_in_once(tracer: Tracer) -> None:
     assert seen[0].tid == running.pid
 
 
+#: Marks steps for as many seconds as it is told, and tells for how long it did.
+MARKS = """
+import ctypes, time
+marker = ctypes.CDLL(None).prctl
+marker.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+print("ready", flush=True)
+while seconds := float(input()):
+    start = time.monotonic()
+    while time.monotonic() < start + seconds:
+        marker(0x41475354, 1, 0, 0, 0)
+        time.sleep(0.01)
+    print(time.monotonic() - start, flush=True)
+"""
+
+
+def test_who_was_not_heard_asks_again_each_second_until_it_is_seated(
+    tracer: Tracer, slot: int
+) -> None:
+    child = program(MARKS)
+
+    def asked() -> tuple[int, float]:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        tracer.edges(1 << 20)
+        child.stdin.write("1.5\n")
+        child.stdin.flush()
+        lasted = float(child.stdout.readline())
+        edges = [e for e in tracer.edges(1 << 20) if (e.kind, e.tid) == ("marker", child.pid)]
+        return len(edges), lasted
+
+    try:
+        times, lasted = asked()
+        assert 2 <= times <= 1 + lasted
+        tracer.assign({}, {child.pid: slot})
+        assert asked()[0] == 0
+    finally:
+        child.kill()
+        child.communicate()
+
+
 def test_sched_setattr_opts_in_at_level_full(tracer: Tracer) -> None:
     tracer.edges(1 << 20)
     with loop("--steps", 20, "--opt-in", "sched_setattr") as running:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, cast
 
 import pytest
 
+from agenttop import registry as module
 from agenttop.agents import Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Edge, Thread, Tracer
-from agenttop.registry import UNLISTED, Registry
+from agenttop.registry import OPT_IN_SLOTS, UNLISTED, Registry
 
 ME = os.getpid()
 
@@ -52,7 +54,8 @@ def registry(kernel: Kernel) -> Registry:
 
 
 def marked(*tids: int) -> list[Edge]:
-    return [Edge("marker", tid, tid, 0) for tid in tids]
+    """Threads of this process ask to be agents."""
+    return [Edge("marker", ME, tid, 0) for tid in tids]
 
 
 def only(registry: Registry, root: int) -> Any:
@@ -80,3 +83,37 @@ def test_an_agent_of_whom_nothing_is_listed_any_more_has_ended_whatever_is_count
         assert agent.alive
     registry.refresh()
     assert not agent.alive
+
+
+def test_who_was_turned_away_is_seated_when_there_is_room_and_it_asks_again(
+    registry: Registry, kernel: Kernel
+) -> None:
+    first, late = list(range(1000, 1000 + OPT_IN_SLOTS)), [2000, 2001, 2002]
+    registry.edges(marked(*first, *late), lost=False)
+    registry.edges(marked(*late), lost=False)
+    registry.refresh()
+    assert sorted(kernel.slots) == first
+    assert registry.slots_full == len(late)
+    for tid in first[:2]:
+        del kernel.slots[tid]
+    registry.refresh()
+    registry.forget()
+    registry.edges(marked(*late), lost=False)
+    assert sorted(kernel.slots) == [*first[2:], *late[:2]]
+    assert registry.slots_full == 1
+
+
+def test_who_asks_no_more_was_turned_away_and_is_not_counted_for_ever(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.edges(marked(*range(1000, 1003 + OPT_IN_SLOTS)), lost=False)
+    assert registry.slots_full == 3
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + module.ASKED_S + 1)
+    assert registry.slots_full == 0
+
+
+def test_any_number_may_ask(registry: Registry) -> None:
+    registry.edges(marked(*range(10_000, 40_000)), lost=False)
+    assert registry.slots_full <= module.EDGE_BACKLOG
+    assert len(registry.agents()) == OPT_IN_SLOTS

@@ -76,6 +76,8 @@ IRQS: Final = 2048
 LOOP_MEMORY_NS: Final = 10_000_000_000
 #: A wake-up seen at most this long before the thread went off the CPU raced with it.
 RACE_NS: Final = 50_000
+#: A thread that asked to be an agent and has got no slot asks again by markers this far apart.
+RETELL_NS: Final = 1_000_000_000
 
 #: What can get lost, and is counted.
 LOSSES: Final = (
@@ -361,6 +363,7 @@ def prelude() -> str:
         "NR_LOOP_GATES": len(LOOP_GATES),
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,
+        "RETELL_NS": f"{RETELL_NS}ULL",
         "NAMES_EACH": NAMES_EACH,
         "NAMES_NEAR": NAMES_NEAR,
         "NAME_WORDS": NAME_BYTES // 8,

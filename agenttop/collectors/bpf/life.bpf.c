@@ -138,18 +138,31 @@ int p_cgroup_attach_task(args_t ctx)
 	return 0;
 }
 
-/* Told once per thread: the state remembers that it asked. */
+/*
+ * The state remembers when the thread asked, in t->last. One that has got no
+ * slot asks again, but not more often than once in RETELL_NS: there was no room
+ * for it, or in the ring.
+ */
 static __always_inline struct thread *opt_in(u64 kind)
 {
 	struct thread *t = this_thread();
+	u64 slot = t ? t->slot : NO_SLOT, now;
 
-	if (t && t->slot != NO_SLOT)
+	if (slot != NO_SLOT && slot != PENDING_SLOT)
 		return t;
-	t = enlist(current_task());
-	if (!t)
-		return 0;
-	t->slot = PENDING_SLOT;
-	t->alone = 1;
+	now = bpf_ktime_get_ns();
+	if (slot == NO_SLOT) {
+		t = enlist(current_task());
+		if (!t)
+			return 0;
+		/* The iterator may adopt it meanwhile. */
+		if (__sync_val_compare_and_swap(&t->slot, NO_SLOT, PENDING_SLOT) != NO_SLOT)
+			return t;
+		t->alone = 1;
+	} else if (now - t->last < RETELL_NS) {
+		return t;
+	}
+	t->last = now;
 	tell(kind, bpf_get_current_pid_tgid(), 0);
 	return t;
 }
