@@ -19,7 +19,7 @@ from agenttop.agents import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Edge, Thread, Tracer
 from agenttop.collectors.schedstat import TreeSchedstat
-from agenttop.collectors.selfcost import process_cpu_ns
+from agenttop.collectors.treecpu import TreeCpu
 from agenttop.procinfo import printable
 
 #: Slots that opted-in threads may take together: anybody can opt in, rules come first.
@@ -42,6 +42,8 @@ COUNT_EVERY: Final = 10
 UNLISTED: Final = 3
 #: Processes told of in a Sample per agent.
 MAX_PIDS: Final = 64
+#: Processes whose CPU time is read at each Sample per agent, some 15 us each.
+TIMED_PIDS: Final = 512
 
 AgentKey = tuple[str, str, int, int]
 
@@ -70,8 +72,7 @@ class Agent:
     last_tracked: int = -1
     #: Refreshes since one of its threads was listed.
     unlisted: int = 0
-    _cpu_base: int = 0
-    _cpu_last: dict[int, int] = field(default_factory=dict)
+    _cpu: TreeCpu = field(default_factory=TreeCpu)
 
     @property
     def told(self) -> list[int]:
@@ -79,16 +80,8 @@ class Agent:
         return self.pids[:MAX_PIDS]
 
     def cpu_ns(self) -> int:
-        """CPU time of the processes that are told of since they were first seen, monotonic."""
-        last, pids = self._cpu_last, self.told
-        for pid in pids:
-            now = process_cpu_ns(pid)
-            if now is not None:
-                last[pid] = max(now, last.get(pid, 0))
-        if len(last) > len(pids):
-            for pid in last.keys() - set(pids):
-                self._cpu_base += last.pop(pid)
-        return self._cpu_base + sum(last.values())
+        """CPU time that its processes (the first of very many) used as its own, monotonic."""
+        return self._cpu.read(self.pids[:TIMED_PIDS])
 
 
 class Registry:

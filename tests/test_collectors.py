@@ -29,6 +29,7 @@ from agenttop.collectors.selfcost import SelfCost, process_cpu_ns
 from agenttop.collectors.softirqs import Softirqs
 from agenttop.collectors.softnet import SoftnetStat
 from agenttop.collectors.stat import TICK_NS, Stat
+from agenttop.collectors.treecpu import TreeCpu
 from agenttop.model import Softnet
 
 
@@ -458,6 +459,47 @@ def test_own_cost_counts_added_processes_and_keeps_the_dead() -> None:
 
 
 # --------------------------------------------------------------------------- this machine
+
+
+#: Uses the CPU for a while, and then none.
+BURNS = """
+import sys, time
+while time.process_time() < 0.3: pass
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def burnt() -> subprocess.Popen[bytes]:
+    """A process that has used 0.3 s."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", BURNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    return child
+
+
+def test_a_trees_cpu_time_is_what_its_processes_use_in_it() -> None:
+    old, tick = burnt(), 0.02
+    try:
+        time.sleep(tick)
+        tree, me = TreeCpu(), os.getpid()
+        first = tree.read([me])
+        # It had run before it came, and it comes and goes.
+        for pids in ([me, old.pid], [me], [me, old.pid], [me], [old.pid]):
+            start = time.process_time_ns()
+            last, first = first, tree.read(pids)
+            assert 0 <= first - last <= time.process_time_ns() - start + 50_000_000
+        time.sleep(tick)
+        # One that has started since, and one that has ended since.
+        with burnt() as new:
+            last, first = first, tree.read([old.pid, new.pid])
+            assert 300_000_000 <= first - last < 400_000_000
+        assert tree.read([old.pid, new.pid]) == pytest.approx(first, abs=20_000_000)
+        assert tree.read([]) >= first
+    finally:
+        old.communicate()
 
 
 def test_this_machine_reads_and_never_falls() -> None:

@@ -70,12 +70,13 @@ def test_agents_come_and_go() -> None:
         running.measuring()
         with loop("--name", "testloop", "--interval-us", 500, "--for", 20) as one:
             one.go()
-            found = running.until(lambda s: (a := agent(s, one.pid)) is not None and a.steps > 50)
+            found = running.until(
+                lambda s: (a := agent(s, one.pid)) is not None and a.steps > 50 and bool(a.run_ns)
+            )
             mine = agent(found, one.pid)
             assert mine is not None
             assert mine.name == "testloop"
             assert (mine.threads, mine.threads_tracked) == (1, 1)
-            assert mine.run_ns
             one.process.kill()
             one.process.wait()
             gone = running.until(lambda s: (a := agent(s, one.pid)) is None or not a.alive)
