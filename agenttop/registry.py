@@ -167,7 +167,9 @@ class Registry:
         for edge in edges:
             if edge.kind in ("exec", "rename", "cgroup"):
                 if len(self._backlog) < EDGE_BACKLOG:
-                    self._backlog[edge.tgid] = edge.slot
+                    # Only exec tells it; a rename behind it must not hide it.
+                    slot = edge.slot or self._backlog.get(edge.tgid, layout.NO_SLOT)
+                    self._backlog[edge.tgid] = slot
                 else:
                     self._rescan = True
             elif edge.kind in ("marker", "sched_setattr"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from trees import Tree
 
 from agenttop import registry as module
 from agenttop.agents import Rules
@@ -117,3 +119,20 @@ def test_any_number_may_ask(registry: Registry) -> None:
     registry.edges(marked(*range(10_000, 40_000)), lost=False)
     assert registry.slots_full <= module.EDGE_BACKLOG
     assert len(registry.agents()) == OPT_IN_SLOTS
+
+
+def test_a_daemon_that_names_itself_leaves_the_tree_all_the_same(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Tree(tmp_path).use(monkeypatch)
+    tree.process(1, "init", ppid=0)
+    tree.process(20, "claude")
+    tree.process(21, "make", ppid=20)
+    tree.process(30, "cached")  # its parent, of the tree, has ended
+    made = Registry(Rules.load(patterns=["comm:^claude$"]))
+    made.attach(cast(Tracer, kernel))
+    slot = only(made, 20).slot
+    kernel.slots |= {21: slot, 30: slot}
+    execs = [Edge("exec", pid, pid, slot) for pid in (21, 30)]
+    made.edges([*execs, Edge("rename", 21, 21, 0), Edge("rename", 30, 30, 0)], lost=False)
+    assert kernel.slots == {20: slot, 21: slot, 30: layout.NO_SLOT}
