@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from loops import loop, until
@@ -166,6 +167,36 @@ def test_sched_setattr_opts_in_at_level_full(tracer: Tracer) -> None:
         edges = [e for e in tracer.edges(1 << 20) if e.kind == "sched_setattr"]
     told = [e.tid for e in edges if e.tgid == running.pid]
     assert told == ([] if tracer.level == "lite" else [running.pid])
+
+
+#: A thread that is not the first becomes another program.
+EXECS = """
+import os, threading, time
+print("ready", flush=True); input()
+threading.Thread(target=lambda: os.execv("/bin/sleep", ["sleep", "60"])).start()
+time.sleep(60)
+"""
+
+
+def test_a_thread_that_calls_exec_is_measured_on(tracer: Tracer, slot: int) -> None:
+    child = program(EXECS)
+
+    def listed() -> list[int]:
+        return [thread.tid for thread in tracer.threads() if thread.slot == slot]
+
+    try:
+        tracer.assign({child.pid: slot}, {})
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        comm = Path(f"/proc/{child.pid}/comm")
+        assert until(lambda: comm.read_text() == "sleep\n")
+        assert until(lambda: listed() == [child.pid])
+        assert tracer.members(slot) == 1
+    finally:
+        child.kill()
+        child.communicate()
+    assert until(lambda: tracer.members(slot) == 0)
 
 
 def test_a_single_thread_does_not_pass_it_on(tracer: Tracer, slot: int) -> None:

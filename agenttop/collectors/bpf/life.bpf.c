@@ -110,9 +110,34 @@ int p_sched_process_exit(args_t ctx)
 	return 0;
 }
 
+#if TASK_STORAGE
+#define renumber(old)
+#else
+/*
+ * A thread that calls exec takes its process's number; whose that was has
+ * ended. In the hash its state goes with it.
+ */
+static __always_inline void renumber(u32 old)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	struct thread *t;
+
+	if (old == tid)
+		return;
+	t = threads.lookup(&old);
+	if (t && threads.update(&tid, t))
+		lose(LOSS_STORAGE_FULL);
+	threads.delete(&old);
+}
+#endif
+
+/* sched_process_exec(task, old_pid, bprm) */
 int p_sched_process_exec(args_t ctx)
 {
-	struct thread *t = this_thread();
+	struct thread *t;
+
+	renumber(ctx[1]);
+	t = this_thread();
 
 	tell(EDGE_EXEC, bpf_get_current_pid_tgid(), t ? t->slot : NO_SLOT);
 	return 0;
