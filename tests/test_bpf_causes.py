@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -170,6 +171,27 @@ def test_skipped_runs_of_causes_programs_are_counted_too(
     monkeypatch.setattr(kernel, "program_info", lambda fd: (0, 0, 1))
     programs = len(tracer._loaded.programs), len(tracer.causes._loaded.programs)
     assert tracer.recursion_misses() == sum(programs)
+
+
+def test_a_cpu_that_goes_offline_does_not_take_page_faults_with_it(
+    tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach, (gone, *rest) = kernel.attach_software_event, sorted(os.sched_getaffinity(0))
+    if not rest:
+        pytest.skip("needs two CPUs")
+
+    def offline(program: int, event: int, cpu: int) -> int:
+        if cpu == gone:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return attach(program, event, cpu)
+
+    observe(tracer)
+    monkeypatch.setattr(kernel, "attach_software_event", offline)
+    observe(tracer, "minor_fault")
+    found = watched(tracer, "--cause", "minor_fault", "--steps", 50, "--cpu", rest[0])
+    assert found.causes["minor_fault"].steps >= 45
+    monkeypatch.undo()
+    observe(tracer)
 
 
 def test_a_slot_starts_with_no_causes(tracer: Tracer) -> None:

@@ -7,6 +7,7 @@ nothing is attached while nobody does.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -192,12 +193,14 @@ def _link(name: str, program: int) -> list[int]:
     if name not in SOFTWARE_EVENTS:
         return [kernel.attach_raw_tracepoint(program)]
     links: list[int] = []
-    try:
-        for cpu in parse_cpulist(read_text("/sys/devices/system/cpu/online") or "0"):
+    for cpu in parse_cpulist(read_text("/sys/devices/system/cpu/online") or "0"):
+        try:
             links.append(kernel.attach_software_event(program, SOFTWARE_EVENTS[name], cpu))
-    except OSError:
-        _close(links)
-        raise
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                continue  # it has gone offline meanwhile
+            _close(links)
+            raise
     return links
 
 
