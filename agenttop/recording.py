@@ -61,13 +61,15 @@ class Header(msgspec.Struct, omit_defaults=False):
 class Writer:
     """Writes a recording; every Sample is in the file (as far as the kernel goes) when it returns.
 
-    Close it to give the recording its end; without one it is read as cut.
+    Close it to give the recording its end; without one it is read as cut. Where a Sample was
+    not written wholly (a full disk, a signal), what would follow is damage: then there is none.
     """
 
     def __init__(self, file: BinaryIO, delay_s: float = 1.0) -> None:
         """``file`` is unbuffered and stays the caller's to close. Raises OSError."""
         self._file = file
         self._squeeze = zlib.compressobj(6)
+        self._within = False
         self.samples = 0
         self.written = 0
         header = msgspec.msgpack.encode(Header(wall_s=time.time(), delay_s=delay_s))
@@ -75,13 +77,16 @@ class Writer:
 
     def add(self, sample: Sample) -> None:
         """The next Sample. Raises OSError."""
+        self._within = True
         data = self._squeeze.compress(encode(sample))
         self._put(data + self._squeeze.flush(zlib.Z_SYNC_FLUSH))
+        self._within = False
         self.samples += 1
 
     def close(self) -> None:
         """The end. Raises OSError."""
-        self._put(self._squeeze.flush(zlib.Z_FINISH))
+        if not self._within:
+            self._put(self._squeeze.flush(zlib.Z_FINISH))
 
     def _put(self, data: bytes) -> None:
         view = memoryview(data)

@@ -49,6 +49,21 @@ def test_handlers_are_as_before() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_what_is_put_off_comes_at_the_end_once() -> None:
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with ending.put_off():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+            assert came == []
+        assert came == [signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt), ending.put_off():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_nohup_keeps_its_meaning() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -18,6 +18,7 @@ from agenttop import cli, headless
 from agenttop.errors import UserError
 from agenttop.model import Command, Failure, Message
 from agenttop.options import EngineOptions
+from agenttop.recording import Recording, Writer
 
 TESTS = Path(__file__).parent
 
@@ -125,6 +126,30 @@ def test_batch_prints_blocks_and_ends(
     out = capfd.readouterr().out
     assert out.count("agenttop 0.") == 3
     assert engines[0].options.delay_s == 2
+    assert [engine.closed for engine in engines] == [1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_sample_is_written_leaves_a_recording_whole(
+    engines: list[FakeEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    put = Writer._put
+
+    def interrupted(self: Writer, data: bytes) -> None:
+        if self.samples == 5:
+            signal.raise_signal(number)
+        put(self, data)
+
+    monkeypatch.setattr(Writer, "_put", interrupted)
+    path = tmp_path / "a.rec"
+    ended = cli.main(["record", "-o", str(path)])
+    assert ended == (0 if number == signal.SIGINT else 128 + number)
+    with Recording(path) as recording:
+        assert [sample.seq for sample in recording] == [0, 1, 2, 3, 4, 5]
+        assert not recording.cut
     assert [engine.closed for engine in engines] == [1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -86,6 +87,33 @@ def test_every_cut_gives_the_whole_samples_before_it(path: Path) -> None:
             assert opened.cut
             assert len(found) in (expected, expected + 1)
             assert found == samples[: len(found)]
+
+
+class Breaking(io.BytesIO):
+    """Takes half of what the write of this number is to write, then fails."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def write(self, data: Any) -> int:
+        self.left -= 1
+        if self.left == 0:
+            super().write(data[: len(data) // 2])
+            raise KeyboardInterrupt
+        return super().write(data)
+
+
+def test_a_sample_that_was_broken_off_leaves_those_before_it(path: Path) -> None:
+    samples = Synth().samples(6)
+    file = Breaking(1 + 4)  # the header, and the fourth Sample
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(Writer(file)) as writer:
+        for each in samples:
+            writer.add(each)
+    path.write_bytes(file.getvalue())
+    with Recording(path) as opened:
+        assert list(opened) == samples[:3]
+        assert opened.cut
 
 
 def sample(**changes: Any) -> Sample:

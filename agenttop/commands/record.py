@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import stat
 import sys
 import time
 from pathlib import Path
 from typing import BinaryIO
 
-from agenttop import breach, headless, options
+from agenttop import breach, ending, headless, options
 from agenttop.errors import UserError
 from agenttop.format import clean, count, duration
 from agenttop.recording import Writer, create, default_name
@@ -85,11 +86,15 @@ def record(
     store = Store()
     started: int | None = None
     last_ns = 0
+    # A sample is not broken off. A pipe's reader may take its time, though: no signal waits for it.
+    regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    whole = ending.put_off if regular else contextlib.nullcontext
     try:
         writer = Writer(file, engine.delay_s)
         with headless.Session(engine, store, watched) as session, contextlib.closing(writer):
             for sample in session.samples():
-                writer.add(sample)
+                with whole():
+                    writer.add(sample)
                 last_ns = sample.t_ns
                 if started is None and headless.measures(store.host):
                     started = last_ns
