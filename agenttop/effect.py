@@ -9,7 +9,9 @@ them taken as independent would make any difference look certain.
 A percentile has a change once there are enough steps on both sides (ENOUGH)
 in at least MIN_BLOCKS blocks each. The interval is a studentised one on the
 logarithm of the ratio: the standard error is that of the bootstrap, times
-Student's quantile for as few blocks as there are.
+Student's quantile for as few blocks as there are, and to it comes what the
+buckets leave open: a change that is smaller than they tell apart is never
+certain.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ ENOUGH: Final = {"p50": 20, "p99": 500, "p999": 5_000}
 MIN_BLOCKS: Final = 4
 #: Resamples of a bootstrap.
 RESAMPLES: Final = 1_000
-#: Standard error of the logarithm at least: buckets are up to 3 % wide, and within one the
-#: place of a percentile is an interpolation.
+#: Standard error of the logarithm at least: blocks that happen to be alike promise too much.
 LEAST_ERROR: Final = 0.004
+#: Width of each bucket, in logarithms: within one, where a percentile lies is a guess.
+_WIDTHS: Final = np.diff(np.log(np.maximum(EDGES, 1)))
 
 #: Student's t at 0.975 for 1..30 degrees of freedom.
 _T975: Final = (
@@ -113,7 +116,23 @@ def quantile(cumulative: Floats, totals: Floats, edges: Floats, part: int, whole
     inside = np.maximum(cumulative[line, place + 1] - below, 1e-9)
     width = edges[place + 1] - edges[place]
     value = edges[place] + width * np.clip((ranks - below - 0.5) / inside, 0, 1)
-    return np.asarray(np.where(totals > 0, np.maximum(value, 1.0), np.nan))
+    return np.asarray(np.where(totals > 0, value, np.nan))
+
+
+def logs(values: Floats) -> Floats:
+    """Logarithms of values in ns; that of 0 is 1 ns's."""
+    return np.asarray(np.log(np.maximum(values, 1.0)))
+
+
+def unsure(before: Floats, after: Floats) -> Floats:
+    """How far the logarithm of the ratio of percentiles (ns) may be off, due to their buckets.
+
+    At worst all steps of a side lie at one end of their bucket, and the other side's at the other
+    end of theirs. Both are told as if they lay alike in them: that is wrong by a bucket's width.
+    """
+    places = (EDGES.searchsorted(values, "right") - 1 for values in (before, after))
+    one, other = (_WIDTHS[np.clip(place, 0, len(_WIDTHS) - 1)] for place in places)
+    return np.asarray(np.maximum(one, other))
 
 
 @lru_cache(maxsize=16)
@@ -145,13 +164,13 @@ def change(before: Counts, after: Counts, percentile: str) -> Change:
     points, errors = [], []
     for side in blocks:
         merged = Merged.of(side, PERCENTILES[percentile])
-        points.append(float(np.log(merged.values(np.ones((1, len(side))))[0])))
-        logs = np.log(merged.values(resamples(len(side))))
+        points.append(merged.values(np.ones((1, len(side)))))
         # A bootstrap of n blocks sees (n - 1) / n of the variance.
-        errors.append(float(logs.var()) * len(side) / (len(side) - 1))
+        drawn = float(logs(merged.values(resamples(len(side)))).var())
+        errors.append(drawn * len(side) / (len(side) - 1))
     error = max(float(np.sqrt(sum(errors))), LEAST_ERROR)
-    half = student(freedom(errors, list(map(len, blocks)))) * error
-    return settle(out, points[1] - points[0], half)
+    half = student(freedom(errors, list(map(len, blocks)))) * error + float(unsure(*points)[0])
+    return settle(out, float((logs(points[1]) - logs(points[0]))[0]), half)
 
 
 def settle(found: Change, log_ratio: float, half: float) -> Change:

@@ -3,15 +3,16 @@
 In each round chance alone decided which of its blocks was on. If the policy
 changes nothing, any other outcome of those coin tosses was as likely as the
 one that came: so the labels on and off are exchanged in every way (or in
-MOST of them), each time the same statistic is taken (log ratio over its
-bootstrap error), and what the real labels give is held against what all of
-them give. That is exact for any kind of noise, however the blocks are
-correlated, and it holds for all figures of a trial together: in at most 5 %
-of trials in which nothing differs any of them is called better or worse.
+MOST of them), each time the same statistic is taken (log ratio, as far as it
+is more than the histograms' buckets leave open, over its bootstrap error),
+and what the real labels give is held against what all of them give. That is
+exact for any kind of noise, however the blocks are correlated, and it holds
+for all figures of a trial together: in at most 5 % of trials in which nothing
+differs any of them is called better or worse.
 
 The interval of a ratio is its bootstrap error (whole rounds are drawn) times
-the critical value from that exchange: it excludes 1 just when the verdict is
-"better" or "worse".
+the critical value from that exchange, and what the buckets leave open: it
+excludes 1 just when the verdict is "better" or "worse".
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from agenttop.effect import (
     Counts,
     Floats,
     Merged,
+    logs,
     point,
     quantile,
     resamples,
     settle,
+    unsure,
 )
 from agenttop.model import Change
 from agenttop.schedule import MIN_ROUNDS
@@ -65,10 +68,20 @@ class Sides:
     on: Counts
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Of one percentile, for each exchange of the labels; logarithms."""
+
+    #: On over off, its bootstrap error, and what the two values' buckets leave open.
+    ratios: Floats
+    errors: Floats
+    buckets: Floats
+
+
 def compare(measures: Mapping[Key, Sides]) -> dict[Key, dict[str, Compared]]:
     """Each measure's percentiles, judged together. All have the same number of rounds."""
     out: dict[Key, dict[str, Compared]] = {}
-    judged: list[tuple[Compared, Floats, Floats]] = []
+    judged: list[tuple[Compared, Statistics]] = []
     rounds = len(next(iter(measures.values())).off) if measures else 0
     flips = exchanges(rounds)
     for key, sides in measures.items():
@@ -81,22 +94,22 @@ def compare(measures: Mapping[Key, Sides]) -> dict[Key, dict[str, Compared]]:
                 missing_steps=max(ENOUGH[percentile] - steps, 0),
             )
             if not found.missing_steps and rounds >= MIN_ROUNDS:
-                judged.append((found, *statistics(sides, ratio, flips)))
+                judged.append((found, statistics(sides, ratio, flips)))
     if judged:
         _judge(judged)
     return out
 
 
-def _judge(judged: list[tuple[Compared, Floats, Floats]]) -> None:
-    sizes = [np.abs(logs) / errors for _, logs, errors in judged]
+def _judge(judged: list[tuple[Compared, Statistics]]) -> None:
+    sizes = [np.maximum(np.abs(s.ratios) - s.buckets, 0) / s.errors for _, s in judged]
     largest = np.max(sizes, axis=0)
     allowed = int(ERROR_RATE * len(largest))
     critical = float(np.sort(largest)[::-1][allowed])
-    for (found, logs, errors), size in zip(judged, sizes, strict=True):
-        settle(found, float(logs[0]), critical * float(errors[0]))
+    for (found, of), size in zip(judged, sizes, strict=True):
+        settle(found, float(of.ratios[0]), float(critical * of.errors[0] + of.buckets[0]))
         found.p = float((largest >= size[0]).mean())
         if size[0] > critical:
-            found.verdict = "better" if logs[0] < 0 else "worse"
+            found.verdict = "better" if of.ratios[0] < 0 else "worse"
         else:
             found.verdict = "no difference"
 
@@ -115,14 +128,14 @@ def exchanges(rounds: int) -> Floats:
     return np.concatenate([np.zeros((len(ways), rounds - free)), ways], axis=1)
 
 
-def statistics(sides: Sides, ratio: tuple[int, int], flips: Floats) -> tuple[Floats, Floats]:
-    """For each exchange the log of on over off, and its bootstrap error."""
+def statistics(sides: Sides, ratio: tuple[int, int], flips: Floats) -> Statistics:
+    """For each exchange, the first of which is none."""
     off, on = Merged.both(sides.off, sides.on, ratio)
     rounds = len(sides.off)
     weights = np.concatenate([np.ones((1, rounds)), resamples(rounds, RESAMPLES)])
     wide = off.cumulative.shape[1]
     step = max(1, _CHUNK // (len(weights) * wide))
-    logs, errors = [], []
+    ratios, errors, buckets = [], [], []
     for start in range(0, len(flips), step):
         flip = flips[start : start + step, :, None]
         values = []
@@ -132,10 +145,15 @@ def statistics(sides: Sides, ratio: tuple[int, int], flips: Floats) -> tuple[Flo
             totals = one.totals + flip[:, :, 0] * (other.totals - one.totals)
             merged = (weights @ mixed).reshape(-1, wide)
             found = quantile(merged, (totals @ weights.T).reshape(-1), one.edges, *ratio)
-            values.append(np.log(found).reshape(len(flip), -1))
-        ratios = values[0] - values[1]
-        logs.append(ratios[:, 0])
-        errors.append(np.nanstd(ratios[:, 1:], axis=1))
+            values.append(found.reshape(len(flip), -1))
+        drawn = logs(values[0]) - logs(values[1])
+        ratios.append(drawn[:, 0])
+        errors.append(np.nanstd(drawn[:, 1:], axis=1))
+        buckets.append(unsure(values[0][:, 0], values[1][:, 0]))
     # A bootstrap of n rounds sees (n - 1) / n of the variance.
     error = np.concatenate(errors) * np.sqrt(rounds / (rounds - 1))
-    return np.nan_to_num(np.concatenate(logs)), np.maximum(error, LEAST_ERROR)
+    return Statistics(
+        ratios=np.nan_to_num(np.concatenate(ratios)),
+        errors=np.maximum(error, LEAST_ERROR),
+        buckets=np.concatenate(buckets),
+    )

@@ -162,6 +162,51 @@ def test_intervals_hold_the_truth_as_often_as_they_say(
     assert held / trials > 0.90
 
 
+def alike(median: int, spread: float, count: int = 20) -> Counts:
+    """Blocks whose steps hardly differ: they may all lie in one bucket."""
+    random = np.random.default_rng(median)
+    out = np.zeros((count, histogram.BUCKETS), dtype=np.int64)
+    for row in out:
+        np.add.at(row, buckets_of(random.normal(median, spread, 900).astype(np.int64)), 1)
+    return out
+
+
+#: Medians on both sides of a bucket's edge (1,048,576), and at the two ends of one.
+NEAR = [(1_048_300, 1_048_900, 60), (1_046_000, 1_051_000, 500), (1_051_000, 1_078_000, 800)]
+
+
+@pytest.mark.parametrize(("before", "after", "spread"), NEAR)
+@pytest.mark.parametrize("percentile", ["p50", "p99"])
+def test_what_buckets_cannot_tell_apart_is_never_certain(
+    before: int, after: int, spread: int, percentile: str
+) -> None:
+    one, other = alike(before, spread), alike(after, spread)
+    found = change(one, other, percentile)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= after / before <= found.high
+    assert direction(found) == 0
+    tried = compare({"a": Sides(one, other)})["a"][percentile]
+    assert tried.low is not None
+    assert tried.high is not None
+    assert tried.low <= after / before <= tried.high
+    assert tried.verdict == "no difference"
+
+
+def test_a_trial_still_finds_a_twentieth_more() -> None:
+    for before in (960_000, 1_040_000, 1_090_000, 1_120_000):
+        more = alike(before + 50_000, 5_000, 8)
+        found = compare({"a": Sides(alike(before, 5_000, 8), more)})["a"]["p50"]
+        assert found.verdict == "worse"
+
+
+def test_what_takes_no_time_is_told_as_0() -> None:
+    nothing = np.zeros((8, histogram.BUCKETS), dtype=np.int64)
+    nothing[:, 0] = 1_000
+    found = change(nothing, nothing, "p99")
+    assert (found.before_ns, found.after_ns, found.ratio) == (0, 0, 1.0)
+
+
 def test_student_falls_to_the_normal_quantile() -> None:
     values = [student(d) for d in (1, 2, 4.7, 10, 29, 31, 60, 1000)]
     assert values == sorted(values, reverse=True)

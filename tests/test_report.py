@@ -20,6 +20,7 @@ from test_recording import framed, written
 
 from agenttop import cli
 from agenttop.derive import Named
+from agenttop.histogram import BUCKETS, bucket_of
 from agenttop.jsonout import schema
 from agenttop.model import Budget, Command, Sample
 from agenttop.replaying import still
@@ -160,6 +161,30 @@ def test_a_percentile_lies_in_its_interval_and_few_samples_are_marked() -> None:
     few[:, 300] = 10
     assert percentile("p", "p", few, "p99").estimated
     assert percentile("p", "p", 0 * few, "p99").missing == "no steps"
+
+
+@pytest.mark.parametrize("median", [1_051_000, 1_078_000, 20_500, 993])
+def test_a_percentiles_interval_holds_the_truth_where_all_steps_share_a_bucket(median: int) -> None:
+    counts = np.zeros((30, BUCKETS), dtype=np.int64)
+    counts[:, bucket_of(median)] = 1_000
+    for which in ("p50", "p99"):
+        figure = percentile("p", "p", counts, which)
+        assert figure.low is not None
+        assert figure.high is not None
+        assert figure.low <= median <= figure.high
+
+
+def test_a_stage_that_took_no_time_is_told_as_0() -> None:
+    counts = np.zeros((30, BUCKETS), dtype=np.int64)
+    counts[:, 0] = 1_000
+    figure = percentile("p", "p", counts, "p99")
+    assert (figure.value, figure.low, figure.high) == (0, 0, 0)
+    # With blocks drawn anew it is more here and there.
+    counts[::2, bucket_of(5_000)] = 15
+    figure = percentile("p", "p", counts, "p99")
+    assert (figure.value, figure.low) == (0, 0)
+    assert figure.high is not None
+    assert figure.high > 1
 
 
 # --------------------------------------------------------------------------- answers

@@ -2,7 +2,8 @@
 
 What is drawn anew are whole blocks, with everything that their steps have in
 common. The interval is the bootstrap's standard error (corrected for as few
-blocks as there are) times Student's quantile.
+blocks as there are) times Student's quantile; that of a percentile has the
+whole bucket in it that the percentile lies in.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agenttop.effect import MIN_BLOCKS, PERCENTILES, Floats, Merged, point, resamples, student
+from agenttop.effect import (
+    MIN_BLOCKS,
+    PERCENTILES,
+    Floats,
+    Merged,
+    logs,
+    point,
+    resamples,
+    student,
+)
+from agenttop.histogram import EDGES, bucket_of
 from agenttop.report.model import Figure, Unit
 from agenttop.rolling import Ints, estimated
 
@@ -93,11 +104,14 @@ def percentile(
     figure.blocks = len(blocks)
     if len(blocks) >= MIN_BLOCKS and not figure.estimated:
         merged = Merged.of(blocks, PERCENTILES[which])
-        logs = np.log(merged.values(resamples(len(blocks))))
-        error = float(np.nanstd(logs)) * float(np.sqrt(len(blocks) / (len(blocks) - 1)))
+        drawn = logs(merged.values(resamples(len(blocks))))
+        error = float(np.nanstd(drawn)) * float(np.sqrt(len(blocks) / (len(blocks) - 1)))
         half = student(len(blocks) - 1) * error
-        figure.low = float(value * np.exp(-half))
-        figure.high = float(value * np.exp(half))
+        bucket = bucket_of(value)
+        figure.low = float(EDGES[bucket] * np.exp(-half))
+        # Of a percentile of 0 that was more in some resamples, the second.
+        top = float(EDGES[bucket + 1] - 1)
+        figure.high = float(max(top * np.exp(half), np.expm1(half)))
     return figure
 
 
