@@ -26,9 +26,10 @@ MOST_BYTES: Final = 1 << 14
 #: Samples come ten times a second at most, and more often for a moment at switches.
 PER_SECOND: Final = 20
 IN_ADVANCE: Final = 256
-_LARGEST: Final = (1 << 63) - 1
+#: Numbers and times: differences of them, and sums of some, have 64 bits.
+_LARGEST: Final = 1 << 62
 #: What nothing is reckoned with: labels of causes, which the kernel side packs into words.
-_WORDS: Final = "words"
+_LABELS: Final = ("words", "label")
 #: Names that are numbers (CPUs, lines, idle states, agents) have no more digits.
 _DIGITS: Final = 12
 
@@ -87,8 +88,9 @@ def _walk(value: Any, name: str) -> None:
     """Every number can be reckoned with, everything has a sane length."""
     kind = type(value)
     if kind is int:
-        if not -_LARGEST <= value <= _LARGEST and not (name == _WORDS and 0 <= value < 1 << 64):
-            raise ImplausibleError(f"{name}: a number of more than 63 bits")
+        if not 0 <= value <= _LARGEST and name not in _LABELS:
+            what = "below 0" if value < 0 else "of more than 62 bits"
+            raise ImplausibleError(f"{name}: a number {what}")
     elif kind is float:
         if not (math.isfinite(value) and abs(value) < 1e18):
             raise ImplausibleError(f"{name}: a number that cannot be")

@@ -17,7 +17,17 @@ from synth import Synth
 
 from agenttop import cli, recording
 from agenttop.errors import UserError
-from agenttop.model import Activity, AgentCounters, Command, CpuCounters, PolicyStatus, Sample
+from agenttop.model import (
+    Activity,
+    AgentCounters,
+    CauseCounters,
+    Command,
+    CpuCounters,
+    DetailCounters,
+    NamedCounters,
+    PolicyStatus,
+    Sample,
+)
 from agenttop.plausible import IN_ADVANCE, MOST_AGENTS, MOST_CPUS, Checker, ImplausibleError
 from agenttop.recording import MAGIC, Header, Recording, Writer
 from agenttop.replaying import measured, still
@@ -125,6 +135,10 @@ def with_cpu(cpu: CpuCounters) -> Sample:
     return sample(cpus=[cpu])
 
 
+def with_agent(**changes: Any) -> Sample:
+    return sample(agents=[AgentCounters(id=1, name="a", rule="r", pid=1, **changes)])
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -150,9 +164,12 @@ def with_cpu(cpu: CpuCounters) -> Sample:
         (framed(HEADER, encode(sample(host=None))), "does not tell of the host"),
         (framed(HEADER, encode(sample(wall_s=float("nan")))), "a number that cannot be"),
         (framed(HEADER, encode(sample(wall_s=-1.0))), "a time that cannot be"),
-        (framed(HEADER, encode(sample(t_ns=1 << 63))), "more than 63 bits"),
+        (framed(HEADER, encode(sample(t_ns=1 << 63))), "more than 62 bits"),
+        (framed(HEADER, encode(with_agent(steps=-1))), "steps: a number below 0"),
+        (framed(HEADER, encode(with_agent(named=[NamedCounters(0, "a", step_sum_ns=1 << 63)]))),
+         "step_sum_ns: a number of more than 62 bits"),
         (framed(HEADER, encode(with_cpu(CpuCounters(cpu=1 << 40)))), "a CPU with the number"),
-        (framed(HEADER, encode(with_cpu(CpuCounters(cpu=-1)))), "a CPU with the number"),
+        (framed(HEADER, encode(with_cpu(CpuCounters(cpu=-1)))), "cpu: a number below 0"),
         (framed(HEADER, encode(sample(idle_exit={"9" * 5000: {}}))), "more than"),
     ],
     ids=lambda value: value if isinstance(value, str) else "file",
@@ -184,6 +201,27 @@ def test_more_than_a_machine_has_is_refused() -> None:
     ):
         with pytest.raises(ImplausibleError):
             Checker().sample(changed)
+
+
+def test_labels_hold_any_word() -> None:
+    detail = DetailCounters(words=[(1 << 64) - 1], label={"queue": -1})
+    Checker().sample(with_agent(causes={"network": CauseCounters(details=[detail])}))
+
+
+def test_counters_that_go_from_end_to_end_are_told_or_harmless(path: Path) -> None:
+    """What is largest, and smallest, in turn: differences that 64 bits would not hold."""
+    for small, large in ((-(1 << 63), (1 << 63) - 1), (0, 1 << 62)):
+        path.write_bytes(written([
+            with_agent(
+                steps=number,
+                step_sum_ns=number,
+                named=[NamedCounters(0, "a", number, number, number)],
+                causes={"lock": CauseCounters(steps=number, sum_ns=number)},
+            )
+            for number in (small, large, large)
+        ]))  # fmt: skip
+        told = shown(path)
+        assert (told is None) == (small == 0)
 
 
 def test_samples_come_no_faster_than_an_engine_makes_them() -> None:

@@ -290,6 +290,12 @@ def budgeted() -> list[Sample]:
     return samples
 
 
+def test_any_number_of_tokens_can_be_reckoned_with() -> None:
+    samples = budgeted()
+    samples[5].policies[0].budgets["1"].spent = -1e17
+    assert answers(build(cut(samples), "live"))["budget"].state == "measured"
+
+
 def test_the_budget_tells_an_abuser_from_a_well_behaved_agent() -> None:
     found = answers(build(cut(budgeted()), "live"))["budget"]
     figures = {figure.key: figure.value for figure in found.figures}

@@ -380,7 +380,7 @@ def _budget(budget: Budget) -> Ints:
             budget.throttles,
             budget.degraded_ns,
             budget.held_ns,
-            min(int(budget.spent * 1000), _LARGEST),
+            min(max(int(budget.spent * 1000), 0), _LARGEST),
         ],
         dtype=np.int64,
     )
