@@ -118,7 +118,8 @@ class Replay:
                 start, first = time.monotonic(), sample.t_ns
             before = sample.t_ns
             due = start + (sample.t_ns - first) / 1e9 / self._speed
-            if self._stop.wait(max(due - time.monotonic(), 0)):
+            # A file may say that its next Sample came after centuries.
+            if self._stop.wait(min(max(due - time.monotonic(), 0), threading.TIMEOUT_MAX)):
                 return
             try:
                 following = next(samples, None)

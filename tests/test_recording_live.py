@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from agenttop.recording import Recording, Writer
+from agenttop.replaying import Replay
 from tests.engines import needs_bpf
 from tests.live_pty import ROOT, LivePty, live
 from tests.loops import PATIENCE_S, Loop, loop, until
@@ -236,6 +237,22 @@ def test_a_replay_of_a_damaged_file_ends_with_one_line(tmp_path: Path) -> None:
         assert "damaged after" in screen.seen()
         assert b"Traceback" not in screen.output
         assert screen.settings_now() == screen.settings
+
+
+def test_a_sample_after_centuries_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.rec"
+    first, second = Synth().samples(2)
+    second.t_ns = 1 << 62
+    with path.open("wb", buffering=0) as file, contextlib.closing(Writer(file)) as writer:
+        writer.add(first)
+        writer.add(second)
+    played = Replay(path, speed=0.1)
+    try:
+        assert until(lambda: bool(played.read()))
+        played._thread.join(0.3)
+        assert played._thread.is_alive()
+    finally:
+        played.close()
 
 
 def test_leaving_in_the_middle_of_a_replay(tmp_path: Path) -> None:
