@@ -25,7 +25,7 @@ _SUMS: Final = 3
 #: Behind those of an annex's causes stands, in the first, the time that is explained by stage.
 _EXPLAINED: Final = slice(_SUMS * BLOCK, _SUMS * BLOCK + len(STAGES))
 #: The annexes of an agent.
-_ANNEXES: Final = -(-len(CAUSES) // BLOCK)
+ANNEXES: Final = -(-len(CAUSES) // BLOCK)
 _LARGEST: Final = (1 << 63) - 1
 #: Labels of a cause that are kept of an agent: those of the kernel side and one for the rest.
 _MOST_LABELS: Final = 65
@@ -54,7 +54,7 @@ class Caused:
         if not counters.causes:
             return [], []
         if not self.annexes:
-            self.annexes += [slot() for _ in range(_ANNEXES)]
+            self.annexes += [slot() for _ in range(ANNEXES)]
         now = _sums(counters, width)
         before = np.zeros_like(now) if self.before is None else self.before
         gained = np.zeros_like(now) if first else np.maximum(now - before, 0)
@@ -106,7 +106,7 @@ class Caused:
 
 
 def _sums(counters: AgentCounters, width: int) -> Ints:
-    rows = [[0] * width for _ in range(_ANNEXES)]
+    rows = [[0] * width for _ in range(ANNEXES)]
     for place, name in enumerate(CAUSE_NAMES):
         one = counters.causes.get(name)
         if one is not None:

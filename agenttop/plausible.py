@@ -12,10 +12,18 @@ from typing import Any, Final
 
 import msgspec
 
+from agenttop.caused import ANNEXES
 from agenttop.model import Sample
+from agenttop.named import MOST as MOST_NAMES
+from agenttop.named import PER_ANNEX
 
-#: In one Sample. Each agent takes 240 kB in a Store; the engine measures 256 at a time.
+#: In one Sample. The engine measures 256 at a time.
 MOST_AGENTS: Final = 512
+#: Slots of a Store, 240 kB each, that agents, their names and their causes take: 1536 for 256
+#: agents with causes and the 512 names that the engine counts at a time.
+MOST_SLOTS: Final = 2048
+#: In one file, one after the other: a report knows all of them, 1 kB each.
+MOST_IN_ALL: Final = 100_000
 #: CPU numbers lie below this.
 MOST_CPUS: Final = 1024
 MOST_POLICIES: Final = 64
@@ -45,6 +53,11 @@ class Checker:
         self._policies: set[str] = set()
         self._lines: set[str] = set()
         self._last: Sample | None = None
+        #: Agents of the newest Sample: the lanes of their names so far, and those with causes.
+        self._lanes: dict[int, frozenset[int]] = {}
+        self._caused: set[int] = set()
+        #: Agents so far.
+        self._agents = 0
         self._allowance = float(IN_ADVANCE)
 
     def sample(self, sample: Sample) -> None:
@@ -62,6 +75,7 @@ class Checker:
             raise ImplausibleError("a CPU that is there twice")
         if len({agent.id for agent in sample.agents}) < len(sample.agents):
             raise ImplausibleError("an agent that is there twice")
+        self._room(sample)
         self._policies.update(policy.name for policy in sample.policies)
         _at_most(len(self._policies), MOST_POLICIES, "policies")
         self._lines.update(sample.irq_names)
@@ -72,11 +86,31 @@ class Checker:
         if not (0 <= sample.t_ns <= _LARGEST and 0 <= sample.wall_s < 1 << 36):
             raise ImplausibleError("a time that cannot be")
         if last is None or sample.t_ns <= last.t_ns or sample.seq <= last.seq:
+            self._lanes, self._caused = {}, set()
             return  # the engine began anew, and so does whoever keeps Samples
         seconds = (sample.t_ns - last.t_ns) / 1e9
         self._allowance = min(self._allowance + seconds * PER_SECOND, IN_ADVANCE) - 1
         if self._allowance < 0:
             raise ImplausibleError("more samples a second than an engine makes")
+
+    def _room(self, sample: Sample) -> None:
+        """What a Store and a report keep of each agent."""
+        if sample.host is not None:  # whoever keeps Samples may begin anew
+            self._lanes, self._caused = {}, set()
+        lanes: dict[int, frozenset[int]] = {}
+        for agent in sample.agents:
+            known = self._lanes.get(agent.id)
+            self._agents += known is None
+            known = known or frozenset()
+            # No more are kept: then they need not be told apart.
+            more = (one.lane for one in agent.named) if len(known) < MOST_NAMES else ()
+            lanes[agent.id] = known.union(more)
+        self._lanes = lanes
+        self._caused = {a.id for a in sample.agents if a.causes or a.id in self._caused}
+        names = sum(-(-min(len(each), MOST_NAMES) // PER_ANNEX) for each in lanes.values())
+        slots = len(lanes) + names + ANNEXES * len(self._caused)
+        _at_most(slots, MOST_SLOTS, "histograms of agents, names and causes")
+        _at_most(self._agents, MOST_IN_ALL, "agents one after the other")
 
 
 def _at_most(number: int, most: int, what: str) -> None:

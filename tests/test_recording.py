@@ -6,6 +6,7 @@ import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ from agenttop.model import (
     PolicyStatus,
     Sample,
 )
-from agenttop.plausible import IN_ADVANCE, MOST_AGENTS, MOST_CPUS, Checker, ImplausibleError
+from agenttop.plausible import (
+    IN_ADVANCE,
+    MOST_AGENTS,
+    MOST_CPUS,
+    MOST_IN_ALL,
+    Checker,
+    ImplausibleError,
+)
 from agenttop.recording import MAGIC, Header, Recording, Writer
 from agenttop.replaying import measured, still
 from agenttop.store import Store
@@ -201,6 +209,61 @@ def test_more_than_a_machine_has_is_refused() -> None:
     ):
         with pytest.raises(ImplausibleError):
             Checker().sample(changed)
+
+
+def crowd(first: int, names: int = 0, causes: bool = False, lane: int = 0) -> list[AgentCounters]:
+    """As many agents as one Sample may have."""
+    return [
+        AgentCounters(
+            id=first + place,
+            name="a",
+            rule="r",
+            pid=1,
+            named=[NamedCounters(lane + number, "n") for number in range(names)],
+            causes={"lock": CauseCounters(steps=1)} if causes else {},
+        )
+        for place in range(MOST_AGENTS)
+    ]
+
+
+def following(agents: Iterable[list[AgentCounters]]) -> Iterator[Sample]:
+    first = sample()
+    for second, each in enumerate(agents):
+        yield msgspec.structs.replace(
+            first,
+            t_ns=first.t_ns + second * 10**9,
+            seq=second,
+            host=None if second else first.host,
+            agents=each,
+        )
+
+
+def checked(samples: Iterable[Sample]) -> None:
+    check = Checker()
+    for each in samples:
+        check.sample(each)
+
+
+def test_names_and_causes_are_bounded_by_the_memory_that_they_take() -> None:
+    checked(following([crowd(1, causes=True)] * 3))
+    # What the engine has at most: 256 agents with causes, and 512 names.
+    checked(following([crowd(1, 2, causes=True)[:256]] * 3))
+    for agents in (
+        [crowd(1, 32, causes=True)],
+        [crowd(1, 1, causes=True)],
+        # A few of each at a time.
+        [crowd(1, 5, lane=5 * second) for second in range(5)],
+        [crowd(1, 10), crowd(1, causes=True)],
+    ):
+        with pytest.raises(ImplausibleError, match="histograms"):
+            checked(following(agents))
+
+
+def test_agents_one_after_the_other_are_bounded() -> None:
+    checked(following([crowd(1)] * 100))
+    checked(following(crowd(1 + second * MOST_AGENTS) for second in range(20)))
+    with pytest.raises(ImplausibleError, match=f"more than {MOST_IN_ALL} agents"):
+        checked(following(crowd(1 + second * MOST_AGENTS) for second in range(200)))
 
 
 def test_labels_hold_any_word() -> None:
