@@ -7,7 +7,7 @@ stands here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +23,7 @@ from agenttop.model import (
     Host,
     Sample,
     Softnet,
+    Trust,
 )
 from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
 from agenttop.rolling import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
@@ -480,12 +481,22 @@ def _share(part_ns: int, interval: int) -> float | None:
 # --------------------------------------------------------------------------- trust
 
 
+def losses(old: Trust, now: Trust) -> tuple[dict[str, int], int | None]:
+    """What was lost between two Samples: by kind, and recursion misses (None: not known)."""
+    drops = {name: max(count - old.drops.get(name, 0), 0) for name, count in now.drops.items()}
+    if now.recursion_misses is None:
+        return drops, None
+    return drops, max(now.recursion_misses - (old.recursion_misses or 0), 0)
+
+
+def lost(drops: Mapping[str, int], misses: int | None) -> int:
+    """What ``losses`` told, in all."""
+    return sum(drops.values()) + (misses or 0)
+
+
 def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.TrustLine:
     old, now = view.start.trust, view.end.trust
-    drops = {name: max(count - old.drops.get(name, 0), 0) for name, count in now.drops.items()}
-    misses = None
-    if now.recursion_misses is not None:
-        misses = max(now.recursion_misses - (old.recursion_misses or 0), 0)
+    drops, misses = losses(old, now)
     chains = view.host.mode != "procfs" and "chains" not in view.host.missing
     steps = sum(agent.steps or 0 for agent in agents) if chains else None
     unattributed = sum(agent.unattributed or 0 for agent in agents)
@@ -497,7 +508,7 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
     return shot.TrustLine(
         steps=steps,
         drops=drops,
-        lost=sum(drops.values()) + (misses or 0),
+        lost=lost(drops, misses),
         recursion_misses=misses,
         unattributed_ratio=unattributed / steps if steps else None,
         coverage_ratio=min(sum(tracked) / threads, 1.0) if threads else None,

@@ -190,6 +190,23 @@ def test_a_stage_that_took_no_time_is_told_as_0() -> None:
 # --------------------------------------------------------------------------- answers
 
 
+def test_a_report_tells_of_the_same_losses_as_a_snapshot() -> None:
+    samples = Synth().samples(20)
+    for number, sample in enumerate(samples):
+        sample.trust.drops = {"ring_full": 3 * number}
+        sample.trust.recursion_misses = 100 * number
+        sample.trust.slots_full = 7 if number == 5 else 0
+    made = cut(samples)
+    shot = made.snapshot(since_ns=0)
+    assert shot is not None
+    found = build(made, "live")
+    assert found.trust.lost == shot.trust.lost == 19 * 103
+    assert found.trust.slots_full == 7
+    head = " ".join(text.head(found))
+    assert "lost 1,957" in head
+    assert "7 agents found no slot" in head
+
+
 def test_json_is_what_its_schema_says(report: Report) -> None:
     rules = schema("report")
     jsonschema.Draft202012Validator.check_schema(rules)

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from agenttop.caused import Caused
+from agenttop.derive import losses, lost
 from agenttop.histogram import BUCKETS
 from agenttop.history import SETTLE_NS
 from agenttop.model import (
@@ -86,6 +87,8 @@ class Block:
     wakers: Counter[str] = field(default_factory=Counter)
     ksoftirqd_ns: int = 0
     lost: int = 0
+    #: Agents that found no slot at the same time, at most.
+    slots_full: int = 0
     self_ns: int = 0
     #: Frequencies seen, kHz.
     khz: Counter[int] = field(default_factory=Counter)
@@ -123,6 +126,7 @@ class Block:
         self.khz.update(other.khz)
         self.ksoftirqd_ns += other.ksoftirqd_ns
         self.lost += other.lost
+        self.slots_full = max(self.slots_full, other.slots_full)
         self.self_ns += other.self_ns
 
 
@@ -232,7 +236,8 @@ class Blocks(Store):
         for exemplar in exemplars:
             block.wakers[waker_kind(exemplar)] += 1
         old_trust, trust = tick.start.trust, tick.end.trust
-        block.lost = max(sum(trust.drops.values()) - sum(old_trust.drops.values()), 0)
+        block.lost = lost(*losses(old_trust, trust))
+        block.slots_full = trust.slots_full
         block.self_ns = max(
             trust.self_ns - old_trust.self_ns + tick.end.view_ns - tick.start.view_ns, 0
         )

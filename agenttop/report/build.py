@@ -49,6 +49,7 @@ def build(blocks: Blocks, source: str) -> model.Report:
             lost=sum(block.lost for block in data.blocks),
             unattributed_ratio=unattributed / made if made else None,
             self_ratio=sum(block.self_ns for block in data.blocks) / (data.seconds * 1e9),
+            slots_full=max(block.slots_full for block in data.blocks),
         ),
         agents=[
             model.Agent(

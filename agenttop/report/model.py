@@ -123,6 +123,8 @@ class Trust(Base):
     lost: int
     unattributed_ratio: float | None
     self_ratio: float | None
+    #: Agents that were not measured as all slots were taken, at most at the same time.
+    slots_full: int = 0
 
 
 class Report(Base):

@@ -38,6 +38,7 @@ def head(report: Report) -> Iterator[str]:
         f" {plural(trust.steps, 'step')} of {plural(len(report.agents), 'agent')};"
         f" lost {trust.lost:,}; unattributed {percent(trust.unattributed_ratio)};"
         f" agenttop's own CPU {percent(trust.self_ratio)}"
+        + (f"; {plural(trust.slots_full, 'agent')} found no slot" if trust.slots_full else "")
     )
     yield "Intervals are 95 %, from a bootstrap over the blocks of time; ~ marks an estimate."
 
