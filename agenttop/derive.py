@@ -498,8 +498,10 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
     old, now = view.start.trust, view.end.trust
     drops, misses = losses(old, now)
     chains = view.host.mode != "procfs" and "chains" not in view.host.missing
-    steps = sum(agent.steps or 0 for agent in agents) if chains else None
-    unattributed = sum(agent.unattributed or 0 for agent in agents)
+    forgotten = Named.of(view.sums.forgotten)
+    shown = sum(agent.steps or 0 for agent in agents)
+    steps = shown + forgotten.steps if chains else None
+    unattributed = sum(agent.unattributed or 0 for agent in agents) + forgotten.unattributed
     living = [agent for agent in agents if agent.alive]
     tracked = [agent.threads_tracked for agent in living if agent.threads_tracked is not None]
     threads = sum(agent.threads for agent in living if agent.threads_tracked is not None)
@@ -518,4 +520,5 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
         read_ns=now.read_ns,
         slots_full=now.slots_full,
         steps_per_s=_rate(steps, interval) if steps is not None else None,
+        steps_of_others=forgotten.steps,
     )

@@ -63,10 +63,16 @@ class Tick:
     cpu_steps: dict[int, dict[int, int]]
     #: Slot -> label of a cause -> its sums.
     labels: dict[int, dict[Label, list[int]]] = field(default_factory=dict)
+    #: The scalars of agents that were forgotten, together.
+    forgotten: Ints | int = 0
 
-    def forget(self, slots: set[int]) -> None:
-        """Drop what belongs to these slots (they get another owner)."""
+    def forget(self, slots: set[int], agents: set[int]) -> None:
+        """Drop what belongs to these slots (they get another owner); ``agents`` are those of them
+        whose scalars are an agent's.
+        """
         gone = np.array(sorted(slots), dtype=np.int64)
+        mine = np.isin(self.slots, np.array(sorted(agents), dtype=np.int64))
+        self.forgotten = self.forgotten + self.scalars[mine].sum(axis=0)
         keep = ~np.isin(self.cells // _SLOT_CELLS, gone)
         self.cells, self.added = self.cells[keep], self.added[keep]
         keep = ~np.isin(self.slots, gone)
@@ -86,6 +92,8 @@ class Sums:
     counts: Ints = field(init=False)
     #: Shape (slots, width).
     scalars: Ints = field(init=False)
+    #: Shape (width,), as Tick has it.
+    forgotten: Ints = field(init=False)
     cpu_steps: dict[int, dict[int, int]] = field(default_factory=dict)
     labels: dict[int, dict[Label, list[int]]] = field(default_factory=dict)
     #: Time in BPF programs, and the time over which it was measured.
@@ -95,6 +103,7 @@ class Sums:
     def __post_init__(self) -> None:
         self.counts = np.zeros((self.slots * BLOCK, BUCKETS), dtype=np.int64)
         self.scalars = np.zeros((self.slots, self.width), dtype=np.int64)
+        self.forgotten = np.zeros(self.width, dtype=np.int64)
 
     def grow(self, slots: int) -> None:
         """Room for more slots."""
@@ -117,6 +126,7 @@ class Sums:
         else:
             flat[tick.cells] -= tick.added
             self.scalars[tick.slots] -= tick.scalars
+        self.forgotten += sign * tick.forgotten
         for slot, steps in tick.cpu_steps.items():
             mine = self.cpu_steps.setdefault(slot, {})
             for cpu, count in steps.items():
@@ -139,12 +149,14 @@ class Sums:
         """As if no Tick had been added."""
         self.counts[:] = 0
         self.scalars[:] = 0
+        self.forgotten[:] = 0
         self.cpu_steps.clear()
         self.labels.clear()
         self.bpf_ns = self.bpf_time_ns = 0
 
-    def forget(self, slots: Iterable[int]) -> None:
-        """Zero these slots."""
+    def forget(self, slots: Iterable[int], agents: Iterable[int]) -> None:
+        """Zero these slots (see Tick.forget)."""
+        self.forgotten += self.scalars[list(agents)].sum(axis=0)
         for slot in slots:
             self.counts[slot * BLOCK : (slot + 1) * BLOCK] = 0
             self.scalars[slot] = 0

@@ -242,6 +242,8 @@ class TrustLine(Base):
     slots_full: int
     #: All agents together; None without step chains.
     steps_per_s: float | None = None
+    #: Of ``steps``, those of ended agents that are too many to be among ``agents``.
+    steps_of_others: int = 0
 
 
 class Snapshot(Base):

@@ -28,7 +28,7 @@ from agenttop.words import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
 EXEMPLARS: Final = 16
 #: Kept per agent at most, whatever order they come in.
 _MOST_EXEMPLARS: Final = 512
-#: Ended agents that are kept at most (each one takes 240 kB).
+#: Ended agents that are kept at most (each one takes 240 kB); of others only the totals are.
 MAX_GONE: Final = 64
 _MEASURE_ROW: Final = {name: row for row, name in enumerate(MEASURES)}
 _SOFTIRQ_ROW: Final = {name: row for row, name in enumerate(SOFTIRQS)}
@@ -163,8 +163,8 @@ class Store:
         sample, now, host = self._last, self._boundary, self.host
         if sample is None or now is None or host is None:
             return None
-        start, sums = self._interval(now, window_ns, since_ns)
         self._reap(now.t_ns)
+        start, sums = self._interval(now, window_ns, since_ns)
         owners: list[Owner] = [
             record
             for record in (*self._agents.values(), *self._gone)
@@ -448,10 +448,12 @@ class Store:
             for slot in (record.slot, *record.names.annexes, *record.caused.annexes)
         }
         self._gone = [record for record in self._gone if id(record) not in lost]
+        agents = {record.slot for record in gone}
         for tick in self._ticks:
-            tick.forget(slots)
-        for table in (self._current, self._window, self._since):
-            table.forget(slots)
+            tick.forget(slots, agents)
+        for sums in (self._window, self._since):
+            sums.forget(slots, agents)
+        self._current.forget(slots)
         self._free.extend(slots)
 
 

@@ -97,8 +97,11 @@ def _head(snapshot: Snapshot, width: int) -> list[str]:
     kinds = [f"{clean(name, 24)} {count(n)}" for name, n in sorted(trust.drops.items()) if n]
     if kinds:
         lost += f" ({', '.join(kinds)})"
+    steps = f"{count(trust.steps)} steps ({rate(trust.steps_per_s)}/s)"
+    if trust.steps_of_others:
+        steps += f", {count(trust.steps_of_others)} of them of ended agents that are not shown"
     facts = [
-        f"{count(trust.steps)} steps ({rate(trust.steps_per_s)}/s)",
+        steps,
         lost,
         f"unattributed {percent(trust.unattributed_ratio)}",
         f"coverage {percent(trust.coverage_ratio)}",

@@ -26,6 +26,7 @@ from agenttop.model import (
 )
 from agenttop.snapshot import Agent, Snapshot
 from agenttop.store import EXEMPLARS, MAX_GONE, Store
+from agenttop.text import report
 from agenttop.words import MEASURES, SLOWPATH_STAGES, STAGES
 
 HOST = Host("h", "6.18", 2, "full", "tp_btf", idle_states=[IdleState("POLL", 0, 0)])
@@ -308,6 +309,26 @@ def test_memory_stays_bounded_with_thousands_of_short_agents() -> None:
     assert store._window.slots <= 256
     assert telescopes(snapshot)
     assert all(agent.steps == 1 and agent.step.sum_ns == 8 * agent.id for agent in snapshot.agents)
+
+
+def test_the_steps_of_ended_agents_that_are_not_kept_stay_in_the_totals() -> None:
+    toy, store = Toy(), fresh(window_s=10)
+    store.feed(toy.tick({0: []}))
+    store.start_since()
+    for i in range(20):
+        store.feed(toy.tick({0: [], **{n: [(5,) * 8] * 2 for n in range(i * 20 + 1, i * 20 + 21)}}))
+    whole, rolling, short = shot(store, since_ns=0), shot(store), shot(store, window_ns=SECOND_NS)
+    assert [snapshot.trust.steps for snapshot in (whole, rolling, short)] == [800, 400, 40]
+    for snapshot in (whole, rolling, short):
+        shown = sum(agent.steps or 0 for agent in snapshot.agents)
+        assert snapshot.trust.steps == shown + snapshot.trust.steps_of_others
+    assert short.trust.steps_of_others == 0
+    told = f"800 steps (40.0/s), {whole.trust.steps_of_others} of them of ended agents"
+    assert told in " ".join(report(whole).split())
+    # With the window they go.
+    for _ in range(10):
+        store.feed(toy.tick({0: []}))
+    assert (shot(store).trust.steps, shot(store).trust.steps_of_others) == (0, 0)
 
 
 def test_an_engine_started_again_begins_anew() -> None:
