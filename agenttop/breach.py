@@ -23,7 +23,7 @@ import msgspec
 from agenttop import options, paths
 from agenttop.condition import Condition, parse
 from agenttop.errors import UserError
-from agenttop.format import clean, duration
+from agenttop.format import clean, duration, measured
 from agenttop.model import Command, Event, Host, Sample
 from agenttop.recording import Writer
 from agenttop.snapshot import Agent, Snapshot
@@ -264,6 +264,6 @@ class Watcher:
 
 def _told(condition: Condition, agent: Agent, value_ns: int) -> str:
     stat = agent.step if condition.measure == "step" else agent.slowpath
-    shown = duration(value_ns, f"{condition.figure}_ns" in stat.estimated)
+    shown = measured(value_ns, f"{condition.figure}_ns" in stat.estimated)
     limit = duration(condition.limit_ns)
     return f"{clean(agent.name, 40)}: {condition.measure} {condition.figure} {shown} > {limit}"

@@ -155,6 +155,7 @@ def by_cause(
             known.max_ns,
             known.estimated,
             known.hdr,
+            known.over_range,
             stage=cause.stage,
             events=events,
             details=_by_label(caused, cause.name, labels),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from agenttop.format import NA, count, duration, percent
+from agenttop.format import NA, count, duration, measured, percent
 from agenttop.snapshot import Agent, CauseLabel, CauseStat, Snapshot
 
 #: Labels of a cause that are listed.
@@ -37,7 +37,7 @@ def cause_lines(snapshot: Snapshot, agent: Agent) -> list[str]:
         whole = agent.stages.get(stat.stage)
         share = percent(stat.sum_ns / whole.sum_ns) if whole and whole.sum_ns else NA
         cells = [
-            duration(getattr(stat, field), field in stat.estimated) if stat.count else "-"
+            measured(getattr(stat, field), field in stat.estimated) if stat.count else "-"
             for field in _PERCENTILES
         ]
         lines.append(

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from agenttop.errors import UserError
-from agenttop.format import NA, clean, count, duration, percent, rate
+from agenttop.format import NA, clean, count, duration, measured, percent, rate
 from agenttop.snapshot import Agent, Stat
 
 #: Cells between columns.
@@ -68,7 +68,7 @@ def _percentile(
     return Column(
         key, title, label, width, "ns",
         lambda agent: getattr(stat(agent), name),
-        lambda agent: duration(getattr(stat(agent), name), name in stat(agent).estimated),
+        lambda agent: measured(getattr(stat(agent), name), name in stat(agent).estimated),
         meaning, rank, group=group, family="STEP" if measure == "step" else "SLOW",
     )  # fmt: skip
 

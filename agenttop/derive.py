@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from agenttop import snapshot as shot
+from agenttop.buckets import LAST_NS
 from agenttop.caused import Caused, by_cause, told, unexplained
 from agenttop.model import (
     Activity,
@@ -31,6 +32,7 @@ from agenttop.words import (
     COMPUTE_PARTS,
     GATES,
     MEASURES,
+    OVERFLOW,
     SLOWPATH_STAGES,
     SOFTIRQS,
     SOURCES,
@@ -214,6 +216,11 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
             ]
         p50, p99, p999 = known
         out = shot.Stat(steps, sum_ns, p50, p99, p999, maxima[row], marks)
+        if maxima[row] >= LAST_NS:
+            for name in (*_PERCENTILES, "max_ns"):
+                if getattr(out, name) >= LAST_NS:
+                    setattr(out, name, LAST_NS)
+                    out.over_range.append(name)
         if view.hdr:
             from agenttop import hdr
 
@@ -491,7 +498,7 @@ def losses(old: Trust, now: Trust) -> tuple[dict[str, int], int | None]:
 
 def lost(drops: Mapping[str, int], misses: int | None) -> int:
     """What ``losses`` told, in all."""
-    return sum(drops.values()) + (misses or 0)
+    return sum(n for kind, n in drops.items() if kind != OVERFLOW) + (misses or 0)
 
 
 def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.TrustLine:

@@ -24,6 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from agenttop.buckets import LAST_NS
 from agenttop.histogram import EDGES
 from agenttop.model import Change
 
@@ -159,7 +160,7 @@ def change(before: Counts, after: Counts, percentile: str) -> Change:
         missing_steps=max(ENOUGH[percentile] - min(steps), 0),
     )
     blocks = [side[side.sum(axis=1) > 0] for side in (before, after)]
-    if out.missing_steps or min(map(len, blocks)) < MIN_BLOCKS:
+    if out.missing_steps or min(map(len, blocks)) < MIN_BLOCKS or beyond(out):
         return out
     points, errors = [], []
     for side in blocks:
@@ -181,13 +182,18 @@ def settle(found: Change, log_ratio: float, half: float) -> Change:
 
 
 def point(counts: Counts, percentile: str) -> int | None:
-    """From all blocks merged; None without a step, or with none beyond the percentile."""
+    """From all blocks merged, LAST_NS at most; None without a step, or with none beyond it."""
     part, whole = PERCENTILES[percentile]
     total = int(counts.sum())
     if total * (whole - part) < whole:
         return None
     merged = counts.sum(axis=0, keepdims=True)
-    return int(Merged.of(merged, (part, whole)).values(np.ones((1, 1)))[0])
+    return min(int(Merged.of(merged, (part, whole)).values(np.ones((1, 1)))[0]), LAST_NS)
+
+
+def beyond(found: Change) -> bool:
+    """Is a side so long that no more is known of it (LAST_NS)? Then there is no ratio."""
+    return max(found.before_ns or 0, found.after_ns or 0) >= LAST_NS
 
 
 def freedom(variances: Sequence[float], blocks: Sequence[int]) -> float:

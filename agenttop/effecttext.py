@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from agenttop.format import NA, duration, percent
+from agenttop.effect import beyond
+from agenttop.format import NA, measured, percent
 from agenttop.model import Change, Cost
 
 #: Measure and percentile -> how they are called.
@@ -69,7 +70,9 @@ def interval(change: Change) -> str:
 
 
 def lacking(change: Change) -> str:
-    """Why there is no ratio yet."""
+    """Why there is no ratio, or none yet."""
+    if beyond(change):
+        return "too long to be compared"
     if change.missing_steps:
         return f"not enough steps yet ({change.missing_steps:,} to go)"
     return "not enough seconds yet"
@@ -77,7 +80,7 @@ def lacking(change: Change) -> str:
 
 def span(change: Change) -> str:
     """``412µs -> 170µs``."""
-    return f"{duration(change.before_ns)} → {duration(change.after_ns)}"
+    return f"{measured(change.before_ns)} → {measured(change.after_ns)}"
 
 
 def costs(cost: Cost) -> list[tuple[str, str]]:

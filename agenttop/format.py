@@ -10,6 +10,8 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
+from agenttop.buckets import LAST_NS
+
 NA: Final = "N/A"
 #: What a character that must not be printed becomes.
 REPLACEMENT: Final = "\ufffd"
@@ -45,6 +47,13 @@ def duration(ns: int | None, estimated: bool = False) -> str:
         if value < 999.5:
             return f"{mark}{significant(value)}{unit}"
     return f"{mark}{value:,.0f}s"
+
+
+def measured(ns: int | None, estimated: bool = False) -> str:
+    """A percentile or maximum, as duration(); ``>67.6s`` for what histograms tell no more of."""
+    if ns is not None and ns >= LAST_NS:
+        return f">{duration(LAST_NS)}"
+    return duration(ns, estimated)
 
 
 def rate(per_s: float | None) -> str:

@@ -30,6 +30,7 @@ from agenttop.effect import (
     Counts,
     Floats,
     Merged,
+    beyond,
     logs,
     point,
     quantile,
@@ -93,7 +94,7 @@ def compare(measures: Mapping[Key, Sides]) -> dict[Key, dict[str, Compared]]:
                 after_ns=point(sides.on, percentile),
                 missing_steps=max(ENOUGH[percentile] - steps, 0),
             )
-            if not found.missing_steps and rounds >= MIN_ROUNDS:
+            if not found.missing_steps and rounds >= MIN_ROUNDS and not beyond(found):
                 judged.append((found, statistics(sides, ratio, flips)))
     if judged:
         _judge(judged)

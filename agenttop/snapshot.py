@@ -34,6 +34,8 @@ class Stat(Base):
     estimated: list[str] = []
     #: The whole distribution as HdrHistogram V2, base64 (only when asked for).
     hdr: str | msgspec.UnsetType = msgspec.UNSET
+    #: Names of the values above that are lower bounds: nothing beyond 67.6 s is told apart.
+    over_range: list[str] = []
 
 
 class CauseLabel(Base):

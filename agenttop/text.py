@@ -30,12 +30,13 @@ from agenttop.format import (
     duration,
     fit,
     frequency,
+    measured,
     percent,
     rate,
 )
 from agenttop.model import Exemplar
 from agenttop.snapshot import Agent, Cpu, Load, Snapshot, Stat
-from agenttop.words import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
+from agenttop.words import OVERFLOW, SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 
 #: Narrower than this nothing can be told.
 LEAST_WIDTH: Final = 40
@@ -94,7 +95,11 @@ def _head(snapshot: Snapshot, width: int) -> list[str]:
         f"over {seconds}",
     ]
     lost = f"lost {count(trust.lost)}"
-    kinds = [f"{clean(name, 24)} {count(n)}" for name, n in sorted(trust.drops.items()) if n]
+    kinds = [
+        f"{clean(name, 24)} {count(n)}"
+        for name, n in sorted(trust.drops.items())
+        if n and name != OVERFLOW
+    ]
     if kinds:
         lost += f" ({', '.join(kinds)})"
     steps = f"{count(trust.steps)} steps ({rate(trust.steps_per_s)}/s)"
@@ -233,7 +238,7 @@ def _deadlines(agent: Agent) -> list[str]:
 
 def _row(name: str, stat: Stat) -> str:
     cells = [
-        duration(getattr(stat, field), field in stat.estimated)
+        measured(getattr(stat, field), field in stat.estimated)
         for field in ("p50_ns", "p99_ns", "p999_ns", "max_ns")
     ]
     return f"  {name:<10}" + "".join(f"{cell:>9}" for cell in cells)

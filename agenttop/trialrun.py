@@ -11,7 +11,7 @@ import msgspec
 from agenttop import headless
 from agenttop.effecttext import MEASURES, PERCENTILES, costs, interval, lacking, times
 from agenttop.errors import UserError
-from agenttop.format import ascii_only, clean, duration
+from agenttop.format import ascii_only, clean, measured
 from agenttop.model import Change, Sample
 from agenttop.options import EngineOptions
 from agenttop.schedule import MIN_ROUNDS, Plan
@@ -124,7 +124,7 @@ def _agent(agent: AgentResult, rounds: int) -> list[str]:
             found = agent.measures[measure][percentile]
             start = (
                 f"  {short + ' ' + name:<11}"
-                f"{duration(found.before_ns):>9}{duration(found.after_ns):>9}  "
+                f"{measured(found.before_ns):>9}{measured(found.after_ns):>9}  "
             )
             if found.ratio is None:
                 lines.append(start + _why_not(found, rounds))

@@ -74,6 +74,9 @@ SOFTIRQS: Final = (
     "RCU",
 )
 
+#: Of Trust.drops, what is no loss: values beyond the histograms' range are counted in the last
+#: bucket, and their sums are exact.
+OVERFLOW: Final = "overflow"
 #: Interrupt vectors that bypass the irq lines, from events/irq_vectors (x86).
 VECTORS: Final = (
     "local_timer",

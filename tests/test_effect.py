@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agenttop import histogram
+from agenttop.buckets import LAST_NS
 from agenttop.effect import (
     ENOUGH,
     MIN_BLOCKS,
@@ -17,7 +18,7 @@ from agenttop.effect import (
     change,
     student,
 )
-from agenttop.effecttext import direction, headline, lacking, times
+from agenttop.effecttext import direction, headline, lacking, span, times
 from agenttop.model import Change
 from agenttop.randomised import ERROR_RATE, MOST, Sides, compare, exchanges
 from agenttop.schedule import MIN_ROUNDS
@@ -198,6 +199,18 @@ def test_a_trial_still_finds_a_twentieth_more() -> None:
         more = alike(before + 50_000, 5_000, 8)
         found = compare({"a": Sides(alike(before, 5_000, 8), more)})["a"]["p50"]
         assert found.verdict == "worse"
+
+
+def test_what_is_longer_than_any_bucket_is_not_compared() -> None:
+    long, short = alike(1_000_000, 300, 8), alike(1_000_000, 300, 8)
+    long[:, -1] = 5_000
+    for before, after in ((long, long), (short, long)):
+        found = change(before, after, "p50")
+        assert (found.after_ns, found.ratio) == (LAST_NS, None)
+        assert lacking(found) == "too long to be compared"
+        tried = compare({"a": Sides(before, after)})["a"]["p50"]
+        assert (tried.verdict, tried.ratio) == ("not enough", None)
+    assert span(change(short, long, "p50")) == "1.01ms → >67.6s"
 
 
 def test_what_takes_no_time_is_told_as_0() -> None:

@@ -19,6 +19,7 @@ from synth import PROFILES, Synth, replace
 from test_recording import framed, written
 
 from agenttop import cli
+from agenttop.buckets import LAST_NS
 from agenttop.derive import Named
 from agenttop.histogram import BUCKETS, bucket_of
 from agenttop.jsonout import schema
@@ -31,6 +32,7 @@ from agenttop.report.estimate import percentile, quotient, ratio_of_sums
 from agenttop.report.model import Answer, Report
 from agenttop.report.pages import html, markdown, text
 from agenttop.report.questions import QUESTIONS
+from agenttop.report.wording import said
 from agenttop.words import STAGES
 
 HOSTILE = (
@@ -172,6 +174,14 @@ def test_a_percentiles_interval_holds_the_truth_where_all_steps_share_a_bucket(m
         assert figure.low is not None
         assert figure.high is not None
         assert figure.low <= median <= figure.high
+
+
+def test_a_percentile_beyond_all_buckets_is_a_lower_bound() -> None:
+    counts = np.zeros((30, BUCKETS), dtype=np.int64)
+    counts[:, -1] = 1_000
+    figure = percentile("p", "p", counts, "p99")
+    assert (figure.value, figure.over_range, figure.high) == (LAST_NS, True, None)
+    assert said(figure) == ">67.6s"
 
 
 def test_a_stage_that_took_no_time_is_told_as_0() -> None:
@@ -425,7 +435,8 @@ def test_json_names_its_schema_and_is_the_report(report: Report) -> None:
     document = json.loads(msgspec.json.encode(report))
     assert (document["schema"], document["version"]) == ("agenttop.report", 1)
     assert set(document["answers"][0]["figures"][0]) == {
-        "key", "name", "unit", "value", "low", "high", "n", "of", "blocks", "estimated", "missing",
+        "key", "name", "unit", "value", "low", "high", "n", "of", "blocks", "estimated",
+        "over_range", "missing",
     }  # fmt: skip
     assert msgspec.convert(document, Report) == report
 

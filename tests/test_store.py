@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from synth import SECOND_NS, Synth, pack
 
 from agenttop import histogram
+from agenttop.buckets import LAST_NS
 from agenttop.model import (
     AgentCounters,
     Exemplar,
@@ -27,6 +28,7 @@ from agenttop.model import (
 from agenttop.snapshot import Agent, Snapshot
 from agenttop.store import EXEMPLARS, MAX_GONE, Store
 from agenttop.text import report
+from agenttop.widgets.header import trust_pieces
 from agenttop.words import MEASURES, SLOWPATH_STAGES, STAGES
 
 HOST = Host("h", "6.18", 2, "full", "tp_btf", idle_states=[IdleState("POLL", 0, 0)])
@@ -329,6 +331,32 @@ def test_the_steps_of_ended_agents_that_are_not_kept_stay_in_the_totals() -> Non
     for _ in range(10):
         store.feed(toy.tick({0: []}))
     assert (shot(store).trust.steps, shot(store).trust.steps_of_others) == (0, 0)
+
+
+def test_what_is_longer_than_any_bucket_is_told_as_a_lower_bound_and_is_no_loss() -> None:
+    toy, store = Toy(), fresh()
+    store.feed(toy.tick({1: []}, trust=Trust(drops={"overflow": 0})))
+    long_ns = 300 * SECOND_NS
+    chains = [(long_ns, *(10,) * 7)] * 90 + [(10,) * 8] * 30
+    store.feed(toy.tick({1: chains}, trust=Trust(drops={"overflow": 180})))
+    snapshot = shot(store)
+    agent = only(snapshot)
+    wait = agent.stages["wait"]
+    assert wait is not None
+    for stat in (agent.step, wait):
+        assert (stat.p50_ns, stat.p99_ns, stat.max_ns) == (LAST_NS,) * 3
+        assert stat.over_range == ["p50_ns", "p99_ns", "p999_ns", "max_ns"]
+    assert wait.sum_ns == 90 * long_ns + 30 * 10
+    assert agent.slowpath.over_range == []
+    assert (snapshot.trust.lost, snapshot.trust.drops) == (0, {"overflow": 180})
+    lines = report(snapshot).splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("  step ")]
+    assert row == ["step", *[">67.6s"] * 4]
+    assert "lost 0  " in "  ".join(lines)
+    pieces = trust_pieces(snapshot.trust, HOST, 0, False)
+    words = "".join(text for _, spans in pieces for text, _ in spans)
+    assert "drops 0" in words
+    assert "overflow" not in words
 
 
 def test_an_engine_started_again_begins_anew() -> None:

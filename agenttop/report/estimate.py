@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agenttop.buckets import LAST_NS
 from agenttop.effect import (
     MIN_BLOCKS,
     PERCENTILES,
@@ -99,10 +100,11 @@ def percentile(
         figure.missing = missing or (f"too few {of}" if total else f"no {of}")
         return figure
     figure.value = float(value)
+    figure.over_range = value >= LAST_NS
     figure.estimated = estimated(total)[list(PERCENTILES).index(which)]
     blocks = counts[counts.sum(axis=1) > 0]
     figure.blocks = len(blocks)
-    if len(blocks) >= MIN_BLOCKS and not figure.estimated:
+    if len(blocks) >= MIN_BLOCKS and not figure.estimated and not figure.over_range:
         merged = Merged.of(blocks, PERCENTILES[which])
         drawn = logs(merged.values(resamples(len(blocks))))
         error = float(np.nanstd(drawn)) * float(np.sqrt(len(blocks) / (len(blocks) - 1)))

@@ -34,6 +34,8 @@ class Figure(Base):
     blocks: int = 0
     #: Rests on fewer than 5 samples beyond it.
     estimated: bool = False
+    #: ``value`` is a lower bound: nothing beyond it is told apart.
+    over_range: bool = False
     #: Why there is no value.
     missing: str | None = None
 

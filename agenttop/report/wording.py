@@ -28,7 +28,9 @@ def amount(unit: Unit, number: float | None) -> str:
 
 
 def value(figure: Figure) -> str:
-    """``31%``, ``~1.2ms``, ``N/A``."""
+    """``31%``, ``~1.2ms``, ``>67.6s`` (a lower bound), ``N/A``."""
+    if figure.over_range:
+        return ">" + amount(figure.unit, figure.value)
     mark = "~" if figure.estimated and figure.value is not None else ""
     return mark + amount(figure.unit, figure.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from agenttop.causetext import rest_of
-from agenttop.format import NA, clean, count, duration, percent
+from agenttop.format import NA, clean, count, duration, measured, percent
 from agenttop.screens.state import View
 from agenttop.snapshot import Cause, CauseLabel
 from agenttop.widgets.paint import Line, Row
@@ -62,8 +62,8 @@ def cause_rows(view: View, width: int) -> list[Row]:
         for text in (
             count(stat.count),
             count(stat.events),
-            duration(stat.p50_ns, "p50_ns" in stat.estimated) if stat.count else "-",
-            duration(stat.p99_ns, "p99_ns" in stat.estimated) if stat.count else "-",
+            measured(stat.p50_ns, "p50_ns" in stat.estimated) if stat.count else "-",
+            measured(stat.p99_ns, "p99_ns" in stat.estimated) if stat.count else "-",
             share,
         ):
             line.fit(text, 9, "text", right=True)

@@ -12,7 +12,7 @@ from agenttop.effecttext import (
     lacking,
     times,
 )
-from agenttop.format import clean, duration
+from agenttop.format import clean, measured
 from agenttop.model import Change, Cost, Effect
 from agenttop.randomised import Compared
 from agenttop.schedule import MIN_ROUNDS
@@ -92,8 +92,8 @@ def _changes(measures: Measures, width: int) -> list[Row]:
         for percentile, name in PERCENTILES.items():
             found = measures[measure][percentile]
             line = Line(width).add("  ").fit(f"{short} {name}", 12, "dim")
-            line.fit(duration(found.before_ns), 8, "text", right=True).add(" → ", "faint")
-            line.fit(duration(found.after_ns), 7, "text", right=True).add("  ")
+            line.fit(measured(found.before_ns), 8, "text", right=True).add(" → ", "faint")
+            line.fit(measured(found.after_ns), 7, "text", right=True).add("  ")
             _ratio(line, found)
             rows.append(line.row())
     return rows

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from agenttop.columns import COLUMNS
-from agenttop.format import NA, clean, count, duration, percent, rate
+from agenttop.format import NA, clean, count, duration, measured, percent, rate
 from agenttop.model import PolicyStatus
 from agenttop.screens.effects import effect_rows, trial_rows
 from agenttop.screens.keys import BINDINGS, RESERVED, shown
@@ -178,7 +178,7 @@ def _stage(name: str, stat: Stat | None, width: int) -> Row:
     limit = STAGE_TARGETS_NS.get(name)
     for field in ("p50_ns", "p99_ns", "p999_ns", "max_ns"):
         value = getattr(stat, field) if stat is not None else None
-        text = duration(value, stat is not None and field in stat.estimated)
+        text = measured(value, stat is not None and field in stat.estimated)
         over = field == "p99_ns" and limit is not None and value is not None and value > limit
         line.fit(text, 9, "alarm" if over else "text" if value is not None else "dim", right=True)
     line.fit(duration(limit) if limit is not None else "", 9, "dim", right=True)

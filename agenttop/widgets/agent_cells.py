@@ -88,6 +88,8 @@ def explain(column: Column, agent: Agent, view: View) -> str:
         return "N/A, no step in the window: the agent waits"
     if text.startswith("~"):
         return f"{column.meaning} (~ estimate: fewer than 5 steps lie beyond it)"
+    if text.startswith(">"):
+        return f"{column.meaning} (at least: nothing longer is told apart)"
     return column.meaning
 
 

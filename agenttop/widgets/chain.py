@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.format import NA, clean, duration, percent
+from agenttop.format import NA, clean, duration, measured, percent
 from agenttop.snapshot import Agent, Stat
 from agenttop.widgets.paint import Line, Row, Span, bar
 from agenttop.widgets.panel import Panel
@@ -130,8 +130,8 @@ class Chain(Panel):
         for field, role in (("p50_ns", "text"), ("p99_ns", "strong"), ("p999_ns", "text")):
             line.fit(_value(stat, field), 8, role, right=True)
         line.fit("", 8)
-        for text in (f"  {stat.count:,} steps, longest {duration(stat.max_ns)}",
-                     f"  max {duration(stat.max_ns)}"):  # fmt: skip
+        for text in (f"  {stat.count:,} steps, longest {measured(stat.max_ns)}",
+                     f"  max {measured(stat.max_ns)}"):  # fmt: skip
             if stat.count and len(text) < line.left:
                 line.add(text, "dim")
                 break
@@ -139,4 +139,4 @@ class Chain(Panel):
 
 
 def _value(stat: Stat, field: str) -> str:
-    return duration(getattr(stat, field), field in stat.estimated)
+    return measured(getattr(stat, field), field in stat.estimated)

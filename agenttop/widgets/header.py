@@ -10,6 +10,7 @@ from agenttop.snapshot import TrustLine
 from agenttop.widgets.ages import ago
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
+from agenttop.words import OVERFLOW
 
 #: A piece of the trust line, with how early it is given up when room is short (0: never).
 Piece = tuple[int, list[Span]]
@@ -98,7 +99,9 @@ def trust_pieces(trust: TrustLine, host: Host, age_ns: int, stale: bool) -> list
     pieces: list[Piece] = [(3, [("trust", "head")])]
     if chains:
         lost = trust.lost
-        named = ", ".join(f"{kind} {n:,}" for kind, n in trust.drops.items() if n)
+        named = ", ".join(
+            f"{kind} {n:,}" for kind, n in trust.drops.items() if n and kind != OVERFLOW
+        )
         what = f" LOST ({clean(named, 40)})" if named else " LOST"
         pieces.append(
             (0, [("drops ", "dim"), (f"{lost:,}" + (what if lost else ""), _mood(lost > 0))])
