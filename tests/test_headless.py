@@ -15,6 +15,7 @@ import pytest
 from synth import Synth
 
 from agenttop import cli, headless
+from agenttop.commands.snapshot import check_writable, write_whole
 from agenttop.errors import UserError
 from agenttop.model import Command, Failure, Message
 from agenttop.options import EngineOptions
@@ -151,6 +152,30 @@ def test_a_signal_while_a_sample_is_written_leaves_a_recording_whole(
         assert [sample.seq for sample in recording] == [0, 1, 2, 3, 4, 5]
         assert not recording.cut
     assert [engine.closed for engine in engines] == [1]
+
+
+def test_links_are_written_through_but_not_a_planted_one(tmp_path: Path) -> None:
+    target, link, shared = tmp_path / "target", tmp_path / "link", tmp_path / "shared"
+    link.symlink_to("via")
+    (tmp_path / "via").symlink_to(target)
+    write_whole(link, b"new")
+    assert (target.read_bytes(), link.is_symlink()) == (b"new", True)
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(UserError, match="Too many levels"):
+        write_whole(tmp_path / "round", b"")
+    shared.mkdir()
+    shared.chmod(0o1777)
+    planted = shared / "a.json"
+    planted.symlink_to(target)
+    write_whole(planted, b"own")
+    assert target.read_bytes() == b"own"
+    if os.geteuid() != 0:
+        pytest.skip("to give a link to somebody else takes root")
+    os.chown(planted, 65534, 65534, follow_symlinks=False)
+    for use in (check_writable, lambda path: write_whole(path, b"bad")):
+        with pytest.raises(UserError, match="a link that somebody else put there"):
+            use(planted)
+    assert target.read_bytes() == b"own"
 
 
 def test_an_engine_that_fails_is_one_line(

@@ -26,6 +26,8 @@ FORMATS: Final = ("text", "json", "svg")
 #: Cells of an SVG: the screen that it shows.
 SVG_SIZE: Final = (160, 50)
 SECONDS: Final = 5.0
+#: Links that are followed one after the other, as by the kernel.
+_LINKS: Final = 40
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -213,11 +215,29 @@ def _open_special(path: str, flags: int) -> int:
     return opened
 
 
+def _behind_links(path: Path) -> Path:
+    """The file that is written to. Raises UserError for a link that may have been planted.
+
+    That is what the kernel refuses to follow with fs.protected_symlinks; but here it would not be
+    asked, as the file behind the links is replaced and not opened.
+    """
+    for _ in range(_LINKS):
+        if not path.is_symlink():
+            return path
+        folder, owner = path.parent.stat(), path.lstat().st_uid
+        shared = stat.S_ISVTX | stat.S_IWOTH
+        if folder.st_mode & shared == shared and owner not in (os.geteuid(), folder.st_uid):
+            raise UserError(f"-o {clean(str(path))}: a link that somebody else put there")
+        path = path.parent / os.readlink(path)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
 def check_writable(path: Path) -> None:
     """Find out before the measurement whether the result can be written there. Raises UserError."""
     if os.path.isdir(path):
         raise UserError(f"-o {clean(str(path))}: is a directory")
     try:
+        target = _behind_links(path)
         if _special(path):
             # A pipe's reader would take a first open and close for the whole.
             if not path.is_fifo():
@@ -225,7 +245,6 @@ def check_writable(path: Path) -> None:
             elif not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
-        target = Path(os.path.realpath(path))
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
         os.close(descriptor)
         os.unlink(name)
@@ -236,11 +255,11 @@ def check_writable(path: Path) -> None:
 def write_whole(path: Path, body: bytes) -> None:
     """Write all of it or leave what was there. Raises UserError."""
     try:
+        target = _behind_links(path)
         if _special(path):
             with open(path, "wb", opener=_open_special) as file:
                 file.write(body)
             return
-        target = Path(os.path.realpath(path))
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
