@@ -8,7 +8,7 @@ the reading direction or hide.
 from __future__ import annotations
 
 import unicodedata
-from typing import Final
+from typing import Any, Final
 
 from agenttop.buckets import LAST_NS
 
@@ -113,6 +113,17 @@ def clean(text: str, limit: int = 256) -> str:
     if not (text.isascii() and text.isprintable()):
         text = _cleaned(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def clean_all(value: Any, limit: int) -> Any:
+    """The same for every text in what JSON is made of: lists and dictionaries, names too."""
+    if isinstance(value, str):
+        return clean(value, limit)
+    if isinstance(value, list):
+        return [clean_all(item, limit) for item in value]
+    if isinstance(value, dict):
+        return {clean_all(key, limit): clean_all(item, limit) for key, item in value.items()}
+    return value
 
 
 def _cleaned(text: str) -> str:

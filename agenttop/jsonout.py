@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from agenttop import model, snapshot
+from agenttop.format import clean_all
 from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
 from agenttop.step import CLASSES
 from agenttop.words import (
@@ -27,6 +28,8 @@ from agenttop.words import (
     STAGES,
 )
 
+#: Signs of a text; a whole distribution (hdr) has fewer.
+LONGEST: Final = 1 << 20
 #: What there is a schema of.
 DOCUMENTS: Final = ("snapshot", "report")
 #: Suffix of a name -> its unit.
@@ -57,8 +60,12 @@ _FIELD: Final = re.compile(r"^ {4}(\w+):")
 
 
 def encode(shot: Snapshot, indent: int = 2) -> bytes:
-    """One JSON document, ending in a line end. What is not available is null, never 0."""
-    return msgspec.json.format(msgspec.json.encode(shot), indent=indent) + b"\n"
+    """One JSON document, ending in a line end. What is not available is null, never 0.
+
+    Names of processes and devices are hostile: it is fit for a terminal as it is.
+    """
+    document = clean_all(msgspec.to_builtins(shot), LONGEST)
+    return msgspec.json.format(msgspec.json.encode(document), indent=indent) + b"\n"
 
 
 class _Document(NamedTuple):
@@ -89,7 +96,8 @@ def _document(what: str) -> _Document:
         SCHEMA_VERSION,
         "What agenttop measured over an interval. null: not available here"
         " (host.missing says why), or a percentile that no sample lies beyond (p99 of under 100"
-        " steps); values named in estimated rest on fewer than 5 samples beyond them.",
+        " steps); values named in estimated rest on fewer than 5 samples beyond them, those in"
+        " over_range are lower bounds.",
     )
 
 

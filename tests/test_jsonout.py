@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from hdrh.histogram import HdrHistogram
 from synth import Synth
@@ -118,3 +119,22 @@ def test_distributions_are_whole() -> None:
 
 def test_without_being_asked_for_they_are_left_out() -> None:
     assert b'"hdr"' not in encode(made(Synth()))
+
+
+def test_it_is_fit_for_a_terminal_whatever_a_recording_holds() -> None:
+    evil = "a\x9b31m\u202eb\u200bc\x1b[2J"
+    shot = made(Synth(), hdr=True)
+    plain = encode(shot)
+    shot.host.name = evil
+    shot.agents[0].name = evil
+    shot.agents[0].gates = {evil: 1}
+    shot.trust.drops = {evil: 1}
+    text = encode(shot).decode()
+    assert text.replace("\n", "").isprintable()
+    document = json.loads(text)
+    assert document["agents"][0]["name"] == "a\ufffd31m\ufffdb\ufffdc\ufffd[2J"
+    # Nothing else is changed.
+    again = json.loads(plain)
+    assert document["agents"][1:] == again["agents"][1:]
+    assert document["agents"][0]["step"] == again["agents"][0]["step"]
+    assert json.loads(plain) == json.loads(msgspec.json.encode(made(Synth(), hdr=True)))

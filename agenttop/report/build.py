@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -10,7 +10,7 @@ from agenttop import __version__
 from agenttop.derive import Named
 from agenttop.effect import point
 from agenttop.errors import UserError
-from agenttop.format import clean
+from agenttop.format import clean_all
 from agenttop.report import model
 from agenttop.report.blocks import Blocks
 from agenttop.report.data import Data
@@ -70,17 +70,7 @@ def build(blocks: Blocks, source: str) -> model.Report:
 
 def _cleaned(report: model.Report) -> model.Report:
     """Names of processes, devices and hosts are hostile: no format gets one that is not clean."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, str):
-            return clean(value, LONGEST)
-        if isinstance(value, list):
-            return [walk(item) for item in value]
-        if isinstance(value, dict):
-            return {walk(key): walk(item) for key, item in value.items()}
-        return value
-
-    return msgspec.convert(walk(msgspec.to_builtins(report)), model.Report)
+    return msgspec.convert(clean_all(msgspec.to_builtins(report), LONGEST), model.Report)
 
 
 def _point(data: Data, at: int, start_ns: int) -> model.Point:
