@@ -218,7 +218,7 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
         out = shot.Stat(steps, sum_ns, p50, p99, p999, maxima[row], marks)
         if maxima[row] >= LAST_NS:
             for name in (*_PERCENTILES, "max_ns"):
-                if getattr(out, name) >= LAST_NS:
+                if (getattr(out, name) or 0) >= LAST_NS:
                     setattr(out, name, LAST_NS)
                     out.over_range.append(name)
         if view.hdr:

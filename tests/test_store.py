@@ -337,8 +337,8 @@ def test_what_is_longer_than_any_bucket_is_told_as_a_lower_bound_and_is_no_loss(
     toy, store = Toy(), fresh()
     store.feed(toy.tick({1: []}, trust=Trust(drops={"overflow": 0})))
     long_ns = 300 * SECOND_NS
-    chains = [(long_ns, *(10,) * 7)] * 90 + [(10,) * 8] * 30
-    store.feed(toy.tick({1: chains}, trust=Trust(drops={"overflow": 180})))
+    chains = [(long_ns, *(10,) * 7)] * 900 + [(10,) * 8] * 300
+    store.feed(toy.tick({1: chains}, trust=Trust(drops={"overflow": 1_800})))
     snapshot = shot(store)
     agent = only(snapshot)
     wait = agent.stages["wait"]
@@ -346,9 +346,9 @@ def test_what_is_longer_than_any_bucket_is_told_as_a_lower_bound_and_is_no_loss(
     for stat in (agent.step, wait):
         assert (stat.p50_ns, stat.p99_ns, stat.max_ns) == (LAST_NS,) * 3
         assert stat.over_range == ["p50_ns", "p99_ns", "p999_ns", "max_ns"]
-    assert wait.sum_ns == 90 * long_ns + 30 * 10
+    assert wait.sum_ns == 900 * long_ns + 300 * 10
     assert agent.slowpath.over_range == []
-    assert (snapshot.trust.lost, snapshot.trust.drops) == (0, {"overflow": 180})
+    assert (snapshot.trust.lost, snapshot.trust.drops) == (0, {"overflow": 1_800})
     lines = report(snapshot).splitlines()
     (row,) = [line.split() for line in lines if line.startswith("  step ")]
     assert row == ["step", *[">67.6s"] * 4]
@@ -357,6 +357,15 @@ def test_what_is_longer_than_any_bucket_is_told_as_a_lower_bound_and_is_no_loss(
     words = "".join(text for _, spans in pieces for text, _ in spans)
     assert "drops 0" in words
     assert "overflow" not in words
+
+
+def test_few_steps_that_are_longer_than_any_bucket() -> None:
+    toy, store = Toy(), fresh()
+    store.feed(toy.tick({1: []}))
+    store.feed(toy.tick({1: [(300 * SECOND_NS, *(10,) * 7)] * 20}))
+    step = only(shot(store)).step
+    assert (step.p50_ns, step.p99_ns, step.max_ns) == (LAST_NS, None, LAST_NS)
+    assert step.over_range == ["p50_ns", "max_ns"]
 
 
 def test_an_engine_started_again_begins_anew() -> None:
