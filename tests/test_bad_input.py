@@ -177,7 +177,7 @@ OPTIONS = {
     "policy show vfs --set vfs.pressure=!!timestamp": "not a YAML value",
     "--set turbo.x=1": "no policy",
     "policy apply guard --for 1 --agent zz": "'zz' is no pattern",
-    "policy revert turbo": "no policy 'turbo'",
+    "policy revert turbo": "no policy or bundle 'turbo'",
     "policy status x": "unrecognized arguments: x",
     "doctor --foo": "unrecognized arguments: --foo",
     "schema x": "invalid choice: 'x'",
