@@ -106,7 +106,10 @@ class _Trace:
         self._flows = 0
         self._groups: dict[str, int] = {}
         self._processes: dict[int, int] = {}
-        self._threads: dict[int, _Lanes] = {}
+        #: By process and thread: a thread's number is used again.
+        self._threads: dict[tuple[int, int], _Lanes] = {}
+        #: By thread alone, as wakers are known: the one that made a step last.
+        self._newest: dict[int, _Lanes] = {}
         self._cpus: dict[int, _Lanes] = {}
         self._wakers: dict[str, int] = {}
 
@@ -165,14 +168,16 @@ class _Trace:
         return self._processes[pid]
 
     def _thread(self, who: Who, step: Exemplar) -> _Lanes:
-        lanes = self._threads.get(step.tid)
+        pid = step.pid or who.pid
+        lanes = self._threads.get((pid, step.tid))
         if lanes is None:
-            pid = step.pid or who.pid
             parent = self._process(who, pid)
             name = clean(who.name, 64)
             thread = number(1, pid) + number(2, step.tid) + string(5, name)
             first = self._track(number(_PARENT, parent) + blob(_THREAD, thread))
-            lanes = self._threads[step.tid] = _Lanes(f"{name} {step.tid}", parent, 0, [first], [0])
+            lanes = _Lanes(f"{name} {step.tid}", parent, 0, [first], [0])
+            self._threads[pid, step.tid] = lanes
+        self._newest[step.tid] = lanes
         return lanes
 
     def _cpu(self, cpu: int) -> _Lanes:
@@ -197,8 +202,8 @@ class _Trace:
 
     def _waker(self, step: Exemplar) -> int:
         """Where the waker is drawn: its own thread, the CPU that it interrupted, or by name."""
-        if step.waker_tid in self._threads:
-            return self._threads[step.waker_tid].tracks[0]
+        if step.waker_tid in self._newest:
+            return self._newest[step.waker_tid].tracks[0]
         if step.waker_tid is None and step.waker_cpu is not None:
             return self._cpu(step.waker_cpu).tracks[0]
         name = clean(step.waker, 64)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agenttop import protobuf
 from agenttop.flight import Flight, Heat, Who
@@ -154,6 +155,17 @@ def test_a_waker_that_has_steps_itself_is_drawn_on_its_own_track() -> None:
     found = read(trace(of_steps(one(), waker)))
     (wake,) = found.instants
     assert found.tracks[wake.track].thread.tid == 77
+
+
+def test_a_thread_number_that_is_used_again_has_a_track_in_each_process() -> None:
+    later = one(agent=2, pid=77, t_ns=9_000_000)
+    # Each wakes itself: the track is that of the one who had the number then.
+    steps = [replace(step, waker_tid=11) for step in (one(), later)]
+    found = read(trace(of_steps(*steps)))
+    threads = [found.tracks[each.track].thread for each in found.steps()]
+    assert [(thread.pid, thread.tid) for thread in threads] == [(10, 11), (77, 11)]
+    wakers = [found.tracks[wake.track].thread.pid for wake in found.instants]
+    assert wakers == [10, 77]
 
 
 def test_a_wake_up_that_was_not_seen_has_no_flow() -> None:
