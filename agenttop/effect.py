@@ -125,15 +125,30 @@ def logs(values: Floats) -> Floats:
     return np.asarray(np.log(np.maximum(values, 1.0)))
 
 
-def unsure(before: Floats, after: Floats) -> Floats:
+def steep(counts: Counts) -> Floats:
+    """For each bucket how little of it lies as the buckets beside it have it: 0 to 1.
+
+    Where both hold as much, steps lie evenly in it, and interpolation tells where a percentile
+    is; where one holds nothing, all may lie at the other end.
+    """
+    held = counts.sum(axis=0).astype(float)
+    around = np.pad(held, 1)
+    least = np.minimum(around[:-2], around[2:])
+    return np.asarray(1 - np.minimum(least / np.maximum(held, 1), 1))
+
+
+def unsure(before: Floats, after: Floats, steeps: tuple[Floats, Floats]) -> Floats:
     """How far the logarithm of the ratio of percentiles (ns) may be off, due to their buckets.
 
     At worst all steps of a side lie at one end of their bucket, and the other side's at the other
-    end of theirs. Both are told as if they lay alike in them: that is wrong by a bucket's width.
+    end of theirs. Both are told as if they lay alike in them: that is wrong by a bucket's width,
+    as far as the side's distribution is ``steep`` there.
     """
-    places = (EDGES.searchsorted(values, "right") - 1 for values in (before, after))
-    one, other = (_WIDTHS[np.clip(place, 0, len(_WIDTHS) - 1)] for place in places)
-    return np.asarray(np.maximum(one, other))
+    found = []
+    for values, slopes in zip((before, after), steeps, strict=True):
+        place = np.clip(EDGES.searchsorted(values, "right") - 1, 0, len(_WIDTHS) - 1)
+        found.append(_WIDTHS[place] * slopes[place])
+    return np.asarray(np.maximum(*found))
 
 
 @lru_cache(maxsize=16)
@@ -170,7 +185,8 @@ def change(before: Counts, after: Counts, percentile: str) -> Change:
         drawn = float(logs(merged.values(resamples(len(side)))).var())
         errors.append(drawn * len(side) / (len(side) - 1))
     error = max(float(np.sqrt(sum(errors))), LEAST_ERROR)
-    half = student(freedom(errors, list(map(len, blocks)))) * error + float(unsure(*points)[0])
+    half = student(freedom(errors, list(map(len, blocks)))) * error
+    half += float(unsure(points[0], points[1], (steep(blocks[0]), steep(blocks[1])))[0])
     return settle(out, float((logs(points[1]) - logs(points[0]))[0]), half)
 
 

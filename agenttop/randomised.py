@@ -25,7 +25,6 @@ import numpy as np
 
 from agenttop.effect import (
     ENOUGH,
-    LEAST_ERROR,
     PERCENTILES,
     Counts,
     Floats,
@@ -36,6 +35,7 @@ from agenttop.effect import (
     quantile,
     resamples,
     settle,
+    steep,
     unsure,
 )
 from agenttop.model import Change
@@ -44,8 +44,12 @@ from agenttop.schedule import MIN_ROUNDS
 Verdict = Literal["better", "worse", "no difference", "not enough"]
 Key = TypeVar("Key", bound=Hashable)
 
-#: Share of trials without a difference that may be called better or worse: promised are 5 %.
-ERROR_RATE: Final = 0.04
+#: Share of trials without a difference that may be called better or worse. Promised are 5 %; of
+#: hundreds of trials that are counted some more than expected may be. MIN_ROUNDS allow no less.
+ERROR_RATE: Final = 1 / 32
+#: Error of a logarithm at least: it only keeps the division in bounds, as what the buckets leave
+#: open is taken off before, and the exchange is exact for whatever it is divided by.
+_LEAST_ERROR: Final = 0.001
 #: Ways to exchange the labels that are looked at, and resamples for each.
 MOST: Final = 256
 RESAMPLES: Final = 200
@@ -137,6 +141,7 @@ def statistics(sides: Sides, ratio: tuple[int, int], flips: Floats) -> Statistic
     wide = off.cumulative.shape[1]
     step = max(1, _CHUNK // (len(weights) * wide))
     ratios, errors, buckets = [], [], []
+    slopes = steep(np.concatenate([sides.off, sides.on]))
     for start in range(0, len(flips), step):
         flip = flips[start : start + step, :, None]
         values = []
@@ -150,11 +155,11 @@ def statistics(sides: Sides, ratio: tuple[int, int], flips: Floats) -> Statistic
         drawn = logs(values[0]) - logs(values[1])
         ratios.append(drawn[:, 0])
         errors.append(np.nanstd(drawn[:, 1:], axis=1))
-        buckets.append(unsure(values[0][:, 0], values[1][:, 0]))
+        buckets.append(unsure(values[0][:, 0], values[1][:, 0], (slopes, slopes)))
     # A bootstrap of n rounds sees (n - 1) / n of the variance.
     error = np.concatenate(errors) * np.sqrt(rounds / (rounds - 1))
     return Statistics(
         ratios=np.nan_to_num(np.concatenate(ratios)),
-        errors=np.maximum(error, LEAST_ERROR),
+        errors=np.maximum(error, _LEAST_ERROR),
         buckets=np.concatenate(buckets),
     )
