@@ -25,6 +25,7 @@ import numpy as np
 
 from agenttop.effect import (
     ENOUGH,
+    LEAST_ERROR,
     PERCENTILES,
     Counts,
     Floats,
@@ -44,12 +45,8 @@ from agenttop.schedule import MIN_ROUNDS
 Verdict = Literal["better", "worse", "no difference", "not enough"]
 Key = TypeVar("Key", bound=Hashable)
 
-#: Share of trials without a difference that may be called better or worse. Promised are 5 %; of
-#: hundreds of trials that are counted some more than expected may be. MIN_ROUNDS allow no less.
-ERROR_RATE: Final = 1 / 32
-#: Error of a logarithm at least: it only keeps the division in bounds, as what the buckets leave
-#: open is taken off before, and the exchange is exact for whatever it is divided by.
-_LEAST_ERROR: Final = 0.001
+#: Share of trials without a difference that may be called better or worse: promised are 5 %.
+ERROR_RATE: Final = 0.04
 #: Ways to exchange the labels that are looked at, and resamples for each.
 MOST: Final = 256
 RESAMPLES: Final = 200
@@ -160,6 +157,6 @@ def statistics(sides: Sides, ratio: tuple[int, int], flips: Floats) -> Statistic
     error = np.concatenate(errors) * np.sqrt(rounds / (rounds - 1))
     return Statistics(
         ratios=np.nan_to_num(np.concatenate(ratios)),
-        errors=np.maximum(error, _LEAST_ERROR),
+        errors=np.maximum(error, LEAST_ERROR),
         buckets=np.concatenate(buckets),
     )
