@@ -113,14 +113,21 @@ def test_a_demoted_process_that_was_reniced_is_given_back_and_stays_so(
         assert priority(process.pid) == "OTHER:5"
 
 
-def test_a_child_that_outlives_its_parent_is_given_back(demoting: PolicyManager) -> None:
+@contextmanager
+def orphan(manager: PolicyManager) -> Iterator[int]:
+    """A child of a demoted process that was demoted with it and has lost it."""
     with shell() as parent:
-        demoting.set("demote", True, targets())
+        manager.set("demote", True, targets())
         child = started(parent, "exec sleep 60")
-        run(demoting, 1.5)
+        run(manager, 1.5)
         assert priority(child) == "IDLE:0"
         parent.kill()
         parent.wait()
+        yield child
+
+
+def test_a_child_that_outlives_its_parent_is_given_back(demoting: PolicyManager) -> None:
+    with orphan(demoting) as child:
         # Nobody who was chosen is among its ancestors any more.
         run(demoting, 1.5)
         assert priority(child) == "OTHER:0"
@@ -129,13 +136,7 @@ def test_a_child_that_outlives_its_parent_is_given_back(demoting: PolicyManager)
 def test_a_child_that_outlives_all_is_in_the_journal(
     demoting: PolicyManager, tmp_path: Path
 ) -> None:
-    with shell() as parent:
-        demoting.set("demote", True, targets())
-        child = started(parent, "exec sleep 60")
-        run(demoting, 1.5)
-        assert priority(child) == "IDLE:0"
-        parent.kill()
-        parent.wait()
+    with orphan(demoting) as child:
         # As it is found by who comes after a kill of engine and guardian.
         dir_fd = open_state_dir(str(tmp_path / "state"))
         assert dir_fd is not None
