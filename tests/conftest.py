@@ -42,6 +42,15 @@ def slot(tracer: Tracer) -> int:
     return slot
 
 
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[int]:
+    """A state directory of its own, open."""
+    fd = open_state_dir(str(tmp_path / "state"))
+    assert fd is not None
+    yield fd
+    os.close(fd)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache() -> Iterator[None]:
     """Compiled programs are kept for the session, and nothing in the machine's own cache."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from agenttop.model import Event
 from agenttop.policies.guardian import Guardian
-from agenttop.policies.journal import Journal, load, open_state_dir
+from agenttop.policies.journal import Journal, load
 from agenttop.policies.knobs import KNOBS, Change, KnobError
 from agenttop.policies.knobs_files import Sysctl
 from agenttop.policies.manager import PolicyManager
@@ -49,14 +48,6 @@ def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trees:
     trees.sysctl(NAME, "100")
     trees.sysctl(BUDGET, "300")
     return trees
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[int]:
-    fd = open_state_dir(str(tmp_path / "state"))
-    assert fd is not None
-    yield fd
-    os.close(fd)
 
 
 def change(name: str, before: str, after: str, policy: str = "vfs") -> Change:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,6 @@ from hypothesis import strategies as st
 from agenttop.policies import journal
 from agenttop.policies.journal import Journal, JournalError, fold, load, open_state_dir
 from agenttop.policies.knobs import Change
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[int]:
-    fd = open_state_dir(str(tmp_path / "state"))
-    assert fd is not None
-    yield fd
-    os.close(fd)
 
 
 def qos(cpu: int, before: str = "0", after: str = "n/a", policy: str = "guard") -> Change:

@@ -354,12 +354,11 @@ class PolicyManager:
         wanted = entry.policy.wanted(targets, held)
         changes, dropped, alike = self._difference(entry, wanted)
         events = []
-        if pids := {split_thread(target)[0] for kind, target in alike if kind in THREAD_KINDS}:
+        pids = {split_thread(target)[0] for kind, target in alike if kind in THREAD_KINDS}
+        if held and pids and (outcomes := self._lease.release_heirs([pids])):
             # Inherited from a held thread, they are held as well: an heir that outlives
             # its parent would not be found again.
-            outcomes = self._lease.release_heirs([pids]) if held else []
-            if outcomes:
-                changes, dropped, _ = self._difference(entry, wanted)
+            changes, dropped, _ = self._difference(entry, wanted)
             events += self._lines(outcomes)
         # First what is new, so that a guarded CPU is never without its limit between two knobs.
         for result in self._write(entry, changes):
