@@ -133,8 +133,8 @@ class Agents(Panel):
         else:
             text = [
                 "No agents yet.",
-                "Name one:  agenttop --agent pid:1234   (or comm:RE cmd:RE cgroup:PATH user:NAME)",
-                "See some:  agenttop demo               (rules: ~/.config/agenttop/agents.yaml)",
+                "Name one:  agenttop --agent pid:1234 (comm:RE cmd:RE cgroup:PATH user:NAME)",
+                "See some:  agenttop demo             (rules: ~/.config/agenttop/agents.yaml)",
             ]
         lead = max((room - len(text)) // 2, 0)
         rows = [Line(width).row() for _ in range(lead)]
