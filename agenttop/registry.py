@@ -42,7 +42,7 @@ COUNT_EVERY: Final = 10
 UNLISTED: Final = 3
 #: Processes told of in a Sample per agent.
 MAX_PIDS: Final = 64
-#: Processes whose CPU time is read at each Sample per agent, some 15 us each.
+#: Processes whose CPU time is read at each Sample per agent, half a microsecond each.
 TIMED_PIDS: Final = 512
 
 AgentKey = tuple[str, str, int, int]
