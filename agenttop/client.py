@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import msgspec
 from agenttop.errors import UserError
 from agenttop.model import Command, Failure, Message, Sample
 from agenttop.options import EngineOptions
+from agenttop.ready import readable
 from agenttop.stream import Decoder, StreamError, encode
 
 #: Giving the knobs back takes milliseconds; a loaded machine gets more.
@@ -80,7 +80,7 @@ class EngineClient:
     def samples(self, until: float) -> list[Sample]:
         """Wait for Samples, at most until that time.monotonic(); possibly none."""
         wait = max(0.0, until - time.monotonic())
-        if not select.select([self._socket], [], [], wait)[0]:
+        if not readable(self._socket.fileno(), wait):
             return []
         return [message for message in self.read() if isinstance(message, Sample)]
 

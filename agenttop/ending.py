@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from agenttop.ready import readable
 
 #: Ctrl-C, kill, and a terminal that goes (which nohup has ignored: then it is none).
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -24,7 +25,7 @@ def noted() -> Iterator[Callable[[float], bool]]:
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         with _kept() as came:
-            yield lambda seconds: bool(came or select.select([reader], [], [], seconds)[0])
+            yield lambda seconds: bool(came) or readable(reader, seconds)
     finally:
         signal.set_wakeup_fd(wakeup)
         os.close(reader)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ from agenttop.collectors.bpf import loader as loader_module
 from agenttop.collectors.bpf.btf import Btf
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.ready import readable
 
 #: Given the pid of the process that is timed, makes it an agent (or does nothing).
 Adopt = Callable[[int], None]
@@ -79,10 +79,7 @@ def bpftrace(program: str = _RUNQLAT_BT) -> Iterator[Adopt]:
         assert child.stdout is not None
         # Now and then the word does not come although everything is attached.
         said, end = b"", time.monotonic() + START_S
-        while (
-            b"READY" not in said
-            and select.select([child.stdout], [], [], max(0.0, end - time.monotonic()))[0]
-        ):
+        while b"READY" not in said and readable(child.stdout.fileno(), end - time.monotonic()):
             more = os.read(child.stdout.fileno(), 4096)
             if not more:
                 raise RuntimeError("bpftrace did not start")

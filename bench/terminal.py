@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import select
 import signal
 import struct
 import termios
@@ -13,6 +12,8 @@ import time
 from collections.abc import Sequence
 
 import pyte
+
+from agenttop.ready import readable
 
 
 class Terminal:
@@ -38,7 +39,7 @@ class Terminal:
         """Take what is drawn in that time."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if not select.select([self._fd], [], [], left)[0]:
+            if not readable(self._fd, left):
                 return
             try:
                 data = os.read(self._fd, 1 << 16)

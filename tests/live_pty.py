@@ -68,9 +68,11 @@ class LivePty:
         self.status: int | None = None
 
     def _read(self, master: int) -> None:
+        poll = select.poll()
+        poll.register(master, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
         while True:
-            ready, _, _ = select.select([master, self._wake], [], [])
-            if self._wake in ready:
+            if self._wake in {fd for fd, _ in poll.poll()}:
                 return
             try:
                 data = os.read(master, 1 << 16)

@@ -92,7 +92,10 @@ def own(state: str, pid: int, seed: str) -> None:
         for event in events:
             print(event.kind, event.text, flush=True)
         pause = 0.1 if steady else chance.random() * 0.03
-        select.select(manager.fds(), [], [], pause)
+        poll = select.poll()
+        for fd in manager.fds():
+            poll.register(fd, select.POLLIN)
+        poll.poll(pause * 1000)
 
 
 main()

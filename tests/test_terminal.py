@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import select
 import signal
 import struct
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.commands.live import fitting_theme, on_terminal
+from agenttop.ready import readable
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Patience with a busy machine, s.
@@ -41,7 +41,7 @@ class Session:
         """What the terminal got, once ``found`` holds for it or the program has ended."""
         end = time.monotonic() + PATIENCE_S
         while not found(self.seen) and time.monotonic() < end:
-            if not select.select([self.fd], [], [], 0.2)[0]:
+            if not readable(self.fd, 0.2):
                 continue
             try:
                 data = os.read(self.fd, 65536)

@@ -52,6 +52,7 @@ from agenttop.policies.knobs import KNOBS, Change, KnobError
 from agenttop.policies.undo import Outcome, left_alone, release_heirs, undo_all
 from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
+from agenttop.ready import readable
 
 #: No renewal for this long and the lease is over.
 LEASE_S = 1.5
@@ -151,7 +152,7 @@ class Guardian:
                 return "agenttop did not renew its lease (was it stopped?)"
 
     def _waiting(self) -> bool:
-        return bool(select.select([self._channel], [], [], 0)[0])
+        return readable(self._channel, 0)
 
     def _receive(self) -> str | None:
         """One message; the reason to end, if it is one."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from agenttop.policies.guardian import LEASE_S, MAX_MESSAGE
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
 from agenttop.policies.knobs import Change
 from agenttop.policies.undo import Outcome, recover
+from agenttop.ready import readable
 
 #: The guardian starts within some 40 ms; a loaded or emulated machine gets more.
 START_S: Final = 20.0
@@ -258,7 +258,7 @@ class Lease:
 
     def _read(self, timeout: float) -> dict[str, Any] | None:
         """The next message; None when none came in time; "closed" once the guardian is dead."""
-        if not select.select([self._channel], [], [], timeout)[0]:
+        if not readable(self._channel.fileno(), timeout):
             return None
         try:
             data = self._channel.recv(MAX_MESSAGE * 2, socket.MSG_DONTWAIT)
