@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import select
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ from agenttop.breach import Breach, Watcher
 from agenttop.errors import UserError
 from agenttop.model import CAUSES_LOADING, Command, Failure, Host, Message, Sample
 from agenttop.options import EngineOptions
+from agenttop.ready import readable
 from agenttop.store import Store
 
 #: host.missing["chains"] while the engine still loads its BPF programs.
@@ -121,8 +121,7 @@ class Session:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise UserError(f"the engine said nothing for {silence:.0f} s")
-            ready, _, _ = select.select([client], [], [], left)
-            for message in client.read() if ready else ():
+            for message in client.read() if readable(client.fileno(), left) else ():
                 if isinstance(message, Failure):
                     raise UserError(message.text)
                 if isinstance(message, Sample):
