@@ -3,21 +3,49 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench screenshots lab clean
+JOBS ?= $(shell nproc)
 
-$(VENV)/.run: pyproject.toml setup.sh
+.PHONY: run test test-long test-newest lint lock bench screenshots lab clean
+
+$(VENV)/.run: pyproject.toml setup.sh requirements/run.txt
 	./setup.sh $(VENV) run
 	touch $@
 
-$(VENV)/.test: pyproject.toml setup.sh
+$(VENV)/.test: pyproject.toml setup.sh requirements/test.txt
 	./setup.sh $(VENV) test
 	touch $@ $(VENV)/.run
+
+# Both parts run, and either fails the whole: what needs no live kernel in parallel, and then
+# the rest alone. (Plain pytest runs everything, one test after the other.)
+pytest = failed=0; \
+	$(1) -m pytest -n $(JOBS) -m "not live and $(2)" || failed=1; \
+	$(1) -m pytest -m "live and $(2)" || failed=1; \
+	exit $$failed
 
 run: $(VENV)/.run
 	$(BIN)/agenttop demo
 
 test: lint
-	$(BIN)/python -m pytest
+	@$(call pytest,$(BIN)/python,not long)
+
+# What is not needed each time: more kills, more fuzzing, pictures of all sizes.
+test-long: $(VENV)/.test
+	@$(call pytest,$(BIN)/python,long)
+
+# The tests with the newest releases that pyproject.toml allows, in place of the locked ones.
+test-newest:
+	./setup.sh $(VENV)-newest newest
+	@$(call pytest,$(VENV)-newest/bin/python,not long)
+
+# Renew what run and test install: the newest releases, with their hashes, for every machine.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --upgrade uv
+	$(call compile,test,--extra test --upgrade)
+	$(call compile,run,--constraint requirements/test.txt)
+compile = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-emit-index-url --no-emit-find-links $(2) \
+	--output-file requirements/$(1).txt pyproject.toml requirements/build.in
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -35,4 +63,4 @@ lab: $(VENV)/.run
 	$(BIN)/python lab/run.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis

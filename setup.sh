@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Set-up: setup.sh VENV run|test. Creates the virtual environment and installs the Python
+# Set-up: setup.sh VENV run|test|newest. Creates the virtual environment and installs the Python
 # packages, and the distribution's packages that pip cannot give: BCC (python3-bpfcc) for both,
 # and what the tests and pictures use besides (a C compiler, tmux, rsvg-convert) for "test".
+# The versions are those of requirements/*.txt, by their hashes; "newest" is "test" with the newest
+# releases that pyproject.toml allows.
 # Only with root or a sudo that asks nothing, and only through apt; elsewhere it says what to
 # install and goes on: agenttop then runs on /proc and /sys alone.
 set -euo pipefail
 venv=$1
 what=$2
+lock=$what
+if [ "$what" = newest ]; then what=test; fi
 cd "$(dirname "$0")"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -47,5 +51,10 @@ if [ ${#wanted[@]} -gt 0 ]; then
 fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-if [ "$what" = test ]; then target='.[test]'; else target=.; fi
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$target"
+install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+if [ "$lock" = newest ]; then
+	install --upgrade --editable '.[test]'
+else
+	install --require-hashes --requirement "requirements/$lock.txt"
+	install --no-deps --no-build-isolation --editable .
+fi

@@ -16,22 +16,11 @@ from agenttop.policies import lock
 from agenttop.policies.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.undo import recover
 
+pytest_plugins = ["tiers"]
+
 # How long an example takes says something about the machine, nothing about what is tested.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Live measurements are held against clocks on a machine that others use too.
-
-    One that is off three times in a row is wrong; which were tried again
-    stands in the summary. What the programs do, and not how long it takes,
-    is tried again once: what fails every second time shall show.
-    """
-    for item in items:
-        if item.get_closest_marker("bpf"):
-            measures = item.path.name.startswith(("test_bpf_", "test_window_live"))
-            item.add_marker(pytest.mark.flaky(reruns=1 + measures, reruns_delay=2))
 
 
 @pytest.fixture
@@ -64,19 +53,41 @@ def _own_cache() -> Iterator[None]:
         os.environ["AGENTTOP_CACHE"] = before
 
 
+def _alive(run: Path) -> bool:
+    """Whether the run of the tests that this directory of pytest's belongs to goes on.
+
+    pytest keeps its process id in a file of the directory, and removes the file at its end.
+    """
+    try:
+        pid = int((run / ".lock").read_text())
+        return b"pytest" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_left_by_a_killed_run() -> None:
+def _nothing_left_by_a_killed_run(request: pytest.FixtureRequest) -> None:
     """A run of the tests that was killed with all its guardians leaves journals and settings."""
-    for journal in Path(tempfile.gettempdir()).glob(f"pytest-of-*/pytest-*/*/state/{NAME}"):
-        state = str(journal.parent)
+    if hasattr(request.config, "workerinput"):
+        return  # runs beside others, and has no settings of its own to find as they were
+    for run in Path(tempfile.gettempdir()).glob("pytest-of-*/pytest-*"):
+        if run.is_symlink() or _alive(run):
+            continue
+        for journal in [*run.glob(f"*/state/{NAME}"), *run.glob(f"popen-*/*/state/{NAME}")]:
+            _restore(str(journal.parent))
+
+
+def _restore(state: str) -> None:
+    try:
+        held = lock.acquire(state)
         try:
-            held = lock.acquire(state)
-            try:
-                dir_fd = open_state_dir(state, create=False)
-                if dir_fd is not None:
-                    recover(dir_fd)
-                    os.close(dir_fd)
-            finally:
-                lock.release(held)
-        except (JournalError, lock.LockedError, OSError):
-            pass  # somebody's who lives, or a test's that was no journal
+            dir_fd = open_state_dir(state, create=False)
+            if dir_fd is not None:
+                recover(dir_fd)
+                os.close(dir_fd)
+        finally:
+            lock.release(held)
+    except (JournalError, lock.LockedError, OSError):
+        pass  # of a process that lives, or a test's that was no journal

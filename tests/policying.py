@@ -18,7 +18,7 @@ from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
 
 TESTS = Path(__file__).parent
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="policies need root")
+needs_root = pytest.mark.policies
 needs_two_cpus = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="a home can only be chosen among two CPUs"
 )

@@ -18,7 +18,7 @@ from agenttop.words import CAUSES
 from agenttop.workloads.blockfile import BLOCK
 from agenttop.workloads.causes import READ_BYTES
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 STEPS = 400
 

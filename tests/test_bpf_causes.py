@@ -20,7 +20,7 @@ from agenttop.model import CauseCounters
 from agenttop.words import STAGES
 from agenttop.workloads.causes import MAKERS
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 STEPS = 300
 #: Of causes that take long.

@@ -15,7 +15,7 @@ from tracing import free_slot, load, measured, watch_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 

@@ -25,7 +25,7 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.words import CAUSES, DETAILS, SLOWPATH_STAGES
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 STEPS = 300
 #: A busy machine holds up the loop between the kernel's last event and its own clock.

@@ -86,6 +86,7 @@ def two_cpus() -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_who_ran_while_a_step_waited_is_named(tracer: Tracer) -> None:
     observe(tracer, *WAITS)
     seen = watched(tracer, "--cause", "ran_meanwhile", "--steps", STEPS, *SLOW)
@@ -108,6 +109,7 @@ def idle_us(cpu: int) -> int:
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_a_wait_beside_an_idle_cpu_is_avoidable(tracer: Tracer) -> None:
     two_cpus()
     hogged, other = sorted(os.sched_getaffinity(0))[:2]
@@ -141,6 +143,7 @@ def test_a_wait_beside_an_idle_cpu_is_avoidable(tracer: Tracer) -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_a_step_that_came_to_another_cpu_is_named_with_both(tracer: Tracer) -> None:
     two_cpus()
     one, other = sorted(os.sched_getaffinity(0))[:2]
@@ -159,6 +162,7 @@ def test_a_step_that_came_to_another_cpu_is_named_with_both(tracer: Tracer) -> N
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_nothing_is_named_where_the_cpu_is_free(tracer: Tracer) -> None:
     observe(tracer, *WAITS)
     cpu = max(os.sched_getaffinity(0))
@@ -198,6 +202,7 @@ while True:
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_the_idle_state_that_a_step_met_is_named(tracer: Tracer) -> None:
     cpu = max(os.sched_getaffinity(0))
     states = sorted(IDLE_FOLDERS.glob(f"cpu{cpu}/cpuidle/state*"))
@@ -234,6 +239,7 @@ def test_the_idle_state_that_a_step_met_is_named(tracer: Tracer) -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_no_idle_state_is_named_on_a_cpu_that_is_never_idle(tracer: Tracer) -> None:
     observe(tracer, "idle")
     cpu = max(os.sched_getaffinity(0))
@@ -247,6 +253,7 @@ def test_no_idle_state_is_named_on_a_cpu_that_is_never_idle(tracer: Tracer) -> N
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_without_a_driver_frequencies_say_why(tracer: Tracer) -> None:
     reason = no_frequency()
     if reason is None:
@@ -304,6 +311,7 @@ def ramping(
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_a_ramp_behind_the_wake_up_is_named(tracer: Tracer, ramping: Callable[[int], None]) -> None:
     # One comes in each step, and not more than are kept come in all.
     every, steps = 20_000_000, layout.RAMPS_KEPT // 2 - 2
@@ -329,6 +337,7 @@ def test_a_ramp_behind_the_wake_up_is_named(tracer: Tracer, ramping: Callable[[i
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_steps_without_a_ramp_have_their_frequency(
     tracer: Tracer, ramping: Callable[[int], None]
 ) -> None:
@@ -358,6 +367,7 @@ def test_a_kernel_thread_is_told_as_ps_does() -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_nothing_looks_back_while_nobody_wants_it(tracer: Tracer) -> None:
     observe(tracer)
     seen = watched(tracer, "--cause", "ran_meanwhile", "--steps", 50, *SLOW)

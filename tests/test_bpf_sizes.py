@@ -22,7 +22,7 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.words import SLOWPATH_STAGES
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 STEPS = 300
 #: include/uapi/asm-generic/socket.h

@@ -21,7 +21,7 @@ from agenttop.histogram import percentiles
 from agenttop.step import CLASSES
 from agenttop.words import STEP_MEASURES
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 PACKAGE = Path(layout.__file__).parents[2]
 

@@ -17,7 +17,7 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.workloads import uring
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 STEPS = 300
 

@@ -16,7 +16,7 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.step import CLASSES
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 PACKAGE = Path(module.__file__).parent
 

@@ -15,7 +15,7 @@ from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.policies.budget import Bucket, Rates, Terms
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.measures]
 
 VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 WINDOW_NS = 2_000_000

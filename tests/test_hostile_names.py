@@ -17,6 +17,8 @@ import pytest
 from tests.live_pty import ROOT, live
 from tests.policying import until
 
+pytestmark = pytest.mark.live
+
 #: A process's comm: 15 bytes that it chooses.
 NAMES = (
     b"\x1b[31mred\x1b]0;ti",

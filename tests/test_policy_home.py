@@ -12,7 +12,7 @@ from agenttop.policies.base import Agent, Cpu, Settings, Targets, Thread
 from agenttop.policies.home import DWELL_S, Home
 from tests.policying import Victim, needs_two_cpus, victims
 
-pytestmark = needs_two_cpus
+pytestmark = [needs_two_cpus, pytest.mark.live]
 
 SECOND = 1_000_000_000
 LOW, HIGH = sorted(os.sched_getaffinity(0))[:2] if len(os.sched_getaffinity(0)) > 1 else (0, 1)

@@ -22,6 +22,8 @@ from agenttop.policies.knobs import (
 from agenttop.policies.undo import undo
 from tests.policying import Victim, needs_two_cpus, victims
 
+pytestmark = pytest.mark.live
+
 
 @pytest.fixture
 def victim() -> Iterator[Victim]:

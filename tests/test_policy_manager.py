@@ -25,6 +25,8 @@ from tests.policying import (
     victims,
 )
 
+pytestmark = pytest.mark.live
+
 real = [needs_root, needs_qos, needs_two_cpus]
 
 

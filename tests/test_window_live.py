@@ -21,7 +21,7 @@ from tests.engines import Engine, engine, needs_bpf
 from tests.loops import Loop, loop
 from tests.policying import machine_lock, needs_qos, needs_root
 
-pytestmark = [pytest.mark.bpf, needs_root, needs_qos]
+pytestmark = [pytest.mark.bpf, pytest.mark.measures, needs_root, needs_qos]
 
 #: As short as a step: the loop's windows never run out. It closes HLT too.
 SETTINGS = {"window": {"limit_us": 1, "window_us": 2_000, "budget": {"capacity": 1e6}}}
