@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -20,8 +20,10 @@ import msgspec
 from agenttop import paths, procinfo, yamlfile
 from agenttop.errors import UserError
 from agenttop.patterns import AnyProgram, Pattern
+from agenttop.processes import ProcessTable
 from agenttop.procinfo import ProcInfo, printable
 from agenttop.programs import Program, programs
+from agenttop.slices import whole
 
 As = Literal["tree", "cgroup"]
 #: What a label may hold in braces.
@@ -256,32 +258,35 @@ def _check_label(document: yamlfile.Document, place: str, label: str) -> None:
 # --------------------------------------------------------------------------- finding
 
 
+Judged = tuple[Rule | None, bool]
+
+
+def table(rules: Rules) -> ProcessTable[Judged]:
+    """The process table as these rules see it."""
+    root = str(paths.proc())
+    return ProcessTable(lambda pid: rules.read(pid, root), rules.judge)
+
+
 def scan(rules: Rules) -> list[Found]:
     """The agents there are now, oldest first."""
-    root = str(paths.proc())
-    infos: dict[int, ProcInfo] = {}
-    for pid in procinfo.pids(root):
-        info = rules.read(pid, root)
-        if info is not None and not info.kernel:
-            infos[pid] = info
-    return group(rules, infos)
+    processes = table(rules)
+    whole(processes.look(anew=True))
+    return whole(group(processes))
 
 
-def group(rules: Rules, infos: dict[int, ProcInfo]) -> list[Found]:
-    """``scan`` over processes that were read already (pid -> process)."""
-    children: dict[int, list[int]] = {}
-    for info in infos.values():
-        parent = info.ppid if info.ppid in infos and info.ppid != info.pid else 0
-        children.setdefault(parent, []).append(info.pid)
+def group(processes: ProcessTable[Judged]) -> Generator[None, None, list[Found]]:
+    """The agents among processes that were read already, oldest first; yields between them."""
+    infos, verdicts, children = processes.infos, processes.verdicts, processes.children
     members: dict[tuple[str, str, int], list[int]] = {}
     owners: dict[tuple[str, str, int], tuple[Rule, ProcInfo, str | None]] = {}
     # From the top down, each process with the agent that its parent belongs to.
     todo: list[tuple[int, tuple[str, str, int] | None]]
     todo = [(pid, None) for pid in sorted(children.get(0, ()), reverse=True)]
     while todo:
+        yield
         pid, owner = todo.pop()
         info = infos[pid]
-        rule, own = rules.judge(info)
+        rule, own = verdicts[pid]
         if own:
             owner = None
         elif rule is not None and (owner is None or owners[owner][0] is not rule):
@@ -295,6 +300,7 @@ def group(rules: Rules, infos: dict[int, ProcInfo]) -> list[Found]:
         todo += [(child, owner) for child in sorted(children.get(pid, ()), reverse=True)]
     found = []
     for key, (rule, info, cgroup) in owners.items():
+        yield
         rest = [pid for pid in members[key] if pid != info.pid]
         pids = (info.pid, *rest)
         found.append(Found(rule, rule.name_of(info), info.pid, info.starttime, pids, cgroup))

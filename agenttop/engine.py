@@ -36,6 +36,7 @@ from agenttop.privileges import why_no_bpf
 from agenttop.procinfo import printable
 from agenttop.registry import Registry
 from agenttop.sampler import Sampler
+from agenttop.slices import Jobs
 from agenttop.stream import Decoder, StreamError, encode
 from agenttop.targets import EngineTargets
 
@@ -47,11 +48,15 @@ POLICY_S: Final = 0.25
 IDLE_S: Final = 1.0
 #: The Samples just after the programs are loaded come this soon: figures at once, not in a second.
 FIRST_S: Final = 0.1
+#: A Sample waits so long for the first agents, s: with very many processes it comes without.
+FIRST_SCAN_S: Final = 0.3
 #: Delay between Samples, s.
 DELAYS: Final = (0.1, 3600.0)
 #: A Sample of a hundred agents has a third of this; it goes out in one piece.
 SEND_BUFFER: Final = 1 << 20
 
+#: The job that looks for agents.
+_SCAN: Final = "agents"
 _LOADING: Final = "loading the kernel side"
 #: include/uapi/asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32
@@ -106,6 +111,7 @@ class Engine:
         self._sampler = Sampler(self._registry, self._cost)
         self._policies = PolicyManager(settings=options.settings, readonly=options.readonly)
         self._targets = EngineTargets(self._registry)
+        self._jobs = Jobs()
         self._loading = loading
         self._tracer: Tracer | None = None
         self._events: list[Event] = []
@@ -115,6 +121,8 @@ class Engine:
         self._guardian: int | None = None
         #: When process edges were taken in last, and when they are to be again.
         self._edges_taken = 0.0
+        #: When the next Sample is due, and how many come soon.
+        self._next_sample, self._soon = time.monotonic(), 0
         self._next_edges = math.inf
         #: The policy whose plan somebody looks at.
         self._planned = ""
@@ -150,7 +158,19 @@ class Engine:
     def _without_bpf(self, reason: str) -> None:
         self._missing["chains"] = reason
         self._policies.attach(None, reason)
-        self._registry.scan()
+        self._scan()
+
+    def _scan(self) -> None:
+        """Look for agents, in slices: the first time, a Sample tells at once who was found."""
+        first = not self._registry.scanned
+        if first:
+            self._next_sample = time.monotonic() + FIRST_SCAN_S
+
+        def found() -> None:
+            if first:
+                self._next_sample = time.monotonic()
+
+        self._jobs.begin(_SCAN, self._registry.scanning(), found)
 
     def _loaded(self) -> None:
         loading, self._loading = self._loading, None
@@ -163,6 +183,7 @@ class Engine:
         else:
             self._missing.pop("chains", None)
             self._sampler.attach(self._tracer)
+            self._scan()
             self._next_edges = time.monotonic()
             self._policies.attach(self._tracer.windows)
             self._observe(self._options.causes)
@@ -171,7 +192,6 @@ class Engine:
                 if why := _lost_without(name):
                     self._missing[f"tracepoint {name}"] = why
         self._describe()
-        self._next_sample = time.monotonic()
         self._soon = 2
 
     def _observe(self, spec: str) -> None:
@@ -234,10 +254,11 @@ class Engine:
 
     def _loop(self) -> None:
         now = time.monotonic()
-        self._next_sample, self._soon = now, 0
         next_policy = now
         while self._running:
             until = min(self._next_sample, self._next_edges, next_policy)
+            if self._jobs:
+                until = now
             for key, ready in self._selector.select(max(0.0, until - time.monotonic())):
                 if ready & selectors.EVENT_READ:
                     key.data()
@@ -256,6 +277,9 @@ class Engine:
                 if self._outbox.idle:
                     self._sample()
             self._watch_outbox()
+            self._jobs.run()
+            if self._loading is None and self._registry.scan_due and _SCAN not in self._jobs:
+                self._scan()
 
     def _watch_outbox(self) -> None:
         """Be told when there is room for the rest of a frame."""
@@ -289,7 +313,7 @@ class Engine:
         sample = self._sampler.sample()
         self._watch_causes()
         self._targets.update(sample)
-        if self._wanted and self._loading is None:
+        if self._wanted and self._loading is None and self._registry.scanned:
             for name in self._wanted:
                 self._switch(name, True)
             self._wanted = []

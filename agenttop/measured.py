@@ -27,10 +27,10 @@ class Measured:
         except KeyboardInterrupt:
             loading.cancel()
             raise
-        registry = Registry(rules)
-        self._sampler = Sampler(registry, SelfCost())
+        self._registry = Registry(rules)
+        self._sampler = Sampler(self._registry, SelfCost())
         self._sampler.attach(self._tracer)
-        self._targets = EngineTargets(registry)
+        self._targets = EngineTargets(self._registry)
 
     @property
     def windows(self) -> Windows:
@@ -44,6 +44,8 @@ class Measured:
     def read(self) -> Targets:
         """The agents and CPUs now."""
         self._sampler.edges()
+        if self._registry.scan_due:
+            self._registry.scan()
         self._targets.update(self._sampler.sample())
         return self._targets.current()
 

@@ -57,14 +57,17 @@ def read_file(path: str, size: int = 65536) -> bytes | None:
 
 
 def pids(root: str | None = None) -> Iterator[int]:
-    """The processes there are (thread group leaders), in no particular order."""
+    """The processes there are (thread group leaders), in no particular order.
+
+    The kernel lists them piece by piece: of 40,000 the first comes as soon as of 40.
+    """
     try:
-        names = os.listdir(root or str(paths.proc()))
+        with os.scandir(root or str(paths.proc())) as entries:
+            for entry in entries:
+                if entry.name.isascii() and entry.name.isdigit():
+                    yield int(entry.name)
     except OSError:
         return
-    for name in names:
-        if name.isascii() and name.isdigit():
-            yield int(name)
 
 
 def read(

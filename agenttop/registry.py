@@ -7,10 +7,11 @@ again every few seconds.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +22,7 @@ from agenttop.collectors.bpf.tracer import Edge, Thread, Tracer
 from agenttop.collectors.schedstat import TreeSchedstat
 from agenttop.collectors.treecpu import TreeCpu
 from agenttop.procinfo import printable
+from agenttop.slices import whole
 
 #: Slots that opted-in threads may take together: anybody can opt in, rules come first.
 OPT_IN_SLOTS: Final = 64
@@ -90,13 +92,16 @@ class Registry:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._filter = ExecFilter(rules)
+        self._processes = agents.table(rules)
         self._tracer: Tracer | None = None
         self._agents: dict[AgentKey, Agent] = {}
         self._free = list(range(layout.SLOTS - 1, 0, -1))
         self._next_id = 1
         #: Process -> the slot that it has inherited.
         self._backlog: dict[int, int] = {}
-        self._scanned = 0.0
+        #: When the last scan began; before the first one there is nobody.
+        self._scanned = -math.inf
+        self._complete = False
         self._rescan = False
         self._refreshes = 0
         #: Threads that asked to be agents when too many had asked already, and when.
@@ -120,11 +125,16 @@ class Registry:
         """Whether there are processes that edges have told of, and nobody has looked at yet."""
         return bool(self._backlog)
 
+    @property
+    def scanned(self) -> bool:
+        """Whether a scan has come to its end since the kernel measures, or since the start."""
+        return self._complete
+
     def attach(self, tracer: Tracer) -> None:
-        """From now on the kernel measures; known agents get their slots."""
+        """From now on the kernel measures. The next scan finds the agents anew."""
         self._tracer = tracer
         self._agents.clear()
-        self.scan()
+        self._scanned, self._complete = -math.inf, False
 
     def forget(self) -> None:
         """Drop the ended agents, once a Sample has told of their end."""
@@ -141,14 +151,32 @@ class Registry:
     # ------------------------------------------------------------------ finding
 
     def scan(self) -> None:
-        """Read the process table whole: at the start, without BPF, after lost edges."""
+        """Read the process table whole, at once."""
+        whole(self.scanning())
+
+    @property
+    def scan_due(self) -> bool:
+        """Whether it is time for one: without BPF every few seconds, else after lost edges.
+
+        Less often where reading all processes takes long.
+        """
+        if self._scanned == -math.inf:
+            return True
+        overdue = time.monotonic() - self._scanned > SCAN_EVERY_S
+        return overdue and self._processes.due and (self._tracer is None or self._rescan)
+
+    def scanning(self) -> Generator[None, None, None]:
+        """``scan``, with a yield after each process."""
         self._scanned = time.monotonic()
         self._rescan = False
-        found = {f.key: f for f in agents.scan(self._rules)}
+        # With BPF this is the only look at those that were there before: at all of them.
+        yield from self._processes.look(anew=self._tracer is not None)
+        found = {f.key: f for f in (yield from agents.group(self._processes))}
         for key, one in found.items():
             agent = self._agents.get(key)
             if agent is None:
                 self._enter(one)
+                yield
                 continue
             agent.name = one.name
             if self._tracer is None:
@@ -159,6 +187,7 @@ class Registry:
         if self._tracer is None:
             for key, agent in self._agents.items():
                 agent.alive = agent.alive and key in found
+        self._complete = True
 
     def edges(self, edges: Iterable[Edge], lost: bool) -> None:
         """Take in what happened to processes; ``lost``: some of it was not told."""
@@ -193,10 +222,6 @@ class Registry:
 
     def refresh(self) -> None:
         """Before each Sample: who is in each agent now, and who has ended."""
-        # Before the first scan (the kernel side is still being loaded) there is nobody.
-        overdue = self._scanned and time.monotonic() - self._scanned > SCAN_EVERY_S
-        if overdue and (self._tracer is None or self._rescan):
-            self.scan()
         if self._tracer is None:
             return
         self._refreshes += 1

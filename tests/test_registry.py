@@ -131,6 +131,7 @@ def test_a_daemon_that_names_itself_leaves_the_tree_all_the_same(
     tree.process(30, "cached")  # its parent, of the tree, has ended
     made = Registry(Rules.load(patterns=["comm:^claude$"]))
     made.attach(cast(Tracer, kernel))
+    made.scan()
     slot = only(made, 20).slot
     kernel.slots |= {21: slot, 30: slot}
     execs = [Edge("exec", pid, pid, slot) for pid in (21, 30)]

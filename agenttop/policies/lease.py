@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from agenttop.policies import lock
 from agenttop.policies.guardian import LEASE_S, MAX_MESSAGE
+from agenttop.policies.heart import Heart
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
 from agenttop.policies.knobs import Change
 from agenttop.policies.undo import Outcome, recover
@@ -78,6 +79,7 @@ class Lease:
         self._rows: list[Any] = []
         self._id = 0
         self._unanswered: float | None = None
+        self._heart: Heart | None = None
         self._polled = time.monotonic()
         #: What the guardian did for the latency windows (window_watch.Watch.figures).
         self.figures: dict[str, Any] = {}
@@ -140,6 +142,7 @@ class Lease:
         if message is None or message.get("op") != "ready":
             self._end_guardian()
             raise JournalError("the guardian process did not start; no policy without it")
+        self._heart = Heart(self._renew)
 
     # ----------------------------------------------------------------- at work
 
@@ -153,9 +156,14 @@ class Lease:
         return [fd for fd in (self._channel.fileno(), self._pidfd) if fd >= 0]
 
     def beat(self) -> None:
-        """Renew the lease."""
+        """Renew the lease. Between two calls, up to heart.BUSY_S apart, it renews itself."""
+        assert self._heart is not None
+        self._heart.came_by()
         if self._unanswered is None:
             self._unanswered = time.monotonic()
+        self._renew()
+
+    def _renew(self) -> None:
         self._send({"op": "beat"})
 
     def poll(self) -> list[Notice]:
@@ -330,6 +338,8 @@ class Lease:
             os.close(dir_fd)
 
     def _end_guardian(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
         self._guardian.kill()
         self._guardian.wait()
         self._channel.close()

@@ -1,0 +1,183 @@
+"""Reading very many processes never takes longer at a time than a slice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trees import Tree
+
+from agenttop import processes as module
+from agenttop import procinfo, slices
+from agenttop.agents import Rules
+from agenttop.processes import ProcessTable
+from agenttop.procinfo import ProcInfo
+from agenttop.registry import Registry
+from agenttop.slices import SLICE_S, Job, Jobs, whole
+
+#: What reading one process takes, s: as much as on a machine that is very busy.
+READ_S = 0.002
+LIMIT_S = 0.02
+
+
+class Clock:
+    """Time that passes when something is read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "thread_time", lambda: self.now)
+
+
+def process(pid: int, ppid: int = 1, comm: str = "worker", start: int = 7) -> ProcInfo:
+    return ProcInfo(pid, ppid, comm, (comm,), None, None, start, 1, False)
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Clock]:
+    """A machine with so many processes, each 1000th a claude; reading takes time."""
+
+    def make(count: int) -> Clock:
+        clock = Clock(monkeypatch)
+
+        def read(pid: int, **_: object) -> ProcInfo:
+            clock.now += READ_S
+            return process(pid, 1, "worker" if pid % 1000 else "claude")
+
+        monkeypatch.setattr(procinfo, "pids", lambda *_: iter(range(2, count + 2)))
+        monkeypatch.setattr(procinfo, "read", read)
+        return clock
+
+    return make
+
+
+@pytest.mark.parametrize("count", [10, 40_000])
+def test_a_scan_is_done_in_slices_and_finds_all(
+    many: Callable[[int], Clock], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = many(count)
+    registry = Registry(Rules.load(patterns=["comm:^claude$"]))
+    jobs, ended, longest = Jobs(), [], 0.0
+    before = clock.now
+    jobs.begin("agents", registry.scanning(), lambda: ended.append(clock.now))
+    while jobs:
+        longest = max(longest, clock.now - before)
+        before = clock.now
+        jobs.run()
+    assert max(longest, clock.now - before) <= LIMIT_S
+    assert len(ended) == 1
+    assert len(registry.agents()) == count // 1000
+
+
+def test_the_next_scan_waits_as_long_as_reading_them_costs(many: Callable[[int], Clock]) -> None:
+    clock = many(40_000)
+    registry = Registry(Rules.load(patterns=["comm:^claude$"]))
+    assert registry.scan_due
+    registry.scan()
+    spent = 40_000 * READ_S
+    clock.now += spent
+    assert not registry.scan_due
+    clock.now += module.PACE * spent
+    assert registry.scan_due
+
+
+def test_an_agent_comes_and_another_goes_between_two_scans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Tree(tmp_path).use(monkeypatch)
+    for pid in range(100, 4100):
+        tree.process(pid, "worker")
+    tree.process(50, "claude")
+    registry = Registry(Rules.load(patterns=["comm:^claude$"]))
+    registry.scan()
+    (tree.proc / "50/stat").unlink()
+    tree.process(5000, "claude")
+    tree.process(5001, "tool", ppid=5000)
+    registry.scan()
+    assert [(a.root, a.alive, a.pids) for a in registry.agents()] == [
+        (50, False, [50]),
+        (5000, True, [5000, 5001]),
+    ]
+
+
+def test_old_processes_are_read_again_in_turns_and_young_ones_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = set(range(1, 5 * module.READ + 1))
+    read: list[int] = []
+
+    def one(pid: int) -> ProcInfo:
+        read.append(pid)
+        return process(pid)
+
+    monkeypatch.setattr(procinfo, "pids", lambda *_: iter(sorted(there)))
+    table = ProcessTable(one, lambda info: info.comm)
+    for _ in range(module.YOUNG):
+        read.clear()
+        whole(table.look())
+        assert set(read) == there
+    seen: set[int] = set()
+    for _ in range(5):
+        read.clear()
+        whole(table.look())
+        assert len(read) <= module.READ
+        seen |= set(read)
+    assert seen == there
+    there.add(900_000)
+    there.discard(1)
+    read.clear()
+    whole(table.look())
+    assert 900_000 in read
+    assert table.infos.keys() == there
+
+
+def test_what_a_process_becomes_is_judged_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {10: "bash", 11: "bash"}
+    monkeypatch.setattr(procinfo, "pids", lambda *_: iter(names))
+    judged: list[int] = []
+
+    def judge(info: ProcInfo) -> str:
+        judged.append(info.pid)
+        return info.comm
+
+    table = ProcessTable(lambda pid: process(pid, comm=names[pid]), judge)
+    whole(table.look())
+    names[11] = "claude"
+    whole(table.look())
+    assert table.verdicts == {10: "bash", 11: "claude"}
+    assert judged == [10, 11, 11]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=6))
+def test_jobs_take_turns_and_all_come_to_their_end(lengths: list[int]) -> None:
+    jobs, ended = Jobs(), []
+
+    def job(pieces: int) -> Job:
+        for _ in range(pieces):
+            yield
+
+    def forever(_: int) -> Generator[None, None, None]:
+        while True:
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        now = [0.0]
+
+        def clock() -> float:
+            now[0] += SLICE_S
+            return now[0]
+
+        patch.setattr(slices.time, "monotonic", clock)
+        jobs.begin("endless", forever(0), lambda: ended.append(-1))
+        for i, pieces in enumerate(lengths):
+            jobs.begin(str(i), job(pieces), lambda i=i: ended.append(i))
+        for _ in range(100 * len(lengths)):
+            jobs.run()
+    assert sorted(ended) == list(range(len(lengths)))
+    assert "endless" in jobs
+    jobs.drop("endless")
+    assert not jobs
