@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from agenttop import paths
+from agenttop import paths, wholefile
 
 #: Bytes of a command line that are read; what follows tells nothing about what runs.
 CMDLINE_BYTES: Final = 4096
+#: Bytes of /proc/PID/cgroup that are read: 14 hierarchies with paths of 4 kB (PATH_MAX).
+CGROUP_BYTES: Final = 1 << 16
 #: include/linux/sched.h
 _PF_EXITING: Final = 0x00000004
 _PF_KTHREAD: Final = 0x00200000
@@ -41,8 +43,12 @@ class ProcInfo(NamedTuple):
     kernel: bool
 
 
-def read_file(path: str, size: int = 65536) -> bytes | None:
-    """The first ``size`` bytes of a small file; None if it is gone or may not be read."""
+def read_file(path: str, size: int) -> bytes | None:
+    """A file of one record by one read, its first ``size`` bytes; None if it is gone.
+
+    One record: what the kernel formats as a whole (single_open in fs/seq_file.c: stat, status,
+    cgroup, comm, schedstat; a sysfs attribute), and cmdline. Lists take ``read_whole``.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -54,6 +60,14 @@ def read_file(path: str, size: int = 65536) -> bytes | None:
         return None
     finally:
         os.close(fd)
+
+
+def read_whole(path: str) -> bytes | None:
+    """A whole file; None if it is gone, may not be read, or is larger than any of the kernel's."""
+    try:
+        return wholefile.read(path)
+    except OSError:
+        return None
 
 
 def pids(root: str | None = None) -> Iterator[int]:
@@ -94,7 +108,7 @@ def read(
         cmdline = parse_cmdline(raw)
     groups: tuple[str, ...] | None = None
     if cgroups:
-        groups = parse_cgroups(read_file(base + "cgroup") or b"")
+        groups = parse_cgroups(read_file(base + "cgroup", CGROUP_BYTES) or b"")
     owner = parse_uid(read_file(base + "status", 4096) or b"") if uid else None
     return ProcInfo(pid, ppid, comm, cmdline, owner, groups, starttime, threads, kernel)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from typing import Final
+
+from agenttop import wholefile
 
 #: Descriptors left to the rest of the program.
 _SPARE: Final = 256
-_CHUNK: Final = 1 << 16
-#: Larger than any file that is read here (/proc/interrupts of 1024 CPUs: some MB).
-_MAX_BYTES: Final = 64 << 20
 
 
 class _Budget:
@@ -49,6 +49,10 @@ class _Budget:
 _budget: Final = _Budget()
 
 
+def _record(fd: int, size: int) -> bytes:
+    return os.pread(fd, size, 0)
+
+
 class KeptFile:
     """A file that is read again and again."""
 
@@ -59,13 +63,20 @@ class KeptFile:
         self._fd = -1
 
     def read(self, size: int = 4096) -> bytes | None:
-        """What one read gives, or None if the file is gone or cannot be read now."""
+        """A file of one record (procinfo.read_file), or None if it is gone or unreadable now."""
+        return self._read(_record, size)
+
+    def read_all(self) -> bytes | None:
+        """The whole file (/proc/interrupts of 1024 CPUs: some MB), or None likewise."""
+        return self._read(wholefile.from_fd, wholefile.MOST_BYTES)
+
+    def _read(self, reader: Callable[[int, int], bytes], size: int) -> bytes | None:
         fd = self._fd if self._fd >= 0 else self._open()
         if fd < 0:
             return None
         kept = self._fd >= 0
         try:
-            return os.pread(fd, size, 0)
+            return reader(fd, size)
         except OSError:
             # ENODEV, ESRCH: what it told about has gone; a new file may come.
             self.close()
@@ -73,21 +84,6 @@ class KeptFile:
         finally:
             if not kept:
                 os.close(fd)
-
-    def read_all(self) -> bytes | None:
-        """The whole file: the kernel hands out long ones in pieces."""
-        first = self.read(_CHUNK)
-        if not first or self._fd < 0:
-            return self._read_once() if first else first
-        parts, at = [first], len(first)
-        try:
-            while at < _MAX_BYTES and (part := os.pread(self._fd, _CHUNK, at)):
-                parts.append(part)
-                at += len(part)
-        except OSError:
-            self.close()
-            return None
-        return b"".join(parts)
 
     def number(self) -> int | None:
         """The file as a decimal number, or None."""
@@ -113,22 +109,14 @@ class KeptFile:
             self._fd = fd
         return fd
 
-    def _read_once(self) -> bytes | None:
-        try:
-            with open(self.path, "rb") as stream:
-                return stream.read(_MAX_BYTES)
-        except OSError:
-            return None
-
     def __del__(self) -> None:
         self.close()
 
 
 def read_text(path: str) -> str | None:
-    """A small sysfs file once, stripped; None if it is missing, empty or unreadable."""
+    """A file once, stripped; None if it is missing, empty or unreadable."""
     try:
-        with open(path, "rb") as stream:
-            return stream.read(4096).decode("utf-8", "replace").strip() or None
+        return wholefile.read(path, 1 << 20).decode("utf-8", "replace").strip() or None
     except OSError:
         return None
 

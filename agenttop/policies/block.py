@@ -29,7 +29,7 @@ import msgspec
 from agenttop import paths, procinfo
 from agenttop.policies import cgroups
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs_files import cgroup2_mount
+from agenttop.policies.mounts import cgroup2_mount
 from agenttop.policies.threads import named
 from agenttop.policies.wishes import Wishes
 from agenttop.procinfo import printable

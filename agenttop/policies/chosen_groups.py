@@ -136,7 +136,7 @@ def pinned(group: Group) -> str | None:
         if "cgroup.procs" not in files:
             continue
         allowed = CPUSET[group.version].effective(folder)
-        raw = procinfo.read_file(f"{folder}/cgroup.procs", 1 << 20) or b""
+        raw = procinfo.read_whole(f"{folder}/cgroup.procs") or b""
         for pid in map(int, raw.split()):
             for tid in threads_of(pid):
                 try:

@@ -22,6 +22,8 @@ import re
 import struct
 from typing import NamedTuple, Protocol
 
+from agenttop import wholefile
+
 CPU_LATENCY_DEVICE = "/dev/cpu_dma_latency"
 
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
@@ -117,8 +119,7 @@ def format_cpus(cpus: frozenset[int] | set[int]) -> str:
 def cpu_set(which: str = "online") -> frozenset[int]:
     """/sys/devices/system/cpu/online (or possible, present); empty if it cannot be read."""
     try:
-        with open(f"{sys_root()}/devices/system/cpu/{which}") as file:
-            return parse_cpus(file.read())
+        return parse_cpus(wholefile.read(f"{sys_root()}/devices/system/cpu/{which}").decode())
     except (OSError, ValueError):
         return frozenset()
 

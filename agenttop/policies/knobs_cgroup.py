@@ -16,8 +16,10 @@ from __future__ import annotations
 import os
 import re
 
+from agenttop import wholefile
 from agenttop.policies.knobs import KNOBS, cpu_set, parse_cpus, reason
-from agenttop.policies.knobs_files import FileKnob, cgroup2_mount, proc_root
+from agenttop.policies.knobs_files import FileKnob
+from agenttop.policies.mounts import cgroup2_mount, cgroup_mounts
 
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.A)
 #: Version -> the file of a group's weight, its smallest and largest value and the kernel's default
@@ -29,15 +31,14 @@ def mount(version: int, controller: str) -> str | None:
     """Where a controller of cgroup v1 is mounted, or cgroup v2 (/proc/mounts); None if not."""
     if version == 2:
         return cgroup2_mount()
-    try:
-        with open(f"{proc_root()}/mounts", errors="surrogateescape") as file:
-            for line in file:
-                fields = line.split(" ")
-                if len(fields) > 3 and fields[2] == "cgroup" and controller in fields[3].split(","):
-                    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1])
-    except OSError:
-        pass
-    return None
+    return next(
+        (
+            where
+            for where, kind, options in cgroup_mounts()
+            if kind == "cgroup" and controller in options
+        ),
+        None,
+    )
 
 
 def valid_path(path: str) -> bool:
@@ -162,8 +163,7 @@ class CpuSet(FileKnob):
         """The CPUs that tasks of a group may have; empty if that cannot be told."""
         name = "cpuset.effective_cpus" if self._version == 1 else "cpuset.cpus.effective"
         try:
-            with open(os.path.join(folder, name)) as file:
-                return _cpus(file.read(4096).strip())
+            return _cpus(wholefile.read(os.path.join(folder, name)).decode(errors="replace"))
         except OSError:
             return frozenset()
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import re
 
+from agenttop import wholefile
 from agenttop.policies.knobs import (
     KNOBS,
     Affinity,
@@ -33,17 +34,13 @@ from agenttop.policies.knobs import (
     sys_root,
     thread_stat,
 )
+from agenttop.policies.mounts import cgroup2_mount, proc_root
 
 #: The longest file that is read.
 _MAX = 1 << 16
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.A)
 #: A bit mask of CPUs as Documentation/networking/scaling.rst has it, ``ff,ffffffff``.
 _MASK = r"[0-9a-f]{1,8}(,[0-9a-f]{8}){0,255}"
-
-
-def proc_root() -> str:
-    """/proc, or AGENTTOP_PROC as in agenttop.paths."""
-    return os.environ.get("AGENTTOP_PROC") or "/proc"
 
 
 def _shown(text: str) -> str:
@@ -68,8 +65,7 @@ class FileKnob:
         if path is None:
             return None
         try:
-            with open(path, errors="replace") as file:
-                return self.parse(target, file.read(_MAX).strip())
+            return self.parse(target, wholefile.read(path, _MAX).decode(errors="replace").strip())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -311,19 +307,6 @@ def _first_line(path: str) -> str:
 
 
 # --------------------------------------------------------------------------- cgroup v2
-
-
-def cgroup2_mount() -> str | None:
-    """Where cgroup v2 is mounted (/proc/mounts); None if it is not."""
-    try:
-        with open(f"{proc_root()}/mounts", errors="surrogateescape") as file:
-            for line in file:
-                fields = line.split(" ")
-                if len(fields) > 2 and fields[2] == "cgroup2":
-                    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1])
-    except OSError:
-        pass
-    return None
 
 
 class Cgroup(FileKnob):

@@ -29,7 +29,7 @@ from agenttop.policies import cgroups, cooling
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.chosen import Chosen
 from agenttop.policies.cooling import Cooler
-from agenttop.policies.knobs_files import cgroup2_mount
+from agenttop.policies.mounts import cgroup2_mount
 from agenttop.policies.wishes import Wishes
 from agenttop.procinfo import printable
 
@@ -194,7 +194,7 @@ def _number(path: str) -> int | None:
 
 def _memory_total() -> int:
     """MemTotal of /proc/meminfo, bytes."""
-    for line in (procinfo.read_file(f"{paths.proc()}/meminfo") or b"").splitlines():
+    for line in (procinfo.read_whole(f"{paths.proc()}/meminfo") or b"").splitlines():
         if line.startswith(b"MemTotal:"):
             return int(line.split()[1]) * 1024
     return 0

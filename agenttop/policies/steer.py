@@ -254,7 +254,7 @@ def _writable(path: os.PathLike[str]) -> bool:
 
 def _effective(irq: int) -> frozenset[int]:
     """Where a line is really served; empty if the kernel does not tell."""
-    raw = procinfo.read_file(f"{paths.proc()}/irq/{irq}/effective_affinity_list") or b""
+    raw = procinfo.read_whole(f"{paths.proc()}/irq/{irq}/effective_affinity_list") or b""
     try:
         return parse_cpus(raw.decode())
     except ValueError:
@@ -266,7 +266,7 @@ def _near(irq: int) -> frozenset[int]:
     raw = (procinfo.read_file(f"{paths.proc()}/irq/{irq}/node", 32) or b"").strip()
     if not raw.isdigit():
         return frozenset()
-    cpus = procinfo.read_file(f"{paths.sys()}/devices/system/node/node{int(raw)}/cpulist") or b""
+    cpus = procinfo.read_whole(f"{paths.sys()}/devices/system/node/node{int(raw)}/cpulist") or b""
     try:
         return parse_cpus(cpus.decode())
     except ValueError:

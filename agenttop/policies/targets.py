@@ -14,7 +14,7 @@ from agenttop import paths
 from agenttop.agents import Found, Rules, scan
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.knobs import thread_stat
-from agenttop.procinfo import read_file
+from agenttop.procinfo import read_file, read_whole
 
 
 class ProcTargets:
@@ -72,7 +72,7 @@ class ProcTargets:
 
     def _cpus(self) -> list[Cpu]:
         """From /proc/stat: user nice system idle iowait irq softirq steal, clock ticks."""
-        lines = (read_file(f"{paths.proc()}/stat", 1 << 20) or b"").split(b"\n")
+        lines = (read_whole(f"{paths.proc()}/stat") or b"").split(b"\n")
         found = {}
         for line in lines:
             name, *fields = line.split() or [b""]

@@ -9,7 +9,8 @@ from typing import Final
 from agenttop import paths
 from agenttop.collectors.files import read_text
 from agenttop.doctor import Item, Status
-from agenttop.procinfo import printable, read_file
+from agenttop.policies.mounts import cgroup_mounts
+from agenttop.procinfo import printable, read_file, read_whole
 
 #: include/uapi/linux/capability.h
 CAPABILITIES: Final = {
@@ -27,7 +28,7 @@ def items() -> list[Item]:
 
 def capabilities() -> frozenset[str]:
     """Those of CAPABILITIES that this process has (CapEff of /proc/self/status)."""
-    raw = read_file(f"{paths.proc()}/self/status", 8192) or b""
+    raw = read_whole(f"{paths.proc()}/self/status") or b""
     at = raw.find(b"\nCapEff:")
     try:
         mask = int(raw[at + 8 :].split(None, 1)[0], 16) if at >= 0 else 0
@@ -111,12 +112,10 @@ def _psi() -> Item:
 
 
 def _cgroup() -> Item:
-    mounts = (read_file(f"{paths.proc()}/mounts", 1 << 16) or b"").decode("utf-8", "replace")
-    rows = [row.split() for row in mounts.splitlines()]
-    kinds = [(r[1], r[2], r[3]) for r in rows if len(r) > 3 and r[2] in ("cgroup", "cgroup2")]
-    v2 = [mount for mount, kind, _ in kinds if kind == "cgroup2"]
-    v1 = [mount for mount, kind, _ in kinds if kind == "cgroup"]
-    if not kinds:
+    mounts = list(cgroup_mounts())
+    v2 = [mount for mount, kind, _ in mounts if kind == "cgroup2"]
+    v1 = [mount for mount, kind, _ in mounts if kind == "cgroup"]
+    if not mounts:
         return Item(
             key="cgroup",
             group="kernel",
