@@ -11,9 +11,10 @@ import math
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from agenttop.caused import ANNEXES
-from agenttop.model import Sample
+from agenttop.model import Histogram, Sample
 from agenttop.named import MOST as MOST_NAMES
 from agenttop.named import PER_ANNEX
 
@@ -36,6 +37,9 @@ PER_SECOND: Final = 20
 IN_ADVANCE: Final = 256
 #: Numbers and times: differences of them, and sums of some, have 64 bits.
 _LARGEST: Final = 1 << 62
+#: Counts of a histogram together: a million a second for three months. Sums of them, over many
+#: agents and with the ratios' divisors, have 64 bits.
+_MOST_COUNTED: Final = 1 << 43
 #: What nothing is reckoned with: labels of causes, which the kernel side packs into words.
 _LABELS: Final = ("words", "label")
 #: Names that are numbers (CPUs, lines, idle states, agents) have no more digits.
@@ -143,6 +147,19 @@ def _walk(value: Any, name: str) -> None:
                 # Python itself refuses to make numbers of very many digits.
                 _at_most(len(key), _DIGITS if key.isdecimal() else MOST_TEXT, f"signs in {name}")
             _walk(item, name)
+    elif kind is Histogram:
+        _histogram(value, name)
     elif isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
             _walk(getattr(value, field), field)
+
+
+def _histogram(value: Histogram, name: str) -> None:
+    """Packed counts are numbers too. What is no histogram at all is left out later."""
+    _at_most(len(value.buckets), MOST_BYTES, f"bytes in {name}")
+    _at_most(len(value.counts), MOST_BYTES, f"bytes in {name}")
+    if len(value.counts) % 8 == 0:
+        # In floating point sums cannot overflow; it is exact enough here.
+        total = np.frombuffer(value.counts, dtype="<u8").sum(dtype=np.float64)
+        if total > _MOST_COUNTED:
+            raise ImplausibleError(f"{name}: more than {_MOST_COUNTED} counted")

@@ -5,8 +5,9 @@
     the rest     one zlib stream of stream.py's frames, flushed after each Sample
 
 A recording whose writer was killed lacks its end: all whole Samples are there.
-Files are hostile input: everything read is bounded (frames, the number and the
-values of counters, Samples per second) before a Store sees it.
+Files are hostile input: everything read is bounded (frames, what they take in
+memory before they are decoded, the number and the values of counters, Samples
+per second) before a Store sees it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from agenttop.format import clean
 from agenttop.model import STREAM_VERSION, Sample
 from agenttop.plausible import Checker, ImplausibleError
 from agenttop.stream import Decoder, StreamError, encode
+from agenttop.weigh import MalformedError, Scale, TooHeavyError
 
 #: As PNG's: what treats the file as text, or takes off the eighth bit, breaks it visibly.
 MAGIC: Final = b"\x93agenttop rec\r\n\n"
@@ -37,7 +39,10 @@ SCHEMA_VERSION: Final = 1
 #: A header is smaller than this.
 MAX_HEADER: Final = 1 << 16
 #: A Sample in a file is smaller than this (256 agents with every bucket in use: 8 MB).
-MAX_SAMPLE: Final = 16 << 20
+MAX_SAMPLE: Final = 12 << 20
+#: And decoded it takes less than this, as weigh.py reckons: twice what it is (the largest of an
+#: engine, 256 agents with causes on 512 CPUs: 12 MB).
+MAX_DECODED: Final = 32 << 20
 #: Read, and inflated, at a time.
 _PIECE: Final = 1 << 16
 _INFLATED: Final = 1 << 18
@@ -120,8 +125,10 @@ class Recording:
         self.name = clean(str(path), 200)
         #: After the last Sample: the recording has no end, its writer was killed.
         self.cut = False
-        #: Samples given so far.
+        #: Samples given so far, and what the last one takes in memory at most, bytes.
         self.samples = 0
+        self.weight = 0
+        self._scale = Scale(Sample)
         try:
             self._file = self.path.open("rb", buffering=0)
         except OSError as error:
@@ -148,7 +155,7 @@ class Recording:
     def __iter__(self) -> Iterator[Sample]:
         """The Samples in order. Raises UserError where the file is damaged."""
         inflate = zlib.decompressobj()
-        decoder = Decoder(MAX_SAMPLE)
+        decoder = Decoder(MAX_SAMPLE, self._weigh)
         check = Checker()
         try:
             for piece in self._inflated(inflate):
@@ -167,6 +174,16 @@ class Recording:
             raise UserError(f"{self.name}: damaged: its end lies within a sample")
         if not self.samples:
             raise UserError(f"{self.name}: an empty recording: no sample in it")
+
+    def _weigh(self, frame: bytearray) -> None:
+        """Refuse what would fill the memory before it does. Raises StreamError."""
+        self.weight = self._scale.at_most(frame)
+        if self.weight <= MAX_DECODED:
+            return
+        try:
+            self.weight = self._scale.weigh(frame, MAX_DECODED)
+        except (MalformedError, TooHeavyError) as error:
+            raise StreamError(f"not a sample: {error}") from None
 
     def _inflated(self, inflate: zlib._Decompress) -> Iterator[bytes]:
         """Pieces of bounded size, whatever the file claims."""
@@ -195,7 +212,7 @@ class Recording:
             raise UserError(f"{self.name}: a recording cut within its header")
         try:
             header = msgspec.msgpack.decode(body, type=Header)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise UserError(f"{self.name}: damaged: its header cannot be read") from None
         if header.schema != SCHEMA_NAME:
             raise UserError(f"{self.name}: not a recording of agenttop")

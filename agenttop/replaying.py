@@ -18,8 +18,10 @@ from agenttop.model import Command, Event, Message, Sample
 from agenttop.recording import Recording
 from agenttop.store import Store
 
-#: Samples that may wait for the screen: a slow one delays the replay, it never fills the memory.
+#: Samples that may wait for the screen, and what they may take in memory together, bytes (one of
+#: any size may): a slow screen delays the replay, it never fills the memory.
 _WAITING: Final = 16
+_WEIGHT: Final = 8 << 20
 
 
 def measured(recording: Recording, store: Store) -> Iterator[Sample]:
@@ -50,8 +52,10 @@ class Replay:
         """Raises UserError for what is no recording."""
         self._recording = Recording(path)
         self._speed = speed
-        self._ready: deque[Sample | UserError] = deque()
-        self._room = threading.Semaphore(_WAITING)
+        #: What is due, and how much each takes.
+        self._ready: deque[tuple[Sample | UserError, int]] = deque()
+        self._weight = 0
+        self._changed = threading.Condition()
         self._stop = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._shown_ns = 0
@@ -78,16 +82,18 @@ class Replay:
             pass
         messages: list[Message] = []
         while self._ready:
-            if isinstance(self._ready[0], UserError):
+            item, weight = self._ready[0]
+            if isinstance(item, UserError):
                 if messages:
                     os.eventfd_write(self._wake, 1)  # it is told at the next call
                     break
-                raise self._ready[0]
-            sample = self._ready.popleft()
-            assert isinstance(sample, Sample)
-            self._room.release()
-            self._shown_ns = sample.t_ns
-            messages.append(sample)
+                raise item
+            with self._changed:
+                self._ready.popleft()
+                self._weight -= weight
+                self._changed.notify()
+            self._shown_ns = item.t_ns
+            messages.append(item)
         return messages
 
     def send(self, command: Command) -> None:
@@ -95,7 +101,8 @@ class Replay:
 
     def close(self) -> None:
         self._stop.set()
-        self._room.release()
+        with self._changed:
+            self._changed.notify()
         self._thread.join()
         with self._recording:
             os.close(self._wake)
@@ -112,6 +119,7 @@ class Replay:
         """Each Sample at its time; the last one says that it is the last."""
         samples = iter(self._recording)
         sample, start, first, before = next(samples), time.monotonic(), 0, 0
+        weight = self._recording.weight
         while True:
             if sample.t_ns <= before or not before:
                 # The first one, or the engine was started anew: its time begins here.
@@ -124,26 +132,34 @@ class Replay:
             try:
                 following = next(samples, None)
             except UserError:
-                self._give(sample)
+                self._give(sample, weight)
                 raise
             if following is None:
                 text = "the recording ends here"
                 if self._recording.cut:
                     text += " (cut: whoever wrote it was killed)"
                 events = [*sample.events, Event(sample.t_ns, "info", text)]
-                self._give(msgspec.structs.replace(sample, events=events))
+                self._give(msgspec.structs.replace(sample, events=events), weight)
                 return
-            if not self._give(sample):
+            if not self._give(sample, weight):
                 return
-            sample = following
+            sample, weight = following, self._recording.weight
 
-    def _give(self, sample: Sample) -> bool:
-        self._room.acquire()
-        if self._stop.is_set():
-            return False
-        self._put(sample)
+    def _give(self, sample: Sample, weight: int) -> bool:
+        with self._changed:
+            while not self._stop.is_set() and not self._room(weight):
+                self._changed.wait()
+            if self._stop.is_set():
+                return False
+            self._put(sample, weight)
         return True
 
-    def _put(self, item: Sample | UserError) -> None:
-        self._ready.append(item)
+    def _room(self, weight: int) -> bool:
+        if not self._ready:
+            return True
+        return len(self._ready) < _WAITING and self._weight + weight <= _WEIGHT
+
+    def _put(self, item: Sample | UserError, weight: int = 0) -> None:
+        self._ready.append((item, weight))
+        self._weight += weight
         os.eventfd_write(self._wake, 1)

@@ -6,7 +6,7 @@ The same bytes serve a pipe, a file and an SSH connection.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -29,10 +29,16 @@ def encode(message: Message) -> bytes:
 
 
 class Decoder:
-    """Takes bytes as they come and gives whole messages; larger frames are foreign bytes."""
+    """Takes bytes as they come and gives whole messages; larger frames are foreign bytes.
 
-    def __init__(self, max_frame: int = MAX_FRAME) -> None:
+    ``check`` looks at the bytes of each frame before they are decoded, and raises StreamError.
+    """
+
+    def __init__(
+        self, max_frame: int = MAX_FRAME, check: Callable[[bytearray], None] | None = None
+    ) -> None:
         self._max_frame = max_frame
+        self._check = check
         self._buffer = bytearray()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
@@ -46,12 +52,16 @@ class Decoder:
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 return
-            body = bytes(self._buffer[_HEADER.size : end])
+            body = self._buffer[_HEADER.size : end]
             del self._buffer[:end]
+            if self._check is not None:
+                self._check(body)
             try:
-                yield self._decoder.decode(body)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                message = self._decoder.decode(body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise StreamError(f"not an agenttop stream: {error}") from None
+            del body  # it may be large, and whoever takes the message needs the room
+            yield message
 
     @property
     def pending(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from agenttop.model import (
     Command,
     CpuCounters,
     DetailCounters,
+    Histogram,
     NamedCounters,
     PolicyStatus,
     Sample,
@@ -285,6 +287,19 @@ def test_counters_that_go_from_end_to_end_are_told_or_harmless(path: Path) -> No
         ]))  # fmt: skip
         told = shown(path)
         assert (told is None) == (small == 0)
+
+
+def test_packed_counts_are_numbers_too() -> None:
+    for counts, good in (([1 << 42, 5], True), ([1 << 62, 1 << 62], False), ([1 << 63], False)):
+        packed = Histogram(
+            np.arange(len(counts), dtype="<u2").tobytes(), np.array(counts, dtype="<u8").tobytes()
+        )
+        changed = with_agent(histograms={"slowpath": packed})
+        if good:
+            Checker().sample(changed)
+            continue
+        with pytest.raises(ImplausibleError, match="counted"):
+            Checker().sample(changed)
 
 
 def test_samples_come_no_faster_than_an_engine_makes_them() -> None:

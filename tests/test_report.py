@@ -29,8 +29,8 @@ from agenttop.report import blocks as cutting
 from agenttop.report.blocks import Blocks
 from agenttop.report.build import build
 from agenttop.report.estimate import percentile, quotient, ratio_of_sums
-from agenttop.report.model import Answer, Report
-from agenttop.report.pages import html, markdown, text
+from agenttop.report.model import Answer, Point, Report
+from agenttop.report.pages import html, markdown, plots, text
 from agenttop.report.questions import QUESTIONS
 from agenttop.report.wording import said
 from agenttop.words import STAGES
@@ -405,6 +405,14 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+
+
+def test_a_trend_within_one_moment_is_not_drawn() -> None:
+    def points(length_s: float) -> list[Point]:
+        return [Point(n * length_s, length_s, 5, 10, 20, []) for n in range(2)]
+
+    assert plots.trend(points(1.0)).startswith("<svg")
+    assert plots.trend(points(0.0)) == plots.trend(points(1e-9)) == plots.trend([]) == ""
 
 
 def test_html_is_one_file_with_plots_for_light_and_dark(report: Report) -> None:

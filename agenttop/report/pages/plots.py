@@ -16,6 +16,8 @@ TREND_CAPTION: Final = (
 )
 _WIDE, _HIGH = 860, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 28
+#: A shorter time is no trend.
+SHORTEST_S: Final = 1e-3
 #: Narrower parts of a bar carry no text.
 _TEXT_FROM: Final = 0.07
 
@@ -79,11 +81,12 @@ def shares(whole: Whole) -> str:
 
 
 def trend(points: Sequence[Point]) -> str:
-    """p50 and p99 over time; empty without two blocks that have steps."""
+    """p50 and p99 over time; empty without two blocks that have steps, or time between them."""
     known = [each for each in points if each.p50_ns]
-    if len(known) < 2:
+    end_s = points[-1].start_s + points[-1].length_s if points else 0.0
+    # What a recording says may lie within the same moment.
+    if len(known) < 2 or end_s < SHORTEST_S:
         return ""
-    end_s = points[-1].start_s + points[-1].length_s
     values = [v for each in known for v in (each.p50_ns, each.p99_ns) if v]
     low = math.floor(math.log10(min(values)))
     high = max(math.ceil(math.log10(max(values))), low + 1)
