@@ -42,14 +42,17 @@ import signal
 import struct
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from agenttop.policies import journal as journals
 from agenttop.policies.aside import Aside
+from agenttop.policies.heirs import release_heirs
 from agenttop.policies.journal import Journal
-from agenttop.policies.knobs import KNOBS, Change, KnobError
-from agenttop.policies.undo import Outcome, left_alone, release_heirs, undo_all
+from agenttop.policies.knobs import KNOBS, Change
+from agenttop.policies.outcome import Outcome, left_alone, words
+from agenttop.policies.undo import undo_all
 from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
 from agenttop.ready import readable
@@ -260,22 +263,30 @@ class Guardian:
         """Give knobs back (all of them without ``keys``), those first that are followed."""
         theirs: dict[journals.Key, str] = {}
         if self._watch is not None:
-            if keys is None:
-                self._poll.unregister(self._watch.fileno())
-                theirs = self._watch.close()
-                self._watch = None
-                self._urgency.update(False, 0)
-                self._aside.update(False, 0)
-            else:
-                theirs = self._watch.forget(keys)
+            theirs = self._end_watch() if keys is None else self._watch.forget(keys)
         holds = self._journal.holds
-        left = [left_alone(holds[key], now) for key, now in theirs.items()]
+        left = [left_alone(holds[key], now) for key, now in theirs.items() if key in holds]
         rest = [key for key in (holds if keys is None else keys) if key not in theirs]
         outcomes = undo_all(self._journal, rest)
         self._journal.undone(theirs)
         self._left.update((o.kind, o.target) for o in outcomes if not o.settled)
         self._left.intersection_update(holds)
         return left + outcomes
+
+    def _end_watch(self) -> dict[journals.Key, str]:
+        """Stop following. Never raises: what is held is still to be restored."""
+        watch, self._watch = self._watch, None
+        theirs: dict[journals.Key, str] = {}
+        if watch is None:
+            return theirs
+        with suppress(Exception):
+            self._poll.unregister(watch.fileno())
+        with suppress(Exception):
+            theirs = watch.close()
+        for part in (self._urgency, self._aside):
+            with suppress(Exception):
+                part.update(False, 0)
+        return theirs
 
     def _try_again(self, changes: list[Change]) -> None:
         """Give back what could not be given back, if it is wanted by somebody now."""
@@ -303,8 +314,8 @@ class Guardian:
             return "refused", f"what {hold.policy} had set could not be given back yet"
         try:
             current = knob.read(change.target)
-        except KnobError as error:
-            return "refused", str(error)
+        except Exception as error:
+            return "refused", words(error)
         if current is None:
             return "gone", ""
         if hold is None and not knob.valid(change.target, current):
@@ -320,8 +331,8 @@ class Guardian:
         try:
             knob.write(change.target, change.after)
             now = knob.read(change.target)
-        except KnobError as error:
-            return "refused", str(error)
+        except Exception as error:
+            return "refused", words(error)
         if now is None:
             return "gone", ""
         return ("ok", "") if knob.same(now, change.after) else ("changed", now)
@@ -336,11 +347,11 @@ class Guardian:
             now = knob.read(change.target)
             if now is None or knob.same(now, change.before):
                 return True
-        except KnobError:
+        except Exception:
             pass
         try:
             knob.write(change.target, change.before)
-        except KnobError:
+        except Exception:
             return False
         return True
 

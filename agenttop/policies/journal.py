@@ -263,7 +263,9 @@ class Journal:
     def undone(self, keys: Iterable[Key]) -> None:
         """Note knobs that are no longer held; removes the journal with the last of them.
 
-        A disk that is full is no error: the file tells of knobs that are as they were found.
+        Not synced: it is in the file whoever is killed, and a machine that loses it starts
+        anew. A disk that is full is no error: the file tells of knobs that are as they were
+        found.
         """
         lines = []
         for key in keys:
@@ -273,8 +275,8 @@ class Journal:
             self._remove()
         elif lines:
             try:
-                self._append(b"".join(lines))
-            except OSError:
+                self._append(b"".join(lines), sync=False)
+            except (OSError, JournalError):
                 pass  # The next line that finds room writes the whole file anew.
 
     def keep(self) -> None:
@@ -287,14 +289,15 @@ class Journal:
             os.close(self._fd)
             self._fd = None
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes, sync: bool = True) -> None:
         if self._fd is None or self._size + len(data) > COMPACT_BYTES:
             # A new file has all holds, so the lines to append are in it already.
             self._rewrite()
             return
         try:
             _write_all(self._fd, data)
-            os.fdatasync(self._fd)
+            if sync:
+                os.fdatasync(self._fd)
         except OSError:
             # The last line may be torn, and the next would be glued to it: a new file then.
             self.close()

@@ -148,8 +148,8 @@ class ResumeLatency:
 
     def read(self, target: str) -> str | None:
         try:
-            with open(self.path(target)) as file:
-                return file.read(64).strip()
+            with open(self.path(target), "rb") as file:
+                return file.read(64).decode(errors="replace").strip()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -242,6 +242,8 @@ class ThreadStat(NamedTuple):
     start: int
     #: CPU that it ran on last.
     cpu: int
+    #: Time in user mode, clock ticks.
+    utime: int = 0
 
 
 def thread_stat(pid: int, tid: int) -> ThreadStat | None:
@@ -263,6 +265,7 @@ def thread_stat(pid: int, tid: int) -> ThreadStat | None:
         int(fields[1]),
         int(fields[19]),
         int(fields[36]),
+        int(fields[11]),
     )
 
 
@@ -300,10 +303,11 @@ class Affinity:
             return None
         # Not sched_getaffinity: that leaves out CPUs that are offline just now.
         try:
-            with open(f"/proc/{pid}/task/{tid}/status") as file:
+            with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
                 for line in file:
-                    if line.startswith("Cpus_allowed_list:"):
-                        return line.split(":", 1)[1].strip()
+                    # A line break in the thread's name is escaped; other bytes are as they are.
+                    if line.startswith(b"Cpus_allowed_list:"):
+                        return line.split(b":", 1)[1].decode().strip()
         except OSError:
             return None
         return None

@@ -300,9 +300,9 @@ class BlockDevice(FileKnob):
 
 def _first_line(path: str) -> str:
     try:
-        with open(path) as file:
-            return file.readline(64).strip()
-    except (OSError, ValueError):
+        with open(path, "rb") as file:
+            return file.readline(64).decode(errors="replace").strip()
+    except OSError:
         return ""
 
 

@@ -322,7 +322,7 @@ class Lease:
         """Undo what the guardian has left; ``outcomes``: what it did, to which that is added."""
         try:
             again = self._recover() or []
-        except JournalError as error:
+        except (JournalError, OSError) as error:
             return [*outcomes, Outcome("", "", "", str(error), settled=False)]
         finally:
             lock.release(self._lock)

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 
 from agenttop.collectors.bpf.ring import Ring
 from agenttop.policies.knobs import KNOBS, RESUME_LATENCY, Change, KnobError, reason
+from agenttop.policies.outcome import words
 
 Key = tuple[str, str]
 
@@ -103,8 +104,8 @@ class _Watched:
             return None
         try:
             current = self.read()
-        except KnobError:
-            return None  # Who gives it back is told.
+        except Exception:  # Whatever it is, the restore meets it too and names it.
+            return None
         return None if current is None or self.knob.same(current, self.idle) else current
 
     def close(self) -> None:
@@ -272,8 +273,8 @@ class Watch:
                 watched.foreign = True  # as strict already, or something else: not ours
                 return False
             watched.write(watched.armed)
-        except KnobError as error:
-            self._refuse(watched, str(error))
+        except Exception as error:  # One knob's: the others go on.
+            self._refuse(watched, words(error))
             return False
         watched.in_force = True
         self._armed += 1
@@ -289,8 +290,8 @@ class Watch:
             else:
                 watched.write(watched.idle)
                 self._let_go += 1
-        except KnobError as error:
-            self._refuse(watched, str(error))
+        except Exception as error:  # One knob's: the others go on.
+            self._refuse(watched, words(error))
             return  # Still in force.
         watched.in_force = False
 

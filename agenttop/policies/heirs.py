@@ -1,0 +1,296 @@
+"""What held threads passed on: threads that inherited a held value get what they would have had.
+
+A thread passes its CPUs, its scheduling attributes and its I/O priority on to
+the threads and processes that it starts: tool processes of an agent would
+stay on its home CPU for ever. Heirs are found in the kernel's record
+(inherited.py). Where there is none, an heir is a thread that started after
+the hold on a thread of its process or of an ancestor began, and has exactly
+the value of that hold; then a child that chose that very value itself cannot
+be told from one that inherited it.
+
+Heirs are released one by one: whatever one of them meets, the others are released.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+
+from agenttop.policies.inherited import FIELDS, Inherited
+from agenttop.policies.journal import Hold, Key
+from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, parse_cpus, split_thread, thread_stat
+from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.outcome import Outcome, label, words
+
+#: Kinds whose target is a thread, which passes them on to what it starts.
+THREAD_KINDS = FIELDS
+#: How long threads that are born meanwhile are looked for.
+BOUND_S = 1.0
+#: Between two passes that find nobody new while a fork may be under way.
+PAUSE_S = 0.005
+
+_Found = Iterator[tuple[str, Hold]]
+
+
+def release_heirs(
+    holds: Iterable[Hold],
+    groups: Iterable[Iterable[int]],
+    held: Collection[Key] = (),
+    record: Inherited | None = None,
+) -> list[Outcome]:
+    """Release heirs among ``groups``, the processes of each agent; ``held`` threads are none."""
+    pass_ = _Pass(holds, held, record)
+    pass_.look([list(group) for group in groups])
+    return pass_.outcomes
+
+
+def release_all(
+    holds: Iterable[Hold], held: Collection[Key] = (), record: Inherited | None = None
+) -> tuple[list[Outcome], set[Key]]:
+    """Release all heirs, also those born meanwhile: until a pass finds nobody new, BOUND_S at most.
+
+    Returns outcomes and the holds whose heirs are not all released. Never raises.
+    """
+    pass_ = _Pass(holds, held, record)
+    if not pass_.holds:
+        return [], set()
+    end = time.monotonic() + BOUND_S
+    while True:
+        before = len(pass_.outcomes)
+        forking = pass_.forking()
+        pass_.look(None, end)
+        if len(pass_.outcomes) == before and not forking:
+            break
+        if time.monotonic() > end:
+            text = "threads start faster than they can be restored: the newest are not yet"
+            pass_.fail(pass_.holds, text)
+            break
+        if len(pass_.outcomes) == before:
+            time.sleep(PAUSE_S)
+    return pass_.outcomes, pass_.unfinished
+
+
+class _Pass:
+    """Passes over those who may have inherited."""
+
+    def __init__(
+        self, holds: Iterable[Hold], held: Collection[Key], record: Inherited | None
+    ) -> None:
+        self.holds = [hold for hold in holds if hold.kind in THREAD_KINDS]
+        self.outcomes: list[Outcome] = []
+        #: Holds with an heir that could not be released.
+        self.unfinished: set[Key] = set()
+        self._record = record
+        known = {*held, *(hold.key for hold in self.holds)}
+        self._tids = {
+            (kind, split_thread(target)[1]) for kind, target in known if kind in THREAD_KINDS
+        }
+        #: Dealt with: (kind, ``PID/TID/START``).
+        self._seen: set[Key] = set()
+        #: Restored ones that may be in the middle of a fork, with their user time, ticks.
+        self._forking: dict[str, int | None] = dict.fromkeys(hold.target for hold in self.holds)
+        #: Processes of the tree so far with their start: one that loses its parent stays in it.
+        self._members: dict[int, int] = {}
+
+    def forking(self) -> bool:
+        """Whether one whose value was restored may be in the middle of a fork.
+
+        Such a fork has copied the value before and shows its child afterwards
+        (kernel/fork.c, copy_process). It is over when the thread sleeps, or has
+        run in user mode.
+        """
+        for target, before in list(self._forking.items()):
+            pid, tid, start = split_thread(target)
+            stat = thread_stat(pid, tid)
+            if stat is None or stat.start != start or stat.state not in "RD":
+                del self._forking[target]
+            elif before is None:
+                self._forking[target] = stat.utime
+            elif stat.utime > before:
+                del self._forking[target]
+        return bool(self._forking)
+
+    def look(self, groups: list[list[int]] | None, end: float = float("inf")) -> None:
+        """One pass over ``groups``, or over all there are."""
+        record = self._record
+        recorded = [hold for hold in self.holds if record is not None and record.covers(hold)]
+        others = [hold for hold in self.holds if hold not in recorded]
+        if record is not None and recorded:
+            among = None if groups is None else {pid for group in groups for pid in group}
+            self._each(recorded, partial(_recorded, recorded, record, among), end)
+        if others:
+            where = groups
+            try:
+                if where is None:
+                    where = [_tree(others, self._members)]
+            except Exception as error:
+                self.fail(others, f"what they have started cannot be found: {words(error)}")
+                return
+            for group in where:
+                self._each(others, partial(_by_value, others, group, self._tids), end)
+
+    def _each(self, holds: list[Hold], find: Callable[[], _Found], end: float) -> None:
+        try:
+            for target, hold in find():
+                key = (hold.kind, target)
+                if key not in self._seen and (hold.kind, split_thread(target)[1]) not in self._tids:
+                    self._seen.add(key)
+                    self._release(target, hold)
+                if time.monotonic() > end:
+                    return
+        except Exception as error:
+            self.fail(holds, f"what they have started cannot be found: {words(error)}")
+
+    def _release(self, target: str, hold: Hold) -> None:
+        """Give an heir what it would have had, if it has what it has inherited."""
+        try:
+            knob = KNOBS[hold.kind]
+            now = knob.read(target)
+            if now is None or not any(knob.ours(now, value) for value in hold.ours):
+                return
+            own = THREAD_KNOBS.get(hold.kind)
+            back = own.back(now, hold.original) if own else hold.original
+            if knob.same(now, back):
+                return
+            name = label(hold.kind, target)
+            knob.write(target, back)
+            self._forking[target] = None
+            text = f"{name}: inherited, -> {back}"
+            self.outcomes.append(Outcome(hold.policy, hold.kind, target, text))
+        except Exception as error:
+            text = f"{label(hold.kind, target)}: inherited, could not be restored: {words(error)}"
+            self.unfinished.add(hold.key)
+            self.outcomes.append(Outcome(hold.policy, hold.kind, target, text, settled=False))
+
+    def fail(self, holds: Iterable[Hold], text: str) -> None:
+        """None of these can be taken for finished."""
+        first = None
+        for hold in holds:
+            self.unfinished.add(hold.key)
+            first = first or hold
+        if first is not None:
+            text = f"{label(first.kind, first.target)} and others: {text}"
+            self.outcomes.append(
+                Outcome(first.policy, first.kind, first.target, text, settled=False)
+            )
+
+
+# --------------------------------------------------------------------------- finding them
+
+
+def _recorded(holds: list[Hold], record: Inherited, among: set[int] | None) -> _Found:
+    """As the kernel recorded it."""
+    heirs = record.heirs()
+    for hold in holds:
+        for tid in heirs.get((hold.kind, split_thread(hold.target)[1]), ()):
+            pid = _process(tid)
+            stat = thread_stat(pid, tid) if pid else None
+            if stat is not None and (among is None or pid in among):
+                yield f"{pid}/{tid}/{stat.start}", hold
+
+
+def _process(tid: int) -> int:
+    """The process of a thread; 0 when it has ended."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            _, _, tail = file.read(4096).partition(b"\nTgid:")
+        return int(tail.split(None, 1)[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _by_value(holds: list[Hold], group: list[int], known: set[tuple[str, int]]) -> _Found:
+    """By ancestry and value, among the processes of one agent."""
+    for kind in THREAD_KINDS:
+        holders: dict[int, list[Hold]] = {}
+        for hold in holds:
+            if hold.kind == kind:
+                holders.setdefault(split_thread(hold.target)[0], []).append(hold)
+        if not holders:
+            continue
+        # A tool that has lost its parent is taken for its agent's other heir: only CPUs, and
+        # what was demoted is no agent's.
+        homes = [
+            hold
+            for pid in group
+            for hold in holders.get(pid, ())
+            if kind == "affinity" and hold.policy != "demote"
+        ]
+        has = _test(kind, [hold for mine in holders.values() for hold in mine])
+        for pid in group:
+            for tid in _threads(pid):
+                if (kind, tid) in known or not (values := has(tid)):
+                    continue
+                stat = thread_stat(pid, tid)
+                if stat is None:
+                    continue
+                for hold in holders.get(_holder(pid, holders), homes):
+                    if stat.start >= hold.at and values & set(hold.ours):
+                        yield f"{pid}/{tid}/{stat.start}", hold
+                        break
+
+
+def _test(kind: str, holds: list[Hold]) -> Callable[[int], set[str]]:
+    """Which of the values that were written a thread has, found out with one system call."""
+    values = {value for hold in holds for value in hold.ours}
+    if kind == "affinity":
+        # As sched_getaffinity has it: without the CPUs that are offline.
+        online = cpu_set("online")
+        masks = {value: parse_cpus(value) & online for value in values}
+
+        def affinity(tid: int) -> set[str]:
+            try:
+                mask = os.sched_getaffinity(tid)
+            except OSError:
+                return set()
+            return {value for value, cpus in masks.items() if cpus == mask}
+
+        return affinity
+    knob = THREAD_KNOBS[kind]
+
+    def attribute(tid: int) -> set[str]:
+        try:
+            now = knob.get(tid)
+        except (OSError, KnobError):
+            return set()
+        return {value for value in values if knob.ours(now, value)}
+
+    return attribute
+
+
+def _holder(pid: int, holders: dict[int, list[Hold]]) -> int:
+    """The process itself or its nearest ancestor that has held threads; 0 for none."""
+    for _ in range(64):
+        if pid in holders or pid <= 1:
+            return pid
+        stat = thread_stat(pid, pid)
+        pid = stat.ppid if stat else 0
+    return 0
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+
+
+def _tree(holds: Iterable[Hold], members: dict[int, int]) -> list[int]:
+    """The processes of held threads, and their descendants; ``members`` so far, updated."""
+    children: dict[int, list[int]] = {}
+    starts: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (stat := thread_stat(int(name), int(name))):
+            children.setdefault(stat.ppid, []).append(int(name))
+            starts[int(name)] = stat.start
+    queue = [split_thread(hold.target)[0] for hold in holds]
+    queue += [pid for pid, start in members.items() if starts.get(pid) == start]
+    found = dict.fromkeys(queue)
+    while queue:
+        fresh = [child for child in children.get(queue.pop(), ()) if child not in found]
+        found.update(dict.fromkeys(fresh))
+        queue += fresh
+    members.update((pid, starts[pid]) for pid in found if pid in starts)
+    return list(found)

@@ -1,0 +1,132 @@
+"""The kernel's record of what held threads passed on, as the guardian reads it.
+
+A thread passes its CPUs, its scheduling attributes and its I/O priority on to
+what it starts. From the values alone nobody can tell a child that inherited
+``CPU 1`` from one that chose it (``taskset -c 1``). So BPF programs
+(inherit_bpf.py) keep a hash map: thread id -> for each kind of knob the id of
+the held thread that the value came from. A fork copies the parent's entry,
+sched_setaffinity(2) and its like clear a field when they succeed, an exit
+removes the entry. Where BPF is missing there is no record: heirs.py then goes
+by ancestry and value.
+
+The map is bounded. What it could not take is counted, and then the record is
+not relied upon.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import suppress
+from ctypes import CDLL, addressof, c_long, create_string_buffer, get_errno
+
+from agenttop.policies.journal import Hold, ticks
+from agenttop.policies.knobs import split_thread
+
+#: Kinds of knobs in the order of their fields in an entry.
+FIELDS = ("affinity", "sched_policy", "slice", "uclamp_min", "ioprio")
+#: An entry: a thread id for each of FIELDS, 0 for none, and a field of padding.
+ENTRY = struct.Struct("=6I")
+#: A key: a number, and in the upper half what it is the number of.
+KEY = struct.Struct("=II")
+THREAD, PENDING, WRITER, DROPPED = range(4)
+ENTRIES = 16_384
+
+#: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux/bpf.h
+SYS_BPF = 321
+_LOOKUP, _UPDATE, _NEXT = 1, 2, 4
+
+_syscall = CDLL(None, use_errno=True).syscall
+_syscall.restype = c_long
+
+
+def bpf(command: int, attr: bytes) -> int:
+    """bpf(2). Raises OSError."""
+    buffer = create_string_buffer(attr, max(len(attr), 128))
+    result = int(_syscall(c_long(SYS_BPF), c_long(command), buffer, c_long(len(buffer))))
+    if result < 0:
+        number = get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+class Inherited:
+    """The map by its descriptor. Nothing here raises but __init__: OSError."""
+
+    def __init__(self, fd: int, began: int | None = None) -> None:
+        self.fd = fd
+        #: Holds from before are not in it; clock ticks since boot.
+        self._began = ticks() if began is None else began
+        # The writer's own calls are no choice of the thread's.
+        self._update(os.getpid(), WRITER, (1,))
+
+    def _call(self, command: int, key: bytes, value: bytes = b"") -> bytes:
+        keys = create_string_buffer(key, KEY.size)
+        values = create_string_buffer(value, ENTRY.size)
+        bpf(command, struct.pack("=IIQQQ", self.fd, 0, addressof(keys), addressof(values), 0))
+        return values.raw[: ENTRY.size]
+
+    def _update(self, number: int, what: int, fields: tuple[int, ...]) -> None:
+        value = ENTRY.pack(*fields, *(0,) * (6 - len(fields)))
+        self._call(_UPDATE, KEY.pack(number, what), value)
+
+    def _entry(self, tid: int, what: int = THREAD) -> tuple[int, ...] | None:
+        try:
+            return ENTRY.unpack(self._call(_LOOKUP, KEY.pack(tid, what)))
+        except OSError:
+            return None
+
+    def add(self, kind: str, target: str) -> None:
+        """A thread is held: to be called before the value is written."""
+        if kind not in FIELDS:
+            return
+        tid = split_thread(target)[1]
+        fields = list(self._entry(tid) or (0,) * 6)
+        fields[FIELDS.index(kind)] = tid
+        try:
+            self._update(tid, THREAD, tuple(fields))
+        except OSError:
+            with suppress(OSError):
+                self._update(0, DROPPED, (1,))
+
+    def covers(self, hold: Hold) -> bool:
+        """Whether all who inherit from this hold are in the record."""
+        if hold.kind not in FIELDS or hold.at < self._began:
+            return False
+        dropped = self._entry(0, DROPPED)
+        return dropped is not None and not dropped[0]
+
+    def chosen(self, hold: Hold) -> bool:
+        """Whether a held thread has been given the value that it has by another process."""
+        if hold.kind not in FIELDS or hold.at < self._began:
+            return False
+        tid = split_thread(hold.target)[1]
+        entry = self._entry(tid)
+        return entry is not None and entry[FIELDS.index(hold.kind)] != tid
+
+    def heirs(self) -> dict[tuple[str, int], list[int]]:
+        """(kind, id of the held thread) -> the threads that have inherited from it."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for tid in self._tids():
+            for kind, holder in zip(FIELDS, self._entry(tid) or (), strict=False):
+                if holder and holder != tid:
+                    found.setdefault((kind, holder), []).append(tid)
+        return found
+
+    def _tids(self) -> list[int]:
+        tids: dict[int, None] = {}
+        here = create_string_buffer(KEY.size)
+        after = create_string_buffer(KEY.size)
+        key = 0  # A null pointer asks for the first one.
+        # An entry that is removed meanwhile makes the walk begin anew.
+        for _ in range(2 * ENTRIES):
+            try:
+                bpf(_NEXT, struct.pack("=IIQQ", self.fd, 0, key, addressof(after)))
+            except OSError:
+                break
+            here.raw = after.raw
+            key = addressof(here)
+            number, what = KEY.unpack(here.raw)
+            if what == THREAD:
+                tids[number] = None
+        return list(tids)
