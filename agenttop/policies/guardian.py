@@ -49,6 +49,7 @@ from typing import Any
 from agenttop.policies import journal as journals
 from agenttop.policies.aside import Aside
 from agenttop.policies.heirs import release_heirs
+from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change
 from agenttop.policies.outcome import Outcome, left_alone, words
@@ -71,8 +72,11 @@ REQUEST = "request"
 class Guardian:
     """See the module. ``channel``: packet socket; ``engine``: pidfd or -1."""
 
-    def __init__(self, channel: int, engine: int, dir_fd: int) -> None:
+    def __init__(
+        self, channel: int, engine: int, dir_fd: int, record: Inherited | None = None
+    ) -> None:
         self._channel = channel
+        self._record = record
         # The socket module itself takes too long to load; os.read would drop descriptors.
         self._socket = _socket.socket(fileno=channel)
         self._watch: Watch | None = None
@@ -181,8 +185,7 @@ class Guardian:
         elif op == "undo":
             self._done(message, self._undo([(k, t) for k, t in message["keys"]]))
         elif op == "heirs":
-            holds = self._journal.holds
-            self._done(message, release_heirs(holds.values(), message["groups"], holds))
+            self._done(message, self._release(message["groups"]))
         elif op == "watch" and len(fds) == 2 and self._watch is None:
             ring, map_fd = fds
             self._watch = Watch(ring, map_fd, message["pages"], message["size"])
@@ -222,6 +225,8 @@ class Guardian:
         results = []
         for change, (status, text) in zip(changes, found, strict=True):
             if not status:
+                if self._record is not None:
+                    self._record.add(*change.key)
                 status, text = self._write(change)
                 if status == "changed" and change.key in fresh:
                     status, text = "refused", f"the kernel makes {text[:40]} of {change.after}"
@@ -267,11 +272,16 @@ class Guardian:
         holds = self._journal.holds
         left = [left_alone(holds[key], now) for key, now in theirs.items() if key in holds]
         rest = [key for key in (holds if keys is None else keys) if key not in theirs]
-        outcomes = undo_all(self._journal, rest)
+        outcomes = undo_all(self._journal, rest, self._record)
         self._journal.undone(theirs)
         self._left.update((o.kind, o.target) for o in outcomes if not o.settled)
         self._left.intersection_update(holds)
         return left + outcomes
+
+    def _release(self, groups: list[list[int]]) -> list[Outcome]:
+        """Release the heirs among these processes."""
+        holds = self._journal.holds
+        return release_heirs(holds.values(), groups, holds, self._record)
 
     def _end_watch(self) -> dict[journals.Key, str]:
         """Stop following. Never raises: what is held is still to be restored."""
@@ -407,11 +417,15 @@ def _stay_alive() -> None:
 
 
 def main() -> None:
-    """``guardian CHANNEL ENGINE LOCK STATE_DIR``: descriptors, and the directory's path."""
+    """``guardian CHANNEL ENGINE LOCK STATE_DIR RECORD``: descriptors, and the directory's path.
+
+    RECORD: the map of inherited.py, -1 without one.
+    """
     channel, engine, _lock = map(int, sys.argv[1:4])
     dir_fd = journals.open_state_dir(sys.argv[4])
     assert dir_fd is not None
     os.chdir("/")
     os.set_blocking(channel, False)
     _stay_alive()
-    Guardian(channel, engine, dir_fd).run()
+    record = Inherited(int(sys.argv[5])) if int(sys.argv[5]) >= 0 else None
+    Guardian(channel, engine, dir_fd, record).run()

@@ -60,6 +60,11 @@ class Inherited:
         # The writer's own calls are no choice of the thread's.
         self._update(os.getpid(), WRITER, (1,))
 
+    def start(self) -> None:
+        """From now on all is recorded."""
+        self._update(0, DROPPED, (0,))
+        self._began = ticks()
+
     def _call(self, command: int, key: bytes, value: bytes = b"") -> bytes:
         keys = create_string_buffer(key, KEY.size)
         values = create_string_buffer(value, ENTRY.size)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from agenttop.policies import lock
+from agenttop.policies import inherit_bpf, lock
 from agenttop.policies.guardian import LEASE_S, MAX_MESSAGE
 from agenttop.policies.heart import Heart
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
@@ -78,6 +78,7 @@ class Lease:
         #: Those that came before the message that they belong to.
         self._rows: list[Any] = []
         self._id = 0
+        self._kernel: inherit_bpf.Attached | None = None
         self._unanswered: float | None = None
         self._heart: Heart | None = None
         self._polled = time.monotonic()
@@ -92,8 +93,11 @@ class Lease:
                     "policies were left applied with --keep: 'agenttop restore' undoes them first"
                 )
             self.recovered = self._recover()
+            # Who inherits what is held; None where the kernel cannot tell (inherit_bpf.py).
+            self._kernel = inherit_bpf.attach()
             self._spawn()
         except BaseException:
+            self._end_record()
             lock.release(self._lock)
             raise
 
@@ -108,6 +112,7 @@ class Lease:
         except subprocess.TimeoutExpired:
             pass
         self._end_guardian()
+        self._end_record()
         lock.release(self._lock)
         return outcomes
 
@@ -119,13 +124,16 @@ class Lease:
             engine = -1  # Without pidfds the closing socket tells of our death.
         package_root = str(Path(__file__).resolve().parents[2])
         fds = [theirs.fileno(), engine, self._lock]
-        arguments = [*map(str, fds), os.path.abspath(self._state_dir), package_root]
+        record = self._kernel.fds if self._kernel else []
+        map_fd = str(record[0]) if record else "-1"
+        arguments = [*map(str, fds), os.path.abspath(self._state_dir), map_fd, package_root]
         self._guardian = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _START, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=[fd for fd in fds if fd >= 0],
+            # All of the record's, so that it goes on when the engine is killed.
+            pass_fds=[fd for fd in [*fds, *record] if fd >= 0],
             start_new_session=True,
             cwd="/",
         )
@@ -325,6 +333,7 @@ class Lease:
         except (JournalError, OSError) as error:
             return [*outcomes, Outcome("", "", "", str(error), settled=False)]
         finally:
+            self._end_record()
             lock.release(self._lock)
         # What it could not give back is told of as it is now, once.
         return [outcome for outcome in outcomes if outcome.settled] + again
@@ -333,9 +342,14 @@ class Lease:
         dir_fd = open_state_dir(self._state_dir)
         assert dir_fd is not None
         try:
-            return recover(dir_fd)
+            return recover(dir_fd, self._kernel.record if self._kernel else None)
         finally:
             os.close(dir_fd)
+
+    def _end_record(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
 
     def _end_guardian(self) -> None:
         if self._heart is not None:

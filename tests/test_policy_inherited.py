@@ -1,0 +1,203 @@
+"""The kernel's record: a child that chose its value keeps it, one that inherited it does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agenttop.policies import inherit_bpf
+from agenttop.policies.inherited import FIELDS
+from agenttop.policies.journal import Hold, open_state_dir, ticks
+from agenttop.policies.knobs import KNOBS, Change, thread_stat
+from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.lease import Lease
+from agenttop.policies.undo import recover
+from tests.policying import needs_root, needs_two_cpus, until
+from tests.test_policy_heirs import running, shell, started
+
+pytestmark = needs_root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_record() -> None:
+    """Skips where the kernel has no record to give; what fails beside that is a fault."""
+    if not os.path.exists("/proc/sys/kernel/unprivileged_bpf_disabled"):
+        pytest.skip("this kernel has no bpf(2)")
+
+
+@pytest.fixture
+def agent() -> Iterator[subprocess.Popen[str]]:
+    with shell() as process:
+        yield process
+
+
+def target(pid: int) -> str:
+    stat = thread_stat(pid, pid)
+    assert stat is not None
+    return f"{pid}/{pid}/{stat.start}"
+
+
+def value(kind: str, pid: int) -> str | None:
+    return KNOBS[kind].read(target(pid))
+
+
+def hold(lease: Lease, kind: str, pid: int, after: str) -> str:
+    """Hold a value of a process; what it was."""
+    before = value(kind, pid)
+    assert before is not None
+    (result,) = lease.apply([Change("home", kind, target(pid), before, after)])
+    assert result.status == "ok", result
+    return before
+
+
+#: Kind, the value that is held, and how a tool chooses that very value for itself.
+CHOICES = [
+    pytest.param("affinity", "1", "taskset -c 1", marks=needs_two_cpus),
+    ("sched_policy", "IDLE:0", "chrt -i 0"),
+    ("sched_policy", "BATCH:0", "chrt -b 0"),
+    ("ioprio", "2:3", "ionice -c 2 -n 3"),
+]
+
+
+@pytest.mark.parametrize(("kind", "after", "chooses"), CHOICES)
+def test_what_a_tool_chose_stays_and_what_it_inherited_is_released(
+    agent: subprocess.Popen[str], tmp_path: Path, kind: str, after: str, chooses: str
+) -> None:
+    lease = Lease(str(tmp_path / "state"))
+    before = hold(lease, kind, agent.pid, after)
+    chose = started(agent, f"exec {chooses} sleep 60")
+    # What a tool that chose has started is no heir of ours.
+    below = started(agent, f'exec {chooses} sh -c "sleep 61; true"')
+    inherited = started(agent, "exec sleep 60")
+    assert until(lambda: comm(chose) == "sleep" and child_of(below) != 0, 5)
+    lease.close()
+    assert value(kind, chose) == after
+    assert value(kind, child_of(below)) == after
+    assert value(kind, inherited) == before
+    assert value(kind, agent.pid) == before
+
+
+def comm(pid: int) -> str:
+    stat = thread_stat(pid, pid)
+    return stat.comm if stat else ""
+
+
+def child_of(pid: int) -> int:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return int(found.stdout or 0)
+
+
+@needs_two_cpus
+def test_what_another_process_chose_for_it_stays(
+    agent: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    lease = Lease(str(tmp_path / "state"))
+    hold(lease, "affinity", agent.pid, "1")
+    tool = started(agent, "exec sleep 60")
+    subprocess.run(["taskset", "-cp", "1", str(tool)], check=True, capture_output=True)
+    lease.close()
+    assert os.sched_getaffinity(tool) == {1}
+
+
+@needs_two_cpus
+def test_a_call_that_failed_is_no_choice(agent: subprocess.Popen[str], tmp_path: Path) -> None:
+    every = os.sched_getaffinity(0)
+    lease = Lease(str(tmp_path / "state"))
+    hold(lease, "affinity", agent.pid, "1")
+    tool = started(agent, "exec sh -c 'taskset -cp 4000 $$; exec sleep 60'")
+    assert until(lambda: comm(tool) == "sleep", 5)
+    lease.close()
+    assert os.sched_getaffinity(tool) == every
+
+
+@needs_two_cpus
+def test_one_that_lost_its_parent_is_released(agent: subprocess.Popen[str], tmp_path: Path) -> None:
+    every = os.sched_getaffinity(0)
+    lease = Lease(str(tmp_path / "state"))
+    hold(lease, "affinity", agent.pid, "1")
+    between = started(agent, "(setsid sleep 62 &)")
+    assert until(lambda: not running(between), 5)
+    found = subprocess.check_output(["pgrep", "-fx", "sleep 62"], text=True)
+    (tool,) = map(int, found.split())
+    try:
+        assert os.sched_getaffinity(tool) == {1}
+        lease.close()
+        assert os.sched_getaffinity(tool) == every
+    finally:
+        os.kill(tool, signal.SIGKILL)
+
+
+def _guardian(lease: Lease) -> None:
+    os.kill(lease.guardian, signal.SIGKILL)
+
+
+def _nobody(lease: Lease) -> None:
+    pass
+
+
+@needs_two_cpus
+@pytest.mark.parametrize("kill", [_nobody, _guardian])
+def test_a_choice_is_known_whoever_is_killed(
+    agent: subprocess.Popen[str], tmp_path: Path, kill: Callable[[Lease], None]
+) -> None:
+    every = os.sched_getaffinity(0)
+    lease = Lease(str(tmp_path / "state"))
+    hold(lease, "affinity", agent.pid, "1")
+    chose = started(agent, "exec taskset -c 1 sleep 60")
+    inherited = started(agent, "exec sleep 60")
+    assert until(lambda: comm(chose) == "sleep", 5)
+    kill(lease)
+    lease.close()
+    assert os.sched_getaffinity(chose) == {1}
+    assert os.sched_getaffinity(inherited) == every
+
+
+@needs_two_cpus
+def test_without_a_record_heirs_are_found_by_value(
+    agent: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inherit_bpf, "attach", lambda: None)
+    every = os.sched_getaffinity(0)
+    lease = Lease(str(tmp_path / "state"))
+    hold(lease, "affinity", agent.pid, "1")
+    inherited = started(agent, "exec sleep 60")
+    lease.close()
+    assert os.sched_getaffinity(inherited) == every
+
+
+def test_a_record_that_is_full_is_not_relied_upon() -> None:
+    attached = inherit_bpf.Attached()
+    try:
+        record = attached.record
+        for tid in range(1 << 20, (1 << 20) + 20_000):
+            record.add("affinity", f"{tid}/{tid}/1")
+        stat = thread_stat(os.getpid(), os.getpid())
+        assert stat is not None
+        mine = Hold(
+            "home", "affinity", f"{os.getpid()}/{os.getpid()}/{stat.start}", "0", [], ticks()
+        )
+        assert not record.covers(mine)
+    finally:
+        attached.close()
+
+
+def test_every_kind_of_thread_has_a_field() -> None:
+    assert set(FIELDS) == {"affinity", *THREAD_KNOBS}
+
+
+def test_a_journal_from_before_is_restored_without_a_record(
+    agent: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    lease = Lease(str(tmp_path / "state"))
+    before = hold(lease, "ioprio", agent.pid, "2:3")
+    lease.keep()
+    dir_fd = open_state_dir(str(tmp_path / "state"))
+    assert dir_fd is not None
+    recover(dir_fd)
+    os.close(dir_fd)
+    assert value("ioprio", agent.pid) == before
