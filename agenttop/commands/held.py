@@ -11,8 +11,9 @@ from agenttop.errors import UserError
 from agenttop.policies import bundles, lock
 from agenttop.policies.guardian import REQUEST
 from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
-from agenttop.policies.knobs import KNOBS, KnobError
+from agenttop.policies.knobs import KNOBS
 from agenttop.policies.lease import kept
+from agenttop.policies.outcome import label, plain, words
 
 
 def revert(name: str | None) -> int:
@@ -43,7 +44,7 @@ def revert(name: str | None) -> int:
     except JournalError as error:
         raise UserError(str(error)) from None
     for hold in held:
-        print(f"  {KNOBS[hold.kind].label(hold.target)}: given back")
+        print(f"  {label(hold.kind, hold.target)}: given back")
     print(f"reverted {', '.join(policies) or 'all'}")
     return 0
 
@@ -102,8 +103,8 @@ def status() -> int:
         guardian = f", guardian {owner.guardian}" if owner.guardian else ", no guardian"
         print(f"held by agenttop with pid {owner.pid or 'unknown'}{guardian}")
     for hold in held:
-        label = KNOBS[hold.kind].label(hold.target)
-        line = f"  {hold.policy}: {label}: {hold.original} -> {hold.ours[-1]}"
+        name = label(hold.kind, hold.target)
+        line = f"  {hold.policy}: {name}: {plain(hold.original)} -> {hold.ours[-1]}"
         # A kept one nobody watches: so it is compared now. What is followed by a living
         # agenttop may have either value, and its own screen tells of drift.
         print(line + (_drift(hold) if left_applied else ""))
@@ -114,8 +115,8 @@ def _drift(hold: Hold) -> str:
     """What has become of a setting since it was left applied; nothing while it holds."""
     try:
         now = KNOBS[hold.kind].drift(hold.target, hold.ours[-1])
-    except KnobError as error:
-        return f"; cannot be read: {error}"
+    except Exception as error:  # The others are shown all the same.
+        return f"; cannot be read: {words(error)}"
     if now is None:
         return ""
     return f"; drifted: now {now}, set by somebody else" if now else "; has gone"

@@ -48,6 +48,7 @@ from typing import Any
 
 from agenttop.policies import journal as journals
 from agenttop.policies.aside import Aside
+from agenttop.policies.cpusets import as_found
 from agenttop.policies.heirs import release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import Journal
@@ -214,8 +215,9 @@ class Guardian:
     def _apply(self, changes: list[Change]) -> list[list[str]]:
         """Write knobs, journal first: for each [status, text], see lease.Result."""
         self._try_again(changes)
-        found = [self._check(change) for change in changes]
         fresh = {change.key for change in changes} - self._journal.holds.keys()
+        changes = [as_found(change) if change.key in fresh else change for change in changes]
+        found = [self._check(change) for change in changes]
         try:
             self._journal.record(
                 change for change, (status, _) in zip(changes, found, strict=True) if not status

@@ -22,7 +22,7 @@ from agenttop.policies.inherited import FIELDS, Inherited
 from agenttop.policies.journal import Hold, Key
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, parse_cpus, split_thread, thread_stat
 from agenttop.policies.knobs_sched import THREAD_KNOBS
-from agenttop.policies.outcome import Outcome, label, words
+from agenttop.policies.outcome import Outcome, label, plain, words
 
 #: Kinds whose target is a thread, which passes them on to what it starts.
 THREAD_KINDS = FIELDS
@@ -157,7 +157,7 @@ class _Pass:
             name = label(hold.kind, target)
             knob.write(target, back)
             self._forking[target] = None
-            text = f"{name}: inherited, -> {back}"
+            text = f"{name}: inherited, -> {plain(back)}"
             self.outcomes.append(Outcome(hold.policy, hold.kind, target, text))
         except Exception as error:
             text = f"{label(hold.kind, target)}: inherited, could not be restored: {words(error)}"

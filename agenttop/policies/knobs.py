@@ -26,6 +26,9 @@ from agenttop import wholefile
 
 CPU_LATENCY_DEVICE = "/dev/cpu_dma_latency"
 
+#: Behind the CPU list of a thread that has no affinity of its own (cpusets.py).
+UNPINNED = "+"
+
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
 
 
@@ -275,14 +278,20 @@ def split_thread(target: str) -> tuple[int, int, int]:
     return int(pid), int(tid), int(start)
 
 
+def _listed(value: str) -> frozenset[int]:
+    return parse_cpus(value.removesuffix(UNPINNED))
+
+
 class Affinity:
     """sched_setaffinity(2) of one thread, named by process, thread and start time.
 
     The start time keeps a thread id that the kernel gave away again from
-    being taken for the thread that was changed.
+    being taken for the thread that was changed. ``0-3+``: whatever the
+    thread's cpuset allows, which was CPUs 0 to 3 (cpusets.py).
     """
 
     def valid(self, target: str, value: str) -> bool:
+        value = value.removesuffix(UNPINNED)
         return bool(
             re.fullmatch(r"\d{1,9}/\d{1,9}/\d{1,19}", target, re.A)
             and len(value) < 4096
@@ -317,8 +326,8 @@ class Affinity:
         stat = thread_stat(pid, tid)
         if stat is None or stat.start != start:
             return
-        cpus = parse_cpus(value)
-        if cpus >= cpu_set("present"):
+        cpus = _listed(value)
+        if value.endswith(UNPINNED) or cpus >= cpu_set("present"):
             # Unrestricted: say so, or the thread would miss CPUs that its cpuset gains later.
             cpus |= cpu_set("possible")
         try:
@@ -329,17 +338,17 @@ class Affinity:
             raise KnobError(reason(error)) from None
 
     def same(self, a: str, b: str) -> bool:
-        return parse_cpus(a) == parse_cpus(b)
+        return _listed(a) == _listed(b)
 
     def ours(self, current: str, written: str) -> bool:
         # With its last CPU offline the kernel itself widens a thread's mask.
-        cpus = parse_cpus(written)
-        return cpus == parse_cpus(current) or not cpus & cpu_set("online")
+        cpus = _listed(written)
+        return cpus == _listed(current) or not cpus & cpu_set("online")
 
     def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
         tid = split_thread(target)[1]
         try:
-            if os.sched_getaffinity(tid) == parse_cpus(written) and not thorough:
+            if os.sched_getaffinity(tid) == _listed(written) and not thorough:
                 return None
         except OSError:
             return ""

@@ -31,6 +31,9 @@ _RESET_ON_FORK, _KEEP_POLICY, _KEEP_PARAMS, _UTIL_MIN = 0x01, 0x08, 0x10, 0x20
 #: kernel/sched/syscalls.c, __setparam_fair: 0.1 to 100 ms.
 SLICE_NS = (100_000, 100_000_000)
 UCLAMP_MAX = 1024
+_UCLAMP_NONE = (1 << 32) - 1
+#: include/uapi/linux/ioprio.h: bits of the level, and of the hint above it (since 6.5).
+_LEVEL, _HINT = 0x7, 0x3FF
 
 _libc = CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -187,7 +190,8 @@ class UclampMin(ThreadKnob):
 
     def put(self, tid: int, value: str) -> None:
         attr = _fair(tid)
-        attr.util_min = min(int(value), UCLAMP_MAX)
+        # One of 0 is as good as none of its own: the kernel drops it (uclamp_validate, 5.11).
+        attr.util_min = min(int(value), UCLAMP_MAX) or _UCLAMP_NONE
         attr.write(tid, _KEEP_POLICY | _KEEP_PARAMS | _UTIL_MIN)
 
 
@@ -223,23 +227,28 @@ class SchedPolicy(ThreadKnob):
 class IoPriority(ThreadKnob):
     """I/O class and level, ``2:0``: 0 none, 2 best effort (0 first, 7 last), 3 idle.
 
+    A third number is the hint for the device, if there is one (``2:0:1``, since 6.5).
     The real-time class (1) is never written: it starves everybody else.
     """
 
     word = "I/O priority"
-    values = re.compile(r"[023]:[0-7]", re.A)
+    values = re.compile(r"[023]:[0-7](:[1-9]\d{0,3})?", re.A)
 
     def get(self, tid: int) -> str:
         value = _syscall(_IOPRIO_GET, c_long(1), c_long(tid))
         if value < 0:
             raise _error()
-        return f"{value >> 13}:{value & 7}"
+        kind, hint = value >> 13, value >> 3 & _HINT
+        # A thread without a class has no level either; older kernels say 4, and refuse it.
+        level = value & _LEVEL if kind else 0
+        return f"{kind}:{level}" + (f":{hint}" if hint else "")
 
     def put(self, tid: int, value: str) -> None:
-        kind, _, level = value.partition(":")
+        kind, level, hint = map(int, f"{value}:0".split(":")[:3])
         if self.get(tid).startswith("1:"):
             raise KnobError("has real-time I/O priority: left alone")
-        if _syscall(_IOPRIO_SET, c_long(1), c_long(tid), c_long(int(kind) << 13 | int(level))) < 0:
+        number = kind << 13 | hint << 3 | level
+        if _syscall(_IOPRIO_SET, c_long(1), c_long(tid), c_long(number)) < 0:
             raise _error()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from agenttop.policies.journal import Hold
-from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs import KNOBS, UNPINNED
 
 
 class Outcome(NamedTuple):
@@ -44,6 +44,11 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:512])
 
 
+def plain(value: str) -> str:
+    """A value for people: without the mark of cpusets.py."""
+    return value.removesuffix(UNPINNED)
+
+
 def restored(hold: Hold, text: str) -> Outcome:
     """A hold that is no longer one."""
     return Outcome(hold.policy, hold.kind, hold.target, f"{label(hold.kind, hold.target)}: {text}")
@@ -51,7 +56,7 @@ def restored(hold: Hold, text: str) -> Outcome:
 
 def failed(hold: Hold, error: BaseException) -> Outcome:
     """A hold that could not be restored."""
-    text = f"could not be restored to {shown(hold.original)}: {words(error)}"
+    text = f"could not be restored to {shown(plain(hold.original))}: {words(error)}"
     return restored(hold, text)._replace(settled=False)
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from agenttop.policies.heirs import THREAD_KINDS, release_all, release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import Hold, Journal, Key, load
-from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs import KNOBS, UNPINNED
 from agenttop.policies.knobs_sched import THREAD_KNOBS
-from agenttop.policies.outcome import Outcome, failed, left_alone, restored
+from agenttop.policies.outcome import Outcome, failed, left_alone, plain, restored
 
 __all__ = ["THREAD_KINDS", "Outcome", "left_alone", "recover", "release_heirs", "undo", "undo_all"]
 
@@ -36,17 +36,20 @@ def _undo(hold: Hold, record: Inherited | None) -> Outcome:
     current = knob.read(hold.target)
     if current is None:
         return restored(hold, "has ended" if hold.kind in THREAD_KINDS else "is gone")
-    if knob.same(current, hold.original):
+    ours = any(knob.ours(current, value) for value in hold.ours)
+    if knob.same(current, hold.original) and not (ours and hold.original.endswith(UNPINNED)):
         if hold.kind == "cpu_latency":
             return restored(hold, "dropped by the kernel with its holder")
-        return restored(hold, f"is {hold.original} again")
-    if not any(knob.ours(current, value) for value in hold.ours):
+        return restored(hold, f"is {plain(hold.original)} again")
+    if not ours:
         return left_alone(hold, current)
     if record is not None and record.chosen(hold):
         return left_alone(hold, current)
     back = _back(hold, current)
     knob.write(hold.target, back)
     now = knob.read(hold.target)
+    if back.endswith(UNPINNED):
+        return restored(hold, f"{current} -> {now or plain(back)}")
     if now is not None and not knob.same(now, back):
         # A cpuset that has shrunk since; what the kernel grants is all there is.
         return restored(hold, f"{current} -> {now} ({back} is not to be had any more)")
