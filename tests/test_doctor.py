@@ -99,6 +99,10 @@ def test_irq_files_are_counted_by_their_mode(tree: Tree) -> None:
         ({"proc/sys/kernel/sched_util_clamp_min": "1024\n"}, "uclamp", "ok"),
         ({}, "cgroup", "missing"),
         ({"proc/mounts": "cgroup2 /nowhere cgroup2 rw 0 0\n"}, "cgroup", "ok"),
+        ({"proc/sys/kernel/osrelease": "5.14.21-150500\n"}, "kernel", "limited"),
+        ({"proc/sys/kernel/osrelease": "5.15.0-1-amd64\n"}, "kernel", "ok"),
+        ({"proc/sys/kernel/osrelease": "6.1.0\n"}, "kernel", "ok"),
+        ({"proc/sys/kernel/osrelease": "odd\xff\n"}, "kernel", "ok"),
         ({"proc/mounts": "cgroup /nowhere cgroup rw,cpu 0 0\n"}, "cgroup", "limited"),
         ({"sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, "lockdown", "ok"),
         (

@@ -6,7 +6,7 @@ be had, without a compiler. They are attached for as long as a lease lasts,
 and detached by the kernel with the last descriptor, whoever is killed.
 
 While they are attached the system call tracepoints cost every system call of
-the machine some 30 ns. 32-bit system calls have no tracepoint: what they set
+the machine some tens of ns. 32-bit system calls have no tracepoint: what they set
 is taken for inherited.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from typing import Final
 
 from agenttop import paths
@@ -19,6 +20,9 @@ CAPABILITIES: Final = {
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
+
+#: Policies are made for kernels from this one on.
+OLDEST: Final = (5, 15)
 
 
 def items() -> list[Item]:
@@ -41,12 +45,16 @@ def _kernel() -> Item:
     machine = platform.machine()
     known = machine == "x86_64"
     release = printable(read_text(f"{paths.proc()}/sys/kernel/osrelease") or "?")
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", release, re.A)
+    old = version is not None and (int(version[1]), int(version[2])) < OLDEST
+    notes = "" if known else ": the programs know x86_64 only"
+    notes += f": untested, {OLDEST[0]}.{OLDEST[1]} is the oldest that is" if old else ""
     return Item(
         key="kernel",
         group="system",
         title="kernel and machine",
-        status="ok" if known else "missing",
-        detail=f"Linux {release}, {machine}" + ("" if known else ": the programs know x86_64 only"),
+        status="missing" if not known else "limited" if old else "ok",
+        detail=f"Linux {release}, {machine}{notes}",
         lost=None if known else "step chains",
         needed=True,
     )
