@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from agenttop.policies import inherit_bpf
 from agenttop.policies.inherited import FIELDS
 from agenttop.policies.journal import Hold, open_state_dir, ticks
 from agenttop.policies.knobs import KNOBS, Change, thread_stat
-from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.knobs_sched import THREAD_KNOBS, default_slice
 from agenttop.policies.lease import Lease
 from agenttop.policies.undo import recover
 from tests.policying import needs_root, needs_two_cpus, until
@@ -113,6 +114,45 @@ def test_a_call_that_failed_is_no_choice(agent: subprocess.Popen[str], tmp_path:
     assert until(lambda: comm(tool) == "sleep", 5)
     lease.close()
     assert os.sched_getaffinity(tool) == every
+
+
+#: sched_setattr(0, flags): SCHED_FLAG_KEEP_POLICY | SCHED_FLAG_KEEP_PARAMS, then sleep.
+_KEEPS = """
+import ctypes, struct, time
+attr = struct.pack("=IIQiIQQQII", 56, 0, 0x18, 0, 0, 0, 0, 0, 0, 0)
+assert ctypes.CDLL(None).syscall(314, 0, attr, 0) == 0
+ctypes.CDLL(None).prctl(15, b"kept", 0, 0, 0)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("kind", "after"), [("sched_policy", "IDLE:0"), ("slice", "300000")])
+def test_a_call_that_keeps_what_is_held_is_no_choice(
+    agent: subprocess.Popen[str], tmp_path: Path, kind: str, after: str
+) -> None:
+    if kind == "slice" and not default_slice():
+        pytest.skip("this kernel has no slice per thread (Linux 6.12 has)")
+    script = tmp_path / "keeps.py"
+    script.write_text(_KEEPS)
+    lease = Lease(str(tmp_path / "state"))
+    before = hold(lease, kind, agent.pid, after)
+    tool = started(agent, f"exec {sys.executable} {script}")
+    assert until(lambda: comm(tool) == "kept", 10)
+    assert value(kind, tool) == after
+    lease.close()
+    assert value(kind, tool) == before
+
+
+@needs_two_cpus
+def test_what_another_process_chose_for_a_held_one_stays(
+    agent: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    lease = Lease(str(tmp_path / "state"))
+    hold(lease, "affinity", agent.pid, "1")
+    subprocess.run(["taskset", "-cp", "1", str(agent.pid)], check=True, capture_output=True)
+    (outcome,) = lease.close()
+    assert outcome.foreign
+    assert os.sched_getaffinity(agent.pid) == {1}
 
 
 @needs_two_cpus

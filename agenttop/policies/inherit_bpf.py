@@ -40,7 +40,9 @@ from agenttop.policies.knobs import cpu_set
 
 #: include/uapi/linux/bpf.h
 _MAP_CREATE, _MAP_HASH, _PROG_TRACEPOINT = 0, 1, 5
-_LOOKUP, _UPDATE, _DELETE, _PID_TGID, _NS_PID_TGID = 1, 2, 3, 14, 120
+_LOOKUP, _UPDATE, _DELETE, _PID_TGID, _READ_USER, _NS_PID_TGID = 1, 2, 3, 14, 112, 120
+#: include/uapi/linux/sched/types.h: sched_flags in struct sched_attr; include/uapi/linux/sched.h
+_FLAGS_AT, _KEEP_POLICY, _KEEP_PARAMS, _UTIL_MIN = 8, 0x08, 0x10, 0x20
 #: include/uapi/linux/perf_event.h
 _TYPE_TRACEPOINT, _CLOEXEC, _SET_BPF, _ENABLE = 2, 8, 0x40042408, 0x2400
 #: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux/mount.h
@@ -57,8 +59,8 @@ _CALLS: Final = {
 }
 #: Where the arguments, or the result, of a system call's event begin.
 _ARGUMENTS: Final = 16
-#: Below the frame pointer, which is register 10.
-_FP, _KEY, _VALUE, _NS = 10, -8, -40, -48
+#: Below the frame pointer, which is register 10; 8 bytes for what a helper writes.
+_FP, _KEY, _VALUE, _HERE = 10, -8, -40, -48
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -164,7 +166,7 @@ def _enter(code: _Code, argument: int, which: int | None, fields: tuple[str, ...
     space = os.stat("/proc/self/ns/pid")
     code.wide(1, space.st_dev)
     code.wide(2, space.st_ino)
-    code.stack(3, _NS)
+    code.stack(3, _HERE)
     code.op(0xB7, 4, value=8)
     code.call(_NS_PID_TGID)
     code.if_other(0, 0, "out")
@@ -176,13 +178,18 @@ def _enter(code: _Code, argument: int, which: int | None, fields: tuple[str, ...
     code.key(1, PENDING)
     code.store32(8, _VALUE)
     code.set32(_FP, _VALUE + 4, sum(1 << FIELDS.index(field) for field in fields))
-    code.set64(_FP, _VALUE + 8, 0)
+    # What sched_setattr(2) is given; of no use for the others.
+    code.load64(1, 6, _ARGUMENTS + 8)
+    code.store64(1, _VALUE + 8)
     code.set64(_FP, _VALUE + 16, 0)
     code.on_map(_UPDATE)
 
 
-def _leave(code: _Code) -> None:
-    """It ends: if it succeeded, the thread's value is no longer inherited."""
+def _leave(code: _Code, attributes: bool) -> None:
+    """It ends: if it succeeded, the thread's value is no longer inherited.
+
+    ``attributes``: sched_setattr(2), whose flags say what it leaves as it was.
+    """
     code.move(6, 1)
     code.call(_PID_TGID)
     code.move32(7, 0)
@@ -191,8 +198,26 @@ def _leave(code: _Code) -> None:
     code.if_equal(0, 0, "out")
     code.load32(8, 0, 0)
     code.load32(9, 0, 4)
+    code.load64(3, 0, 8)
     code.load64(1, 6, _ARGUMENTS)
     code.if_other(1, 0, "delete")
+    if attributes:
+        # Now that the kernel has read it, it is in memory.
+        code.stack(1, _HERE)
+        code.op(0xB7, 2, value=8)
+        code.op(0x07, 3, value=_FLAGS_AT)
+        code.call(_READ_USER)
+        code.if_other(0, 0, "delete")
+        for flag, given, field in (
+            (_KEEP_POLICY, False, "sched_policy"),
+            (_KEEP_PARAMS, False, "slice"),
+            (_UTIL_MIN, True, "uclamp_min"),
+        ):
+            code.load64(1, _FP, _HERE)
+            code.op(0x57, 1, value=flag)
+            (code.if_other if given else code.if_equal)(1, 0, f"sets {field}")
+            code.op(0x57, 9, value=~(1 << FIELDS.index(field)))
+            code.label(f"sets {field}")
     code.key(8, THREAD)
     code.on_map(_LOOKUP)
     code.if_equal(0, 0, "delete")
@@ -261,7 +286,8 @@ class Attached:
         try:
             for call, (argument, which, fields) in _CALLS.items():
                 # The end first: no beginning is left without one.
-                self._add(events, f"syscalls/sys_exit_{call}", _leave)
+                end = partial(_leave, attributes=call == "sched_setattr")
+                self._add(events, f"syscalls/sys_exit_{call}", end)
                 self._add(
                     events,
                     f"syscalls/sys_enter_{call}",
