@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,21 @@ def state(tmp_path: Path) -> Iterator[int]:
     assert fd is not None
     yield fd
     os.close(fd)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal() -> None:
+    """What runs in the background (``nohup``, ``&``) ignores signals, and so would all it starts.
+
+    One that is handled is as it always is in a program that is started; our own runs go on.
+    """
+    for number, handler in ((signal.SIGHUP, _noted), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _noted(number: int, frame: object) -> None:
+    pass
 
 
 @pytest.fixture(scope="session", autouse=True)

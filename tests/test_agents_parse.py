@@ -129,14 +129,14 @@ def load(tmp_path: Path, text: str | bytes) -> Rules:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", ":?: Expected `object`, got `null`"),
+        ("", ":?: "),
         ("rules: []", ":1: rules: no rules"),
-        ("rules:\n- name: a\n  match: comm:a\n  colour: red\n", ":2: rules[0]: .*unknown field"),
+        ("rules:\n- name: a\n  match: comm:a\n  colour: red\n", ":2: rules[0]: .*`colour`"),
         (
             "rules:\n- name: a\n  match: [comm:a,\n    'comm:(']\n",
             r":4: rules\[0\].match\[1\]: .*bad",
         ),
-        ("rules:\n- name: a\n  match:\n  - 3\n", r":4: rules\[0\].match.*Expected"),
+        ("rules:\n- name: a\n  match:\n  - 3\n", r":4: rules\[0\].match"),
         (
             "rules:\n- {name: a, match: 'comm:a'}\n- {name: a, match: 'comm:b'}\n",
             ":3: .*second rule",
@@ -146,12 +146,12 @@ def load(tmp_path: Path, text: str | bytes) -> Rules:
         ("rules: [{name: a, match: []}]", ":1: .*could never match"),
         ("rules:\n- name: a\n  match: comm:a\n  label: '{pid'\n", ":4: .*bad label"),
         ("rules:\n- name: a\n  match: comm:a\n  label: '{cmd}'\n", ":4: .*not one of"),
-        ("rules:\n- name: a\n  match: comm:a\n  as: thing\n", ":4: .*Invalid enum"),
-        ("rules:\n- name: ''\n  match: comm:a\n", ":2: .*length >= 1"),
+        ("rules:\n- name: a\n  match: comm:a\n  as: thing\n", r":4: rules\[0\].as: .*thing"),
+        ("rules:\n- name: ''\n  match: comm:a\n", r":2: rules\[0\].name: "),
         ("a: &x [1]\nrules: *x\n", "aliases"),
         (b"rules:\n- name: \xff\n", ":2: not UTF-8"),
         ("\x1b[31m", ": "),
-        ("[" * 5000, "deep|:1:|expected"),
+        ("[" * 5000, ":1: "),
         ("2026-99-99", ": "),
     ],
 )

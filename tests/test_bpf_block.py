@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import DiskReads
 from test_bpf_causes import observe
-from tracing import caused, load, run_loop
+from tracing import LEVELS, caused, load, run_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
@@ -18,12 +19,12 @@ from agenttop.words import CAUSES
 from agenttop.workloads.blockfile import BLOCK
 from agenttop.workloads.causes import READ_BYTES
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 STEPS = 400
 
 
-@pytest.fixture(scope="module", params=["lite", "full"])
+@pytest.fixture(scope="module", params=LEVELS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load(request.param)
     yield tracer
@@ -92,12 +93,14 @@ def disk() -> Iterator[LoopDevice]:
 
 
 @pytest.mark.parametrize("gate", ["read", "epoll", "io_uring"])
+@pytest.mark.measures
 def test_the_request_that_a_gate_waited_for(tracer: Tracer, gate: str) -> None:
     observe(tracer, "block")
+    disks = DiskReads()
     seen = Seen(tracer, "--gate", gate, "--source", "block", "--steps", STEPS)
+    disks.needed(STEPS)
     by_disk = seen.found.sources["block"]
-    if by_disk < 0.5 * seen.found.steps:
-        pytest.skip("nothing here blocks on a disk")
+    assert by_disk >= 0.5 * seen.found.steps
     assert by_disk * 0.95 <= seen.steps("block") <= seen.found.steps
     gates = seen.labels("block", role="gate", operation="read")
     (label,) = [one for one in gates if one.steps >= 0.95 * by_disk]
@@ -113,6 +116,7 @@ def test_the_request_that_a_gate_waited_for(tracer: Tracer, gate: str) -> None:
         assert label.sum_ns >= 0.8 * seen.found.stage_ns["wait"] * label.steps / seen.found.steps
 
 
+@pytest.mark.measures
 def test_queue_and_device_time_are_the_disks_own(tracer: Tracer, disk: LoopDevice) -> None:
     observe(tracer, "block", "block_in_compute")
     options = ("--cause", "block_in_compute", "--file", disk.path, "--interval-us", 5000)
@@ -128,7 +132,8 @@ def test_queue_and_device_time_are_the_disks_own(tracer: Tracer, disk: LoopDevic
         if events >= 0.98 * reads:
             break
     else:
-        pytest.skip("the machine is too busy")
+        # Where the machine is that busy, each of those reads is one such step by the loop's count.
+        assert events >= 0.98 * reads - seen.own["ready"]
     took = sum(one.sums["queue_ns"] + one.sums["device_ns"] for one in own)
     # The disk's own counter also has the time that waking took.
     assert took / events == pytest.approx(ms * 1e6 / reads, rel=0.05)
@@ -157,6 +162,7 @@ def test_a_read_in_compute_is_no_gates(tracer: Tracer) -> None:
     assert sum(one.events for one in aside) <= 0.1 * seen.found.steps
 
 
+@pytest.mark.measures
 def test_a_page_that_is_read_explains_its_time_once(tracer: Tracer) -> None:
     observe(tracer, "page_cache_miss", "block_in_compute")
     seen = Seen(tracer, "--cause", "page_cache_miss", "--steps", STEPS)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from loops import loop, until
-from tracing import caused, free_slot, load, run_loop
+from tracing import LEVELS, caused, free_slot, load, run_loop
 
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel
@@ -20,7 +20,7 @@ from agenttop.model import CauseCounters
 from agenttop.words import STAGES
 from agenttop.workloads.causes import MAKERS
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 STEPS = 300
 #: Of causes that take long.
@@ -39,7 +39,7 @@ INTERVAL = {
 DRAINS = ("reclaim", "compaction")
 
 
-@pytest.fixture(scope="module", params=["lite", "full"])
+@pytest.fixture(scope="module", params=LEVELS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load(request.param)
     yield tracer
@@ -99,6 +99,7 @@ def unobserved(tracer: Tracer, cause: str) -> list[int]:
 
 
 @pytest.mark.parametrize("cause", MAKERS)
+@pytest.mark.measures
 def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -> None:
     known = tracer.causes.states(cost=False)
     # Observing a fault takes as long as the fault: what it takes when nobody looks counts, before
@@ -149,6 +150,7 @@ def test_file_metadata_in_memory_is_not_cold(tracer: Tracer) -> None:
     assert cold is None or cold.steps <= 0.05 * found.steps
 
 
+@pytest.mark.measures
 def test_cold_calls_are_calls_too(tracer: Tracer) -> None:
     observe(tracer, "file_metadata", "cold_metadata")
     found = watched(tracer, "--cause", "cold_metadata", "--steps", STEPS, "--interval-us", 3000)

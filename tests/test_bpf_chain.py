@@ -15,7 +15,7 @@ from tracing import free_slot, load, measured, watch_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 
@@ -87,6 +87,7 @@ def test_io_workers_are_named(full: Tracer) -> None:
 
 
 @pytest.mark.parametrize("source", ["timer", "ipc", "tcp"])
+@pytest.mark.measures
 def test_steps_are_as_long_as_the_loop_says(tracer: Tracer, source: str) -> None:
     found, truth = watch_loop(
         tracer, "--source", source, "--interval-us", 1000, "--compute-us", 100, "--steps", 1500
@@ -100,6 +101,7 @@ def test_steps_are_as_long_as_the_loop_says(tracer: Tracer, source: str) -> None
     assert mean == pytest.approx(step["sum_ns"] / step["count"], rel=0.03)
 
 
+@pytest.mark.measures
 def test_full_splits_the_gate_from_compute(full: Tracer) -> None:
     found, truth = watch_loop(
         full, "--source", "ipc", "--interval-us", 1000, "--compute-us", 200, "--steps", 1000
@@ -124,6 +126,7 @@ def test_lite_does_not_claim_a_return(full: Tracer) -> None:
     assert not found.counts["return"].any()
 
 
+@pytest.mark.measures
 def test_timer_slowpath_is_the_lateness_that_the_loop_sees(full: Tracer) -> None:
     found, truth = watch_loop(full, "--source", "timer", "--interval-us", 1000, "--steps", 1500)
     (p50,) = found.at("slowpath", 0.5)
@@ -131,6 +134,7 @@ def test_timer_slowpath_is_the_lateness_that_the_loop_sees(full: Tracer) -> None
     assert p50 == pytest.approx(truth["lateness"]["p50_ns"], rel=0.15, abs=4000)
 
 
+@pytest.mark.measures
 def test_a_busy_cpu_shows_as_queue(tracer: Tracer) -> None:
     cpu = max(os.sched_getaffinity(0))
     spin = f"import os; os.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"
@@ -168,6 +172,7 @@ else:
 """
 
 
+@pytest.mark.measures
 def test_a_gate_that_sleeps_twice_is_one_step(tracer: Tracer) -> None:
     slot = free_slot()
     tracer.clear(slot)

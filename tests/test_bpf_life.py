@@ -19,7 +19,7 @@ from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.layout import NO_SLOT
 from agenttop.collectors.bpf.tracer import Edge, Tracer
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 
 @pytest.fixture(scope="module", params=["lite", "full", "raw"])

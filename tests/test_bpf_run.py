@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loops import until
 from test_bpf_causes import observe, p50
-from tracing import Measured, caused, load, run_loop
+from tracing import LEVELS, Measured, caused, load, run_loop
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.details import Details
@@ -37,7 +37,7 @@ IDLE_FOLDERS = Path("/sys/devices/system/cpu")
 WAITS = ("placement", "ran_meanwhile", "avoidable_wait")
 
 
-@pytest.fixture(scope="module", params=["lite", "full"])
+@pytest.fixture(scope="module", params=LEVELS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load(request.param)
     yield tracer
@@ -210,12 +210,18 @@ def test_the_idle_state_that_a_step_met_is_named(tracer: Tracer) -> None:
         pytest.skip("no cpuidle driver")
     observe(tracer, "idle")
     kinds = ("above", "below")
-    before = [[int((state / kind).read_text()) for state in states] for kind in kinds]
-    seen = watched(tracer, "--cpu", cpu, "--steps", STEPS, "--interval-us", 2000)
-    after = [[int((state / kind).read_text()) for state in states] for kind in kinds]
-    met = int(seen.found.counts["idle_exit"].sum())
-    if met < 0.5 * seen.found.steps:
+    for _ in range(6):
+        before = [[int((state / kind).read_text()) for state in states] for kind in kinds]
+        idle = idle_us(cpu)
+        seen = watched(tracer, "--cpu", cpu, "--steps", STEPS, "--interval-us", 2000)
+        idle = idle_us(cpu) - idle
+        after = [[int((state / kind).read_text()) for state in states] for kind in kinds]
+        if 1000 * idle >= 0.9 * seen.own["wall_ns"]:
+            break
+    else:
         pytest.skip("the CPU was never idle: this machine is busy")
+    met = int(seen.found.counts["idle_exit"].sum())
+    assert met >= 0.5 * seen.found.steps
     # The first may have begun to sleep before it was looked at.
     assert 0.95 * met <= seen.steps("idle") <= met
     whole = seen.found.stage_ns["idle_exit"]
@@ -239,7 +245,6 @@ def test_the_idle_state_that_a_step_met_is_named(tracer: Tracer) -> None:
 
 
 @pytest.mark.bpf
-@pytest.mark.measures
 def test_no_idle_state_is_named_on_a_cpu_that_is_never_idle(tracer: Tracer) -> None:
     observe(tracer, "idle")
     cpu = max(os.sched_getaffinity(0))
@@ -253,7 +258,6 @@ def test_no_idle_state_is_named_on_a_cpu_that_is_never_idle(tracer: Tracer) -> N
 
 
 @pytest.mark.bpf
-@pytest.mark.measures
 def test_without_a_driver_frequencies_say_why(tracer: Tracer) -> None:
     reason = no_frequency()
     if reason is None:
@@ -337,7 +341,6 @@ def test_a_ramp_behind_the_wake_up_is_named(tracer: Tracer, ramping: Callable[[i
 
 
 @pytest.mark.bpf
-@pytest.mark.measures
 def test_steps_without_a_ramp_have_their_frequency(
     tracer: Tracer, ramping: Callable[[int], None]
 ) -> None:
@@ -367,7 +370,6 @@ def test_a_kernel_thread_is_told_as_ps_does() -> None:
 
 
 @pytest.mark.bpf
-@pytest.mark.measures
 def test_nothing_looks_back_while_nobody_wants_it(tracer: Tracer) -> None:
     observe(tracer)
     seen = watched(tracer, "--cause", "ran_meanwhile", "--steps", 50, *SLOW)

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 from burning import BURN_NS, at_packets, before_softirqs, before_work, between_hogs
+from disks import DiskReads
 from loops import PATIENCE_S
 from test_bpf_causes import observe
-from tracing import caused, free_slot, load, run_loop
+from tracing import LEVELS, caused, free_slot, load, run_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.words import SLOWPATH_STAGES
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 STEPS = 300
 #: include/uapi/asm-generic/socket.h
@@ -32,7 +33,7 @@ PAUSE_S = 0.002
 TRIES = 5
 
 
-@pytest.fixture(params=["lite", "full"])
+@pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -155,6 +156,7 @@ def packets(tracer: Tracer, filter_fd: int | None = None) -> Seen:
     return seen
 
 
+@pytest.mark.measures
 def test_what_a_packet_takes_on_its_way_to_the_socket(level: str) -> None:
     with traced(level) as tracer, at_packets() as burner:
         observe(tracer, "softirq", "network", "socket")
@@ -178,6 +180,7 @@ def test_what_a_packet_takes_on_its_way_to_the_socket(level: str) -> None:
         hold(once)
 
 
+@pytest.mark.measures
 def test_how_long_a_softirq_waits_for_a_busy_cpu(level: str) -> None:
     def once() -> Sizes:
         with traced(level) as tracer:
@@ -239,6 +242,7 @@ def late(tracer: Tracer, cpu: int) -> tuple[Seen, float]:
     return Seen(tracer, slot), own["sum_ns"] / own["count"]
 
 
+@pytest.mark.measures
 def test_how_late_the_handler_of_a_busy_cpu_comes(level: str) -> None:
     cpu = max(os.sched_getaffinity(0))
     with traced(level) as tracer, two_hogs(cpu):
@@ -276,6 +280,7 @@ def worked(tracer: Tracer) -> tuple[float, float]:
     return label.sums["queued_ns"] / label.sums["queued_steps"], label.sums["run_ns"] / label.steps
 
 
+@pytest.mark.measures
 def test_how_long_work_is_queued_and_runs(level: str) -> None:
     def once() -> Sizes:
         with traced(level) as tracer:
@@ -321,6 +326,7 @@ print(json.dumps([took / {STEPS}, ran / {STEPS}]))
 """
 
 
+@pytest.mark.measures
 def test_what_a_gate_waits_for_a_disk(level: str) -> None:
     with traced(level) as tracer:
         observe(tracer, "block")
@@ -338,13 +344,14 @@ def test_what_a_gate_waits_for_a_disk(level: str) -> None:
                 assert process.stdout is not None
                 process.stdout.readline()
                 tracer.assign({process.pid: slot}, {})
+                disks = DiskReads()
                 took, ran = json.loads(process.communicate("\n", timeout=PATIENCE_S)[0])
+                disks.needed(STEPS)
             finally:
                 process.kill()
                 process.communicate()
             seen = Seen(tracer, slot)
-            if seen.found.sources["block"] < 0.9 * seen.found.steps:
-                pytest.skip("nothing here blocks on a disk")
+            assert seen.found.sources["block"] >= 0.9 * seen.found.steps
             # From the disk's part to the thread that runs: all that it was off the CPU, and what
             # of the call it computes while the disk is at it already.
             found = seen.mean("block") + seen.slowpath()
@@ -403,6 +410,7 @@ def wakings_of(pid: int, folder: Path) -> Iterator[Callable[[], list[str]]]:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.measures
 def test_what_ksoftirqd_wakes_is_told_apart(level: str, tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:

@@ -21,7 +21,7 @@ from agenttop.histogram import percentiles
 from agenttop.step import CLASSES
 from agenttop.words import STEP_MEASURES
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 PACKAGE = Path(layout.__file__).parents[2]
 
@@ -75,6 +75,7 @@ def at(named: Named, measure: str, ratio: float) -> int:
     return percentiles(counts, [ratio])[0] or 0
 
 
+@pytest.mark.measures
 def test_steps_are_told_apart_by_name(tracer: Tracer, slot: int) -> None:
     watch(
         tracer,
@@ -145,6 +146,7 @@ def test_a_context_that_nobody_ends_is_judged_at_the_threads_end(tracer: Tracer,
     assert sum(marks.missed) + sum(marks.met) == 3
 
 
+@pytest.mark.measures
 def test_a_budget_counts_time_on_the_cpu_only(tracer: Tracer, slot: int) -> None:
     lost = switches_lost(tracer)
     watch(
@@ -240,6 +242,7 @@ def test_lanes_are_given_back(tracer: Tracer) -> None:
         tracer.release(slot)
 
 
+@pytest.mark.measures
 def test_a_coroutines_step_survives_the_others(tracer: Tracer, slot: int) -> None:
     truth = watch(
         tracer,

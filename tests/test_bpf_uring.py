@@ -10,19 +10,19 @@ from collections.abc import Iterator
 import pytest
 from loops import loop
 from test_bpf_causes import observe
-from tracing import caused, free_slot, load, measured, run_loop
+from tracing import LEVELS, caused, free_slot, load, measured, run_loop
 
 from agenttop.collectors.bpf.ringops import OPERATIONS
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.workloads import uring
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 STEPS = 300
 
 
-@pytest.fixture(scope="module", params=["lite", "full"])
+@pytest.fixture(scope="module", params=LEVELS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load(request.param)
     yield tracer
@@ -56,6 +56,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("gate", "source", "operation"), ASKED)
+@pytest.mark.measures
 def test_the_request_that_a_gate_waited_for(
     tracer: Tracer, gate: str, source: str, operation: str
 ) -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 from test_bpf_steps import at, by_name, watch, watch_command
-from tracing import load, measured
+from tracing import LEVELS, load, measured
 
 from agenttop import step as module
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.step import CLASSES
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 PACKAGE = Path(module.__file__).parent
 
 
-@pytest.fixture(scope="module", params=["lite", "full"])
+@pytest.fixture(scope="module", params=LEVELS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load(request.param)
     tracer.causes.follow_contexts(True)
@@ -53,6 +53,7 @@ def met(tracer: Tracer, slot: int) -> dict[str, tuple[int, int]]:
     }
 
 
+@pytest.mark.measures
 def test_a_completion_is_a_step_of_what_its_user_data_names(tracer: Tracer, slot: int) -> None:
     markers = watch(
         tracer,
@@ -84,6 +85,7 @@ def test_a_completion_is_a_step_of_what_its_user_data_names(tracer: Tracer, slot
     assert measured(tracer, slot).steps >= 580
 
 
+@pytest.mark.measures
 def test_a_worker_or_another_thread_may_complete_it(tracer: Tracer, slot: int) -> None:
     watch(
         tracer,

@@ -15,7 +15,7 @@ from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.policies.budget import Bucket, Rates, Terms
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures]
+pytestmark = pytest.mark.bpf
 
 VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 WINDOW_NS = 2_000_000
@@ -110,6 +110,7 @@ def test_an_agent_without_a_window_has_none(tracer: Tracer, edges: Edges) -> Non
     assert edges.take() == []
 
 
+@pytest.mark.measures
 def test_shut_windows_run_out(tracer: Tracer, edges: Edges) -> None:
     slot = fresh(tracer, AMPLE)
     with loop("--interval-us", 1000, "--for", 30) as one:
@@ -142,6 +143,7 @@ def test_told_again_only_after_letting_go(tracer: Tracer, edges: Edges) -> None:
             edges.let_go()
 
 
+@pytest.mark.measures
 def test_the_edge_says_when_and_the_cell_until_when(tracer: Tracer, edges: Edges) -> None:
     slot = fresh(tracer, AMPLE, floor=True)
     own = tracer.windows.cell_of(slot)
@@ -189,6 +191,7 @@ def test_not_a_nanosecond_is_lost(tracer: Tracer, edges: Edges) -> None:
     assert bucket.grants == pytest.approx(model.grants, rel=0.25)
 
 
+@pytest.mark.measures
 def test_priced_by_the_time_that_cpus_are_held(tracer: Tracer, edges: Edges) -> None:
     # So little comes back that it is never full again.
     rates = Rates.of(Terms(capacity=1e6, refill_per_s=10_000, price="time"))
@@ -203,6 +206,7 @@ def test_priced_by_the_time_that_cpus_are_held(tracer: Tracer, edges: Edges) -> 
     assert 200_000 < bucket.spent() <= held_ns / 1000
 
 
+@pytest.mark.measures
 def test_a_moderate_agent_keeps_its_window_beside_an_abuser(tracer: Tracer) -> None:
     terms = Terms(capacity=200, refill_per_s=400, recovery=0.5)
     rates = Rates.of(terms)

@@ -40,8 +40,8 @@ pytestmark = [needs_root, needs_qos, needs_two_cpus]
 RESTORED_S = 1.0
 #: The same for a stopped engine, whose lease has to run out.
 EXPIRED_S = 2.0
-#: Each is hit this often.
-TURNS = 3
+#: Each is hit this often, each time and in the long tier.
+TURNS = [1, pytest.param(3, marks=pytest.mark.long)]
 WHOM = ("view", "engine", "guardian", "group", "everything")
 
 
@@ -201,12 +201,15 @@ def strike(whom: str, shown: LivePty, state: Path) -> None:
         kill(*environed("AGENTTOP_CRASH_TEST", str(state)))
 
 
-def test_sigkill_of_any_process_at_random_moments(tmp_path: Path, agents: Agents) -> None:
+@pytest.mark.parametrize("turns_each", TURNS)
+def test_sigkill_of_any_process_at_random_moments(
+    turns_each: int, tmp_path: Path, agents: Agents
+) -> None:
     seed = int(os.environ.get("AGENTTOP_SEED") or random.randrange(1 << 32))
     print(f"AGENTTOP_SEED={seed}")
     chance = random.Random(seed)
     before = agents.state()
-    turns = [whom for whom in WHOM for _ in range(TURNS)]
+    turns = [whom for whom in WHOM for _ in range(turns_each)]
     chance.shuffle(turns)
     changed = 0
     for turn, whom in enumerate(turns):

@@ -16,6 +16,7 @@ from agenttop.model import Command
 from agenttop.words import SLOWPATH_STAGES
 from tests.engines import agent, engine, needs_bpf
 from tests.loops import alive, loop, until
+from tests.policying import needs_root, needs_two_cpus
 
 pytestmark = pytest.mark.bpf
 
@@ -175,14 +176,14 @@ def test_wrong_rules_are_one_line() -> None:
         running.until(lambda s: False)
 
 
+@needs_root
+@needs_two_cpus
 def test_policies_go_on_and_off_and_end_with_the_engine(tmp_path: Path) -> None:
     needs_bpf()
     with loop("--interval-us", 500, "--for", 30) as one, engine() as running:
         running.measuring()
         one.go()
         running.until(lambda s: (a := agent(s, one.pid)) is not None and a.steps > 50)
-        if next(p for p in running.last.policies if p.name == "home").state == "n/a":
-            pytest.skip("home can't be had here")
         before = os.sched_getaffinity(one.pid)
         running.client.send(Command(kind="policy", name="home", on=True))
         running.until(lambda s: any(p.name == "home" and p.tids for p in s.policies))
@@ -191,6 +192,8 @@ def test_policies_go_on_and_off_and_end_with_the_engine(tmp_path: Path) -> None:
         assert until(lambda: os.sched_getaffinity(one.pid) == before)
 
 
+@needs_root
+@needs_two_cpus
 def test_a_plan_is_told_while_somebody_looks_and_changes_nothing() -> None:
     needs_bpf()
     with (
@@ -200,8 +203,6 @@ def test_a_plan_is_told_while_somebody_looks_and_changes_nothing() -> None:
         running.measuring()
         one.go()
         running.until(lambda s: (a := agent(s, one.pid)) is not None and a.steps > 50)
-        if next(p for p in running.last.policies if p.name == "home").state == "n/a":
-            pytest.skip("home can't be had here")
         before = os.sched_getaffinity(one.pid)
         running.client.send(Command(kind="plan", name="home", on=True))
         found = running.until(lambda s: any(p.plan for p in s.policies))

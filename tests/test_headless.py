@@ -220,9 +220,9 @@ def test_a_device_is_written_to_not_replaced(engines: list[FakeEngine]) -> None:
         (["--for", "nan"], "nan is not within"),
         (["--for", "inf"], "inf is not within"),
         (["--for", "1e12"], "is not within"),
-        (["--for", "long"], "invalid number value: 'long'"),
+        (["--for", "long"], "'long'"),
         (["-d", "0"], "0 is not within"),
-        (["--format", "xml"], "invalid choice"),
+        (["--format", "xml"], "'xml'"),
         (["--sort", "beauty"], "--sort beauty: no such key"),
         (["--hdr"], "--format json"),
         (["-o", "/nonexistent/file"], "No such file or directory"),
@@ -231,7 +231,7 @@ def test_a_device_is_written_to_not_replaced(engines: list[FakeEngine]) -> None:
         (["--agent", "nonsense"], "'nonsense' is no pattern"),
         (["--agents", "/nonexistent/rules.yaml"], "/nonexistent/rules.yaml"),
         (["--format", "svg", "--theme", "no-such"], "no-such"),
-        (["--what"], "unrecognized arguments: --what"),
+        (["--what"], ": --what"),
     ],
 )
 def test_a_wrong_option_is_one_line_before_anything_starts(

