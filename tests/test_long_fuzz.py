@@ -25,22 +25,22 @@ def often(
 
 test_damage_anywhere_is_told_or_harmless = often(
     recording.test_damage_anywhere_is_told_or_harmless,
-    4000,
+    2000,
     st.integers(0, len(recording.GOOD) - 1),
     st.binary(min_size=1, max_size=8),
 )
 test_values_that_cannot_be_are_told_or_harmless = often(
     recording.test_values_that_cannot_be_are_told_or_harmless,
-    4000,
+    2000,
     st.lists(
         st.tuples(st.sampled_from(recording.PLACES), recording._numbers()), min_size=1, max_size=6
     ),
 )
 test_any_counters_give_a_report = often(
     report.test_any_counters_give_a_report,
-    500,
+    300,
     st.dictionaries(st.sampled_from(report.PLACES), report.NUMBERS, min_size=1, max_size=8),
 )
 test_any_other_scalar_is_a_value_or_a_line = often(
-    yamlfile.test_any_other_scalar_is_a_value_or_a_line, 5000, yamlfile._TEXTS
+    yamlfile.test_any_other_scalar_is_a_value_or_a_line, 3000, yamlfile._TEXTS
 )
