@@ -41,7 +41,8 @@ QOS: Final = CPUS / f"cpu{CPU}/power/pm_qos_resume_latency_us"
 FREQ: Final = CPUS / f"cpufreq/policy{CPU}"
 NVME: Final = Path("/sys/block/nvme0n1/queue")
 LIMIT_US: Final = 50
-PATIENCE_S: Final = 30.0
+#: An emulated CPU that gets a part of a busy one may need this for what takes a second elsewhere.
+PATIENCE_S: Final = 120.0
 
 _out = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115
 _checks: list[Callable[[subprocess.Popen[bytes]], None]] = []
@@ -83,14 +84,35 @@ def entries() -> int:
     return sum(int(text(CPUS / f"cpu{CPU}/cpuidle/state{n}/usage")) for n in (2, 3))
 
 
-def deep_entries(seconds: float = 2.0) -> int:
+def deep_entries(seconds: float = 2.0, meanwhile: Callable[[], object] = lambda: None) -> int:
+    """Entries within some seconds; ``meanwhile`` is called again and again (to renew a lease)."""
+
+    def pause(length: float) -> None:
+        end = time.monotonic() + length
+        while time.monotonic() < end:
+            meanwhile()
+            time.sleep(0.1)
+
     deep(True)
-    time.sleep(0.3)  # an entry that was decided before
+    pause(0.3)  # an entry that was decided before
     before = entries()
-    time.sleep(seconds)
+    pause(seconds)
     after = entries()
     deep(False)
     return after - before
+
+
+def first_entries(what: str) -> int:
+    """Entries, looked for until there are some: a busy machine leaves the guest no idle time."""
+    found = 0
+
+    def some() -> bool:
+        nonlocal found
+        found = deep_entries()
+        return found > 0
+
+    wait(some, what)
+    return found
 
 
 def targets(loop: subprocess.Popen[bytes], steps: int = 1000) -> Targets:
@@ -116,11 +138,14 @@ class Held:
         return self
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
-        wait(lambda: self._tick() or condition(), what)
+        def renewed() -> bool:
+            self.renew()
+            return condition()
 
-    def _tick(self) -> bool:
+        wait(renewed, what)
+
+    def renew(self) -> None:
         self._manager.tick(targets(self._loop))
-        return False
 
     def __exit__(self, *_: object) -> None:
         events = self._manager.close()
@@ -134,16 +159,17 @@ class Held:
 
 @check
 def guard_closes_c2_and_c3(loop: subprocess.Popen[bytes]) -> None:
-    before = deep_entries()
-    with Held(loop, "guard", limit_us=LIMIT_US):
+    before = first_entries("entries into C2 and C3 before")
+    with Held(loop, "guard", limit_us=LIMIT_US) as held:
         assert text(QOS) == str(LIMIT_US), text(QOS)
-        during = deep_entries(1.0)
+        # A CPU that is in C2 takes the limit when it leaves, which the emulator may take its time
+        # for; from then on there is no entry, however long one looks.
+        wait(lambda: deep_entries(1.0, held.renew) == 0, "an end of the entries into C2 and C3")
+        during = deep_entries(3.0, held.renew)
     assert text(QOS) == "0", text(QOS)
-    after = deep_entries()
+    after = first_entries("entries into C2 and C3 after")
     told = f"entries into C2 and C3: {before} before, {during} during, {after} after"
-    assert before > 0, told
     assert during == 0, told
-    assert after > 0, told
     report("ok", "guard", told)
 
 
@@ -153,7 +179,6 @@ def floor_holds_and_lets_go(loop: subprocess.Popen[bytes]) -> None:
     if os.path.exists("/proc/sys/kernel/sched_util_clamp_min"):
         with Held(loop, "floor"):
             during = Attr(loop.pid).util_min
-            time.sleep(1)
             frequency = int(text(FREQ / "scaling_cur_freq")) // 1000
         after = Attr(loop.pid).util_min
         assert (during, after) == (512, 0), (during, after)
@@ -204,7 +229,7 @@ def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
     client = EngineClient(options)
     seen: list[Sample] = []
 
-    def sample(seconds: float = 120.0) -> Sample:
+    def sample(seconds: float = 2 * PATIENCE_S) -> Sample:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if found := client.samples(end):
@@ -238,11 +263,10 @@ def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
 
         client.send(Command("policy", name="window", on=True))
         try:
-            wait(lambda: bool(sample()) and limited(), "the window's limit", 60)
+            wait(lambda: bool(sample()) and limited() and floor_held(), "the window's limit")
         except AssertionError as error:
             now = next(one for one in seen[-1].policies if one.name == "window")
             raise AssertionError(f"{error}: {now.state}, {now.detail}, {seen[-1].events}") from None
-        assert floor_held(), "the window holds no floor"
         os.kill(loop.pid, signal.SIGSTOP)
         wait(lambda: text(QOS) == "0" and not floor_held(), "the end of the window")
         os.kill(loop.pid, signal.SIGCONT)
@@ -287,7 +311,7 @@ def memory_protects_the_agents_cgroup(loop: subprocess.Popen[bytes]) -> None:
     uses = "memory = b'x' * (16 << 20); import time; time.sleep(600)"
     with cgroup("labagent", sys.executable, "-c", uses) as (folder, agent):
         files = [folder / "memory.low", folder / "memory.min"]
-        wait(lambda: int(text(folder / "memory.current")) > 4 << 20, "memory in use", 60)
+        wait(lambda: int(text(folder / "memory.current")) > 4 << 20, "memory in use")
         with Held(agent, "memory", min_percent=50):
             low, hard = (int(text(file)) for file in files)
         after = [text(file) for file in files]
@@ -351,7 +375,7 @@ def causes_name_idle_states_and_ramps(loop: subprocess.Popen[bytes]) -> None:
     named: dict[str, dict[str, DetailCounters]] = {"idle": {}, "frequency": {}}
 
     def labels(cause: str) -> dict[str, DetailCounters]:
-        found = client.samples(time.monotonic() + 5)
+        found = client.samples(time.monotonic() + 30)
         seen.extend(found)
         for sample in found:
             for agent in sample.agents:
@@ -381,10 +405,10 @@ def causes_name_idle_states_and_ramps(loop: subprocess.Popen[bytes]) -> None:
         return all(states[name].state == "on" for name in named)
 
     try:
-        wait(switched_on, "the causes", 180)
+        wait(switched_on, "the causes", 300)
         # C1 alone: the guest is in C2 and C3 for no time, so no interrupt finds it there.
-        wait(lambda: bool(labels("idle")), "an idle state", 60)
-        wait(lambda: any(" to " in said for said in labels("frequency")), "a rise", 60)
+        wait(lambda: bool(labels("idle")), "an idle state")
+        wait(lambda: any(" to " in said for said in labels("frequency")), "a rise", 300)
     finally:
         client.close()
         busy.kill()
@@ -417,7 +441,7 @@ def main() -> None:
     command = [sys.executable, "-B", "-m", "agenttop", "loop", "--name", "labloop"]
     command += ["--interval-us", "20000", "--compute-us", "500", "--for", "900", "--cpu", str(CPU)]
     loop = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
-    wait(lambda: text(Path(f"/proc/{loop.pid}/comm")) == "labloop", "the loop", 60)
+    wait(lambda: text(Path(f"/proc/{loop.pid}/comm")) == "labloop", "the loop")
     report("ok", "boot", f"Linux {os.uname().release}, {text(FREQ / 'scaling_driver')}, schedutil")
     for one in _checks:
         name = one.__name__.partition("_")[0]

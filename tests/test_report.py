@@ -139,7 +139,7 @@ def test_a_share_lies_in_its_interval(parts: list[tuple[int, int]]) -> None:
         assert 0 <= figure.low <= figure.value <= figure.high <= 1
 
 
-def test_an_interval_holds_the_truth_in_about_95_percent() -> None:
+def test_an_interval_of_independent_blocks_holds_the_truth_in_about_95_percent() -> None:
     random = np.random.default_rng(7)
     inside = 0
     for _ in range(400):
@@ -151,6 +151,26 @@ def test_an_interval_holds_the_truth_in_about_95_percent() -> None:
         assert found.half is not None
         inside += abs(found.value - 0.3) <= found.half
     assert 0.91 <= inside / 400 <= 0.985
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="intervals take blocks as independent: load that lasts over blocks needs wider ones",
+)
+def test_an_interval_of_dependent_blocks_holds_the_truth_in_about_95_percent() -> None:
+    random = np.random.default_rng(8)
+    inside = 0
+    for _ in range(400):
+        bottoms = random.poisson(500, 25)
+        share, shares = random.normal(0, 0.08), []
+        for _ in bottoms:
+            share = 0.9 * share + random.normal(0, 0.08 * (1 - 0.9**2) ** 0.5)
+            shares.append(0.3 + share)
+        found = ratio_of_sums(random.binomial(bottoms, np.clip(shares, 0, 1)), bottoms)
+        assert found is not None
+        assert found.half is not None
+        inside += abs(found.value - 0.3) <= found.half
+    assert inside / 400 >= 0.91, f"{inside / 400:.0%}"
 
 
 def test_a_percentile_lies_in_its_interval_and_few_samples_are_marked() -> None:
