@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import gc
 import math
-import resource
 import selectors
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
+from agenttop import descriptors
 from agenttop.agents import Rules
 from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer
@@ -57,6 +58,10 @@ SEND_BUFFER: Final = 1 << 20
 
 #: The job that looks for agents.
 _SCAN: Final = "agents"
+#: Jobs of policies, before their name.
+_LOOK: Final = "look for"
+#: Among what is missing: files that could not be opened.
+_DESCRIPTORS: Final = "descriptors"
 _LOADING: Final = "loading the kernel side"
 #: include/uapi/asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32
@@ -96,9 +101,12 @@ class Engine:
     """One run: from the options to the closed channel."""
 
     def __init__(
-        self, options: EngineOptions, channel: socket.socket, loading: Loading | None = None
+        self,
+        options: EngineOptions,
+        channel: socket.socket,
+        loading: Loading | LoadError | None = None,
     ) -> None:
-        """``loading``: the kernel side on its way already, if BPF may be used."""
+        """``loading``: the kernel side on its way, if BPF may be used, or why it is not."""
         self._options = options
         self._channel = channel
         self._decoder = Decoder()
@@ -112,7 +120,10 @@ class Engine:
         self._policies = PolicyManager(settings=options.settings, readonly=options.readonly)
         self._targets = EngineTargets(self._registry)
         self._jobs = Jobs()
-        self._loading = loading
+        #: Policies that have read all processes once.
+        self._looked: set[str] = set()
+        self._loading = None if isinstance(loading, LoadError) else loading
+        self._not_loaded = str(loading) if isinstance(loading, LoadError) else ""
         self._tracer: Tracer | None = None
         self._events: list[Event] = []
         self._host: Host | None = None
@@ -152,7 +163,7 @@ class Engine:
         elif self._options.bpf == "off":
             self._without_bpf("asked for without BPF")
         else:
-            self._without_bpf(why_no_bpf() or "BPF was not loaded")
+            self._without_bpf(why_no_bpf() or self._not_loaded or "BPF was not loaded")
         self._describe()
 
     def _without_bpf(self, reason: str) -> None:
@@ -311,6 +322,9 @@ class Engine:
 
     def _sample(self) -> None:
         sample = self._sampler.sample()
+        if descriptors.noted() and _DESCRIPTORS not in self._missing:
+            self._missing[_DESCRIPTORS] = descriptors.lack()
+            self._describe()
         self._watch_causes()
         self._targets.update(sample)
         if self._wanted and self._loading is None and self._registry.scanned:
@@ -332,6 +346,9 @@ class Engine:
         targets = self._targets.current() if on else Targets(time.monotonic_ns())
         self._events += self._policies.tick(targets)
         self._watch_guardian()
+        for name in self._policies.on:
+            if f"{_LOOK} {name}" not in self._jobs:
+                self._look(name, lambda: None)
 
     def _policy_news(self) -> None:
         self._events += self._policies.news()
@@ -386,7 +403,18 @@ class Engine:
         elif command.kind == "stop":
             self._running = False
 
+    def _look(self, name: str, then: Callable[[], None]) -> None:
+        """Have a policy read what it needs, in slices; ``then`` at once if that is nothing."""
+        if (job := self._policies.look(name)) is None:
+            then()
+        else:
+            self._jobs.begin(f"{_LOOK} {name}", job, then)
+
     def _plan(self, name: str) -> list[str]:
+        if f"{_LOOK} {name}" not in self._jobs:
+            self._look(name, lambda: self._looked.add(name))
+        if name not in self._looked:
+            return ["the processes are being read"]
         try:
             changes = self._policies.plan(name, self._targets.current())
         except UserError as error:
@@ -417,6 +445,16 @@ class Engine:
             self._events.append(Event(time.monotonic_ns(), "error", str(error)))
 
     def _switch(self, name: str, on: bool, trial: bool = False) -> None:
+        if on:
+            self._look(name, lambda: self._switch_now(name, True, trial))
+        else:
+            self._jobs.drop(f"{_LOOK} {name}")
+            self._switch_now(name, on, trial)
+
+    def _switch_now(self, name: str, on: bool, trial: bool) -> None:
+        self._looked.add(name)
+        if self._jobs.running:  # What was asked for a while ago is so now.
+            self._next_sample = time.monotonic()
         try:
             self._events += self._policies.set(name, on, self._targets.current(), trial)
         except UserError as error:
@@ -430,22 +468,15 @@ def _lost_without(tracepoint: str) -> str | None:
     return LOSS_WITHOUT.get(tracepoint)
 
 
-def _more_descriptors() -> None:
-    """The soft limit of 1024 is too low for a file per thread of 256 agents."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
-
-
-def main(channel: socket.socket, options: str, loading: Loading | None) -> int:
+def main(channel: socket.socket, options: str, loading: Loading | LoadError | None) -> int:
     """Run until the end; a mistake of the user crosses the channel as a Failure."""
-    _more_descriptors()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     try:
         given = msgspec.json.decode(options, type=EngineOptions)
         Engine(given, channel, loading).run()
     except UserError as error:
-        if loading is not None:
+        if isinstance(loading, Loading):
             loading.cancel()
         channel.setblocking(True)
         channel.sendall(encode(Failure(str(error))))

@@ -13,8 +13,10 @@ from agenttop.procinfo import ProcInfo
 READ: Final = 1000
 #: A process is read anew in so many passes after its first: most call exec then.
 YOUNG: Final = 3
-#: A pass may take one part in so many of the CPU time between two of them.
+#: A pass may take one part in so many of the CPU time between two of them,
 PACE: Final = 20
+#: which are at least this far apart, s.
+LEAST_S: Final = 0.9
 
 Verdict = TypeVar("Verdict")
 
@@ -23,8 +25,13 @@ class ProcessTable(Generic[Verdict]):
     """All processes but the kernel's threads, each with what ``judge`` made of it."""
 
     def __init__(
-        self, read: Callable[[int], ProcInfo | None], judge: Callable[[ProcInfo], Verdict]
+        self,
+        read: Callable[[int], ProcInfo | None],
+        judge: Callable[[ProcInfo], Verdict],
+        turns: int = 1,
     ) -> None:
+        """``turns``: a process that is old is read anew at one pass in so many, or in more."""
+        self._turns = turns
         self._read = read
         self._judge = judge
         self._passes = 0
@@ -49,7 +56,7 @@ class ProcessTable(Generic[Verdict]):
         """One pass; ``anew``: every process is read. What was known holds until its end."""
         spent = 0.0
         began = time.thread_time()
-        every = 1 if anew else -(-len(self._known) // READ) or 1
+        every = 1 if anew else max(self._turns, -(-len(self._known) // READ))
         self._passes += 1
         turn = self._passes % every
         known: dict[int, ProcInfo] = {}
@@ -82,4 +89,4 @@ class ProcessTable(Generic[Verdict]):
         self._known, self._young = known, young
         self.infos, self.verdicts, self.children = infos, verdicts, children
         self.complete = True
-        self._due = time.monotonic() + PACE * spent
+        self._due = time.monotonic() + max(LEAST_S, PACE * spent)

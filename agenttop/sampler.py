@@ -76,6 +76,8 @@ class Sampler:
         """The programs are in the kernel: chains from the next Sample on."""
         self._tracer = tracer
         self._cpus = BpfCpus(tracer)
+        # The files that were kept open until now are closed with this.
+        self._procfs = self._cpus.procfs
         self._registry.attach(tracer)
         self._full = True
 

@@ -33,6 +33,8 @@ class Jobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, tuple[Job, Callable[[], None]]] = {}
+        #: Whether a later slice than a job's first is being run.
+        self.running = False
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
@@ -54,7 +56,9 @@ class Jobs:
     def run(self) -> None:
         """One slice of the job that has waited longest."""
         if self._jobs:
+            self.running = True
             self._slice(next(iter(self._jobs)))
+            self.running = False
 
     def _slice(self, name: str) -> None:
         job, then = self._jobs.pop(name)

@@ -12,7 +12,8 @@ import json
 import socket
 import sys
 
-from agenttop.collectors.bpf.loader import Loading
+from agenttop import descriptors
+from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.privileges import why_no_bpf
 
 
@@ -20,9 +21,14 @@ def main() -> int:
     """See the module, and agenttop/engine.py."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     options = json.loads(sys.argv[2])
-    loading = None
+    # Children inherit the limit.
+    descriptors.raise_limit()
+    loading: Loading | LoadError | None = None
     if options["bpf"] != "off" and why_no_bpf() is None:
-        loading = Loading(options["level"], raw=options["bpf"] == "raw")
+        try:
+            loading = Loading(options["level"], raw=options["bpf"] == "raw")
+        except LoadError as error:
+            loading = error
     from agenttop import engine
 
     return engine.main(channel, sys.argv[2], loading)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from agenttop.collectors.softirqs import Softirqs
 from agenttop.collectors.softnet import SoftnetStat
 from agenttop.collectors.stat import TICK_NS, Stat
 from agenttop.collectors.treecpu import TreeCpu
+from agenttop.descriptors import KEPT, SPARE, Budget
 from agenttop.model import Softnet
 
 
@@ -224,7 +224,7 @@ def test_a_big_machine(tree: Tree) -> None:
 def test_few_descriptors_are_enough(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(tree, cpus=16).write()
     full = ProcfsCpus().read()
-    poor = files._Budget()
+    poor = Budget()
     monkeypatch.setattr(poor, "take", lambda: False)
     monkeypatch.setattr(files, "_budget", poor)
     cpus = ProcfsCpus()
@@ -234,16 +234,34 @@ def test_few_descriptors_are_enough(tree: Tree, monkeypatch: pytest.MonkeyPatch)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_many_descriptors_raise_the_soft_limit_only(tree: Tree) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
-        budget = files._Budget()
-        taken = sum(budget.take() for _ in range(1000))
-        assert taken == min(1000, max(hard - 256, 256))
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+@pytest.mark.parametrize("most", [64, 256, 512, 4096])
+def test_descriptors_that_are_kept_are_bounded_and_some_are_spared(most: int) -> None:
+    """In a process of its own: a hard limit cannot be raised again."""
+    code = (
+        "import resource, sys; n = int(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(n, 128), n))\n"
+        "from agenttop.descriptors import Budget\n"
+        "budget = Budget()\n"
+        "taken = sum(budget.take() for _ in range(5000))\n"
+        "print(taken, *resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(most)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(min(KEPT, max(0, most - SPARE))), str(most), str(most)]
+
+
+def test_a_large_machine_keeps_no_more_files_open_and_none_of_those_that_bpf_replaces(
+    tree: Tree,
+) -> None:
+    Machine(tree, cpus=64).write()
+    before = len(os.listdir("/proc/self/fd"))
+    cpus = ProcfsCpus()
+    full = cpus.read()
+    assert cpus.read() == full
+    assert len(os.listdir("/proc/self/fd")) - before <= KEPT
+    del cpus
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_skipped_groups_are_not_read_but_names_are(tree: Tree) -> None:

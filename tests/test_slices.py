@@ -14,6 +14,8 @@ from trees import Tree
 from agenttop import processes as module
 from agenttop import procinfo, slices
 from agenttop.agents import Rules
+from agenttop.policies.base import Targets
+from agenttop.policies.demote import Demote, Params
 from agenttop.processes import ProcessTable
 from agenttop.procinfo import ProcInfo
 from agenttop.registry import Registry
@@ -133,6 +135,23 @@ def test_old_processes_are_read_again_in_turns_and_young_ones_each_time(
     whole(table.look())
     assert 900_000 in read
     assert table.infos.keys() == there
+
+
+def test_background_work_is_looked_for_in_slices(many: Callable[[int], Clock]) -> None:
+    clock = many(40_000)
+    demote = Demote(Params(processes=["comm:^claude$"]))
+    jobs, ended, longest = Jobs(), [], 0.0
+    before = clock.now
+    jobs.begin("look", demote.look(), lambda: ended.append(True))
+    while jobs:
+        longest = max(longest, clock.now - before)
+        before = clock.now
+        jobs.run()
+    assert ended
+    before = clock.now
+    # None of them is there for the kernel: only what is known is looked at.
+    assert demote.wanted(Targets(0), {}) == {}
+    assert max(longest, clock.now - before) <= LIMIT_S
 
 
 def test_what_a_process_becomes_is_judged_anew(monkeypatch: pytest.MonkeyPatch) -> None:

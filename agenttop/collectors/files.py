@@ -1,7 +1,8 @@
 """Reading the same small files of /proc and /sys again and again, cheaply.
 
 A file is opened once and read with pread at offset 0, which makes the kernel
-produce it anew: half the price of open, read, close. Files come and go
+produce it anew: half the price of open, read, close. Only so many are kept
+open (descriptors.KEPT); the others cost the whole price. Files come and go
 (CPUs, drivers, threads): one that is gone reads as None and is opened again
 when it is back.
 """
@@ -9,44 +10,13 @@ when it is back.
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable
 from typing import Final
 
-from agenttop import wholefile
+from agenttop import descriptors, wholefile
+from agenttop.descriptors import Budget
 
-#: Descriptors left to the rest of the program.
-_SPARE: Final = 256
-
-
-class _Budget:
-    """How many descriptors may be kept; the soft limit is raised as far as it may be."""
-
-    def __init__(self) -> None:
-        self.used = 0
-        self._limit = 0
-
-    def take(self) -> bool:
-        """May one more be kept?"""
-        if self.used >= self._limit and not self._raise():
-            return False
-        self.used += 1
-        return True
-
-    def _raise(self) -> bool:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        ceiling = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
-        wanted = min(max(soft, self.used * 2 + 2 * _SPARE), max(ceiling, soft))
-        if wanted > soft:
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            except (OSError, ValueError):
-                wanted = soft
-        self._limit = wanted - _SPARE
-        return self.used < self._limit
-
-
-_budget: Final = _Budget()
+_budget: Final = Budget()
 
 
 def _record(fd: int, size: int) -> bytes:
@@ -97,13 +67,14 @@ class KeptFile:
         """Gives the descriptor back; a later read opens the file again."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            _budget.used -= 1
+            _budget.give()
             os.close(fd)
 
     def _open(self) -> int:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        except OSError as error:
+            descriptors.note(error)
             return -1
         if _budget.take():
             self._fd = fd

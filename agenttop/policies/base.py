@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from agenttop.policies.journal import Key
 from agenttop.policies.knobs import Change
+from agenttop.slices import Job
 
 __all__ = [
     "Acting",
@@ -21,6 +22,7 @@ __all__ = [
     "Cpu",
     "Exit",
     "Key",
+    "Looking",
     "Policy",
     "Settings",
     "Targets",
@@ -128,3 +130,11 @@ class Acting(Protocol):
 
         It must be bounded (some ms) and end by itself when it is not called any more.
         """
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """A policy that reads all processes, which takes long where there are very many."""
+
+    def look(self) -> Job:
+        """Read them, in pieces of well below 10 ms, for the next ``wanted``."""

@@ -14,11 +14,13 @@ from agenttop.agents import is_own
 from agenttop.patterns import Pattern
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs import thread_stat
+from agenttop.processes import ProcessTable
 from agenttop.procinfo import ProcInfo
 from agenttop.programs import Program, programs
+from agenttop.slices import Job, whole
 
-#: Every so many looks known processes are read again.
-REREAD: Final = 10
+#: Known processes are read again at one look in so many (an exec changes them).
+TURNS: Final = 10
 
 
 class Chosen:
@@ -26,49 +28,49 @@ class Chosen:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._patterns = [Pattern.parse(text) for text in patterns]
-        self._known: dict[int, ProcInfo] = {}
-        self._looks = 0
+        kinds = {pattern.kind for pattern in self._patterns}
+        uid, cgroups = "user" in kinds, "cgroup" in kinds
+        self._table = ProcessTable(
+            lambda pid: procinfo.read(pid, uid=uid, cgroups=cgroups), self._matches, TURNS
+        )
+        self._looked_for = False
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
 
+    def look(self) -> Job:
+        """Read the processes, in pieces. Who calls this does so again and again.
+
+        Without it ``find`` reads them all itself.
+        """
+        self._looked_for = True
+        if self._patterns and (self._table.due or not self._table.complete):
+            yield from self._table.look()
+
     def find(self, targets: Targets) -> list[ProcInfo]:
         """Those that run now, and their descendants."""
+        if not self._looked_for:
+            whole(self._table.look())
         spared = {pid for agent in targets.agents for pid in agent.pids}
         spared.update(thread.pid for agent in targets.agents for thread in agent.threads)
-        infos = self._processes()
-        children: dict[int, list[int]] = {}
-        for info in infos.values():
-            children.setdefault(info.ppid, []).append(info.pid)
-        queue = [info.pid for info in infos.values() if self._matches(info)]
+        infos, children = self._table.infos, self._table.children
+        queue = [pid for pid, matches in self._table.verdicts.items() if matches]
         found: dict[int, ProcInfo] = {}
         while queue:
             pid = queue.pop()
             if pid in found or pid in spared or pid <= 2 or pid not in infos:
                 continue
             info = infos[pid]
-            # Without a command line: a kernel thread, or a zombie.
+            # Without a command line: a zombie.
             if not info.cmdline or is_own(_names(info)):
                 continue
             stat = thread_stat(pid, pid)
             if stat is None or stat.start != info.starttime:
-                # Another process by now: the next look reads who it is.
-                del infos[pid]
+                # It has ended, or is another process by now: the next look reads who it is.
                 continue
             found[pid] = info
             queue += children.get(pid, ())
         return list(found.values())
-
-    def _processes(self) -> dict[int, ProcInfo]:
-        """All of them; known ones are read again only now and then (an exec changes them)."""
-        self._looks += 1
-        known = self._known if self._looks % REREAD else {}
-        self._known = {
-            pid: info
-            for pid in procinfo.pids()
-            if (info := known.get(pid) or procinfo.read(pid, uid=True, cgroups=True))
-        }
-        return self._known
 
     def _matches(self, info: ProcInfo) -> bool:
         return any(pattern.matches(info, lambda: _names(info)) for pattern in self._patterns)

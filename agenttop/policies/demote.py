@@ -37,6 +37,7 @@ from agenttop.policies.knobs_sched import POLICIES, Attr
 from agenttop.policies.usage import AgentCpus
 from agenttop.policies.wishes import Wishes
 from agenttop.procinfo import ProcInfo, printable
+from agenttop.slices import Job
 
 HOW_TO_CHOOSE: Final = (
     "no processes chosen: --set 'demote.processes=[\"comm:RE\"]' or 'demote.groups=[PATH]'"
@@ -98,6 +99,10 @@ class Demote:
             reasons = [found for name in asked if isinstance(found := where(name), str)]
             return "; ".join(reasons) if len(reasons) == len(asked) and reasons else None
         return None if self._processes else HOW_TO_CHOOSE
+
+    def look(self) -> Job:
+        """Read the processes, in pieces (base.Looking)."""
+        return self._processes.look()
 
     # ----------------------------------------------------------------- what should hold
 

@@ -18,7 +18,7 @@ from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
 from agenttop.policies import catalog, lock
-from agenttop.policies.base import Acting, Change, Key, Settings, Targets
+from agenttop.policies.base import Acting, Change, Key, Looking, Settings, Targets
 from agenttop.policies.entry import Entry, event, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
@@ -26,6 +26,7 @@ from agenttop.policies.knobs import KNOBS, KnobError, split_thread
 from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
 from agenttop.policies.undo import THREAD_KINDS, Outcome
+from agenttop.slices import Job
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.windows import Windows
@@ -129,6 +130,17 @@ class PolicyManager:
     def is_on(self, name: str) -> bool:
         """Raises UserError for a name that is none."""
         return self._entry(name).on
+
+    def look(self, name: str) -> Job | None:
+        """What a policy reads before it is planned or switched on, in pieces; None: nothing."""
+        entry = self._entries.get(name)
+        policy = entry.policy if entry is not None else None
+        return policy.look() if isinstance(policy, Looking) else None
+
+    @property
+    def on(self) -> list[str]:
+        """The policies that are on."""
+        return [name for name, entry in self._entries.items() if entry.on]
 
     def detail(self, name: str) -> str:
         """What a policy holds or, after plan(), would hold."""

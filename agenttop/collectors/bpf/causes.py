@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from agenttop import descriptors
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.causes_loader import (
     CONTEXT_PROGRAMS,
@@ -85,7 +86,10 @@ class Causes:
         if self._loaded is not None:
             self._attach()
         elif (self._wanted or self._contexts) and self.loading is None:
-            self.loading = CauseLoading(self._level, self._maps)
+            try:
+                self.loading = CauseLoading(self._level, self._maps)
+            except LoadError as error:
+                self._unavailable = str(error)
 
     def finish(self) -> None:
         """Take over what ``loading`` has loaded."""
@@ -116,7 +120,8 @@ class Causes:
                 self._links[name] = _link(name, self._loaded.programs[name])
                 self.used = True
             except OSError as error:
-                self._failed[name] = f"could not be attached: {error.strerror or error}"
+                said = f"could not be attached: {error.strerror or error}"
+                self._failed[name] = descriptors.why(error, said)
 
     def _programs(self, cause: str) -> tuple[str, ...]:
         """Of a cause that can be had; none of the others."""

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from agenttop import descriptors
+
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.btf import Btf
     from agenttop.collectors.bpf.compiled import Compiled
@@ -137,7 +139,8 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
     try:
         result = _attach(plan, btf, made)
     except OSError as error:
-        raise LoadError(f"the kernel refused a program: {error.strerror or error}") from None
+        said = f"the kernel refused a program: {error.strerror or error}"
+        raise LoadError(descriptors.why(error, said)) from None
     compiled.keep(made, plan.text, names)
     return result
 
@@ -220,6 +223,14 @@ class Child:
     """A module of ours that loads programs in a process of its own and hands them over."""
 
     def __init__(self, module: str, *options: str, pass_fds: tuple[int, ...] = ()) -> None:
+        """Raises LoadError when it cannot be started."""
+        try:
+            self._start(module, options, pass_fds)
+        except OSError as error:
+            said = f"the loader cannot be started: {error.strerror or error}"
+            raise LoadError(descriptors.why(error, said)) from None
+
+    def _start(self, module: str, options: tuple[str, ...], pass_fds: tuple[int, ...]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
@@ -239,8 +250,9 @@ class Child:
     def take(self) -> tuple[dict[str, Any], list[int]]:
         """Wait for its answer and descriptors. Raises LoadError with one line that says why not."""
         fds = array.array("i")
+        flags = 0
         try:
-            text, fds_list, _, _ = socket.recv_fds(self._socket, 1 << 16, _SCM_MAX_FD)
+            text, fds_list, flags, _ = socket.recv_fds(self._socket, 1 << 16, _SCM_MAX_FD)
             fds.extend(fds_list)
             self._socket.send(b"k")
         except OSError:
@@ -250,6 +262,10 @@ class Child:
         if not text:
             raise LoadError(f"the loader ended with code {code}, no answer{self._last_words()}")
         answer = json.loads(text)
+        if flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise LoadError(descriptors.lack())
         if "error" in answer:
             raise LoadError(str(answer["error"]) + self._last_words())
         return answer, list(fds)
