@@ -20,6 +20,7 @@ BENCHES = (
     "window",
     "demo",
     "causes",
+    "large",
 )
 
 

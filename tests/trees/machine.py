@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import dataclass, field
 
@@ -23,6 +24,17 @@ LABELS = {
 }
 
 
+def cpulist(cpus: list[int]) -> str:
+    """As the kernel prints it: ``0-3,8``."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and runs[-1][1] == cpu - 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(f"{a}-{b}" if a != b else str(a) for a, b in runs) + "\n"
+
+
 @dataclass
 class Machine:
     """Writes itself into a tree; change it and write again to let time pass."""
@@ -30,6 +42,11 @@ class Machine:
     tree: Tree
     cpus: int = 2
     offline: set[int] = field(default_factory=set)
+    #: Numbers that no CPU has: those that there are follow without them.
+    gaps: frozenset[int] = frozenset()
+    #: CPUs that could be plugged in beside them.
+    possible: int = 0
+    nodes: int = 0
     states: tuple[State, ...] | None = C_STATES
     #: CPUs with E_STATES instead.
     efficient: set[int] = field(default_factory=set)
@@ -39,11 +56,26 @@ class Machine:
     irqs: int = 4
     tick: int = 1
 
+    @property
+    def present(self) -> list[int]:
+        every = (cpu for cpu in itertools.count() if cpu not in self.gaps)
+        return list(itertools.islice(every, self.cpus))
+
+    @property
+    def online(self) -> list[int]:
+        return [cpu for cpu in self.present if cpu not in self.offline]
+
     def write(self) -> Machine:
-        online = [cpu for cpu in range(self.cpus) if cpu not in self.offline]
+        online = self.online
         sysfs = "sys/devices/system/cpu"
-        self.tree.write(f"{sysfs}/present", f"0-{self.cpus - 1}\n")
-        self.tree.write(f"{sysfs}/online", ",".join(map(str, online)) + "\n")
+        self.tree.write(f"{sysfs}/present", cpulist(self.present))
+        self.tree.write(f"{sysfs}/possible", f"0-{self.present[-1] + self.possible}\n")
+        self.tree.write(f"{sysfs}/online", cpulist(online))
+        for node in range(self.nodes):
+            mine = [cpu for cpu in online if cpu % self.nodes == node]
+            self.tree.write(f"sys/devices/system/node/node{node}/cpulist", cpulist(mine))
+        if self.nodes:
+            self.tree.write("sys/devices/system/node/online", f"0-{self.nodes - 1}\n")
         self.tree.write("proc/sys/kernel/hostname", "lab\n")
         self.tree.write("proc/sys/kernel/osrelease", "6.1.0-test\n")
         self._stat(online)
@@ -55,6 +87,7 @@ class Machine:
             (self.tree.root / folder).mkdir(parents=True, exist_ok=True)
             if self.states:
                 self._idle(folder, cpu)
+            self.tree.write(f"{folder}/power/pm_qos_resume_latency_us", 0)
             if self.cpufreq:
                 self._freq(folder, cpu)
         if self.states:
@@ -74,10 +107,11 @@ class Machine:
 
     def _interrupts(self, online: list[int]) -> None:
         rows = [" " * 9 + "".join(f"CPU{cpu:<8}" for cpu in online)]
+        present = self.present
         for i in range(self.irqs):
-            counts = " ".join(
-                f"{self.tick * 100 + i if cpu == i % self.cpus else 0:10}" for cpu in online
-            )
+            served = present[i % self.cpus]
+            count = self.tick * 100 + i
+            counts = " ".join(f"{count if cpu == served else 0:10}" for cpu in online)
             rows.append(f"{24 + i:4}: {counts}  IR-PCI-MSIX-0000:01:00.0  {i}-edge      nvme0q{i}")
         for label, description in LABELS.items():
             counts = " ".join(f"{self.tick * 1000 + cpu:10}" for cpu in online)
@@ -87,7 +121,7 @@ class Machine:
 
     def _softirqs(self) -> None:
         # A column for every possible CPU, online or not, and some more.
-        possible = range(self.cpus + 2)
+        possible = range(self.present[-1] + 3)
         rows = [" " * 20 + "".join(f"CPU{cpu:<8}" for cpu in possible)]
         for i, name in enumerate(SOFTIRQS):
             counts = " ".join(f"{(self.tick * 10 + cpu) * i:10}" for cpu in possible)

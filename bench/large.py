@@ -1,0 +1,197 @@
+"""Large machines, as fixture trees of /proc and /sys: what the engine and the screen take.
+
+Each case runs in a process of its own. What a Sample takes is the CPU time of
+making and encoding it (and of what policies are told), at one a second.
+Fixtures are plain files: what the kernel takes to format its own is left out,
+and the kernel side is made up (bench/madeup.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.report import Report
+
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+CPUS = (2, 64, 256, 512)
+NOTE = "fixture: without what the kernel takes to format its files"
+#: CPUs, agents, processes, with the kernel side made up.
+CASES: dict[str, tuple[int, int, int, bool]] = {
+    **{f"{n} CPUs, 100 agents": (n, 100, 300, True) for n in CPUS},
+    **{f"{n} CPUs, no BPF, 100 agents": (n, 100, 300, False) for n in CPUS},
+    "2 CPUs, 1,000 agents": (2, 1000, 3000, True),
+    "2 CPUs, 40,000 processes": (2, 100, 40_000, True),
+    "2 CPUs, no BPF, 40,000 processes": (2, 100, 40_000, False),
+}
+#: The goal: of one core, MB.
+GOAL, GOAL_CPU, GOAL_MB = "512 CPUs, 100 agents", 3.0, 120.0
+#: A slice of a scan takes no longer, ms.
+SLICE_MS = 20.0
+WARM = 3
+
+
+def run(report: Report, rounds: int) -> None:
+    """Each case, with its goal where it has one."""
+    for name in CASES:
+        told = _child("engine", name, rounds)
+        goal = name == GOAL
+        report.add(f"{name}: engine CPU", "% core", told["cpu"], GOAL_CPU if goal else None)
+        report.add(f"{name}: engine PSS", "MB", told["pss"], GOAL_MB if goal else None)
+        report.add(f"{name}: sample", "kB", told["sample"])
+        report.add(f"{name}: first scan", "ms CPU", told["scan"])
+        report.add(f"{name}: longest slice of a scan", "ms", told["slice"], SLICE_MS)
+    for cpus, agents in (*((n, 100) for n in CPUS), (2, 1000)):
+        told = _child("screen", f"{cpus} {agents}", rounds)
+        for size in ("200x50", "80x24"):
+            report.add(f"{cpus} CPUs, {agents} agents: frame, {size}", "ms", told[size])
+    print(f"  ({NOTE})")
+
+
+def _child(kind: str, name: str, rounds: int) -> dict[str, list[float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        environ = {
+            **os.environ,
+            "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+            "AGENTTOP_PROC": f"{folder}/proc",
+            "AGENTTOP_SYS": f"{folder}/sys",
+        }
+        command = [sys.executable, "-m", "bench.large", kind, name, str(rounds), folder]
+        done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return found
+
+
+# --------------------------------------------------------------------------- in a child
+
+
+def _machine(folder: Path, cpus: int, agents: int, processes: int) -> Any:
+    from trees import Tree
+    from trees.machine import Machine
+
+    gone = set(range(cpus // 2, cpus // 2 + cpus // 32))
+    machine = Machine(
+        Tree(folder),
+        cpus=cpus,
+        offline=gone,
+        gaps=frozenset(range(9, 9 + cpus // 64)),
+        possible=cpus,
+        nodes=2,
+        irqs=max(4, cpus),
+    ).write()
+    machine.tree.process(1, "/sbin/init", ppid=0)
+    for i in range(processes):
+        pid = 100 + i
+        name = "claude" if i < agents else "worker --id 7"
+        machine.tree.process(pid, name, ppid=1, threads=[(pid, 10**9, 10**6, 100)])
+    return machine
+
+
+def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
+    cpus, agents, processes, bpf = CASES[name]
+    machine = _machine(folder, cpus, agents, processes)
+
+    from agenttop.agents import Rules
+    from agenttop.collectors.selfcost import SelfCost
+    from agenttop.registry import Registry
+    from agenttop.sampler import Sampler
+    from agenttop.slices import Jobs
+    from agenttop.stream import encode
+    from agenttop.targets import EngineTargets
+
+    registry = Registry(Rules.load(patterns=["prog:claude"]))
+    sampler = Sampler(registry, SelfCost())
+    targets = EngineTargets(registry)
+    kernel = None
+    if bpf:
+        from bench.madeup import made_up
+
+        kernel = made_up(max(machine.present) + 1)
+        sampler.attach(kernel)
+    jobs, slices, spent = Jobs(), [], 0.0
+
+    def scan() -> float:
+        """CPU time; and how long each slice was."""
+        started = time.thread_time()
+        before = time.thread_time()
+        jobs.begin("agents", registry.scanning(), lambda: None)
+        slices.append(time.thread_time() - before)
+        while jobs:
+            before = time.thread_time()
+            jobs.run()
+            slices.append(time.thread_time() - before)
+        return time.thread_time() - started
+
+    first = scan()
+    told: dict[str, list[float]] = {"cpu": [], "pss": [], "sample": [], "scan": [first * 1000]}
+    for i in range(WARM + rounds):
+        if kernel is not None:
+            kernel.pass_second()
+        machine.tick += 1
+        machine.write()
+        scans = scan() if registry.scan_due else 0.0
+        started = time.thread_time()
+        sample = sampler.sample()
+        targets.update(sample)
+        targets.current()
+        frame = encode(sample)
+        spent = time.thread_time() - started
+        assert len(sample.agents) == agents, len(sample.agents)
+        assert len(sample.cpus) == cpus
+        if i >= WARM:
+            told["cpu"].append(100 * (spent + scans))
+            told["sample"].append(len(frame) / 1000)
+            told["pss"].append(_pss_mb())
+    told["slice"] = [1000 * max(slices)]
+    return told
+
+
+def _pss_mb() -> float:
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+async def _screen(cpus: int, agents: int, rounds: int) -> dict[str, list[float]]:
+    from screen_rig import rig
+    from synth import Synth
+
+    told: dict[str, list[float]] = {}
+    for width, height in ((200, 50), (80, 24)):
+        frames = told[f"{width}x{height}"] = []
+        synth = Synth(agents=agents, cpus=cpus)
+        async with rig(size=(width, height), samples=WARM, synth=synth) as screen:
+            for _ in range(rounds):
+                screen.source.tick()
+                started = time.thread_time()
+                await screen.tick(0)
+                frames.append(1000 * (time.thread_time() - started))
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=("engine", "screen"))
+    parser.add_argument("name")
+    parser.add_argument("rounds", type=int)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    if args.kind == "engine":
+        told = _engine(args.name, args.rounds, args.folder)
+    else:
+        cpus, agents = map(int, args.name.split())
+        told = asyncio.run(_screen(cpus, agents, args.rounds))
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The kernel side made up: the tracer's own arrays in plain memory, for machines of any size.
+
+What the programs would have counted is written here; what reads and sums it
+is the tracer's own code. Left out: the system calls that read maps without
+memory of ours, causes, and named steps.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from agenttop.collectors.bpf import layout, tracer
+from agenttop.collectors.bpf.rows import Rows
+from agenttop.collectors.bpf.tracer import Thread, Tracer
+from agenttop.histogram import BUCKETS
+from agenttop.words import MEASURES, SOFTIRQS
+
+#: CPUs that an agent's steps resume on.
+SPREAD = 4
+#: Steps a second of an agent.
+STEPS = 200
+
+
+class MadeUp(Tracer):
+    """Every thread that it is told to measure makes steps; every CPU is busy."""
+
+    def __init__(self, cpus: int, seed: int = 1) -> None:
+        self.mode, self.level, self.missing = "tp_btf", "lite", ()
+        self._cpus = cpus
+        self._random = np.random.default_rng(seed)
+        self._rows = Rows(np.zeros((cpus, layout.SLOTS), dtype=tracer._ROW))
+        self._hists = {}
+        self._controls = np.zeros(layout.SLOTS, dtype=tracer._CONTROL)
+        self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
+        self._keep = self._controls["keep"]
+        soft = np.zeros((cpus, len(SOFTIRQS), BUCKETS), dtype=np.uint32)
+        self._soft_live = soft
+        self._soft = [[tracer._Changes(one) for one in cpu] for cpu in soft]
+        idle = np.zeros((layout.IDLE_STATES, BUCKETS), dtype=np.uint32)
+        self._idle = [tracer._Changes(one) for one in idle]
+        self._idle_live = idle
+        self._records = np.zeros(cpus, dtype=tracer._CPU)
+        self._listed: dict[int, int] = {}
+        nothing: Any = SimpleNamespace(
+            used=False,
+            loading=None,
+            follow_contexts=lambda on: None,
+            states=lambda cost: [],
+            marked=lambda: set(),
+            keeps=lambda: False,
+            name_lines=lambda names: None,
+            clear=lambda slot: None,
+        )
+        self.causes = self.steps = self.details = self.windows = nothing
+        self._stats_fd = None
+        self._refused = 0
+
+    # What would be a system call.
+
+    def assign(self, processes: Any, threads: Any) -> None:
+        self._listed |= {**processes, **threads}
+
+    def threads(self) -> list[Thread]:
+        return [Thread(pid, pid, s, STEPS, 0, 0) for pid, s in self._listed.items() if s]
+
+    def members(self, slot: int) -> int:
+        return sum(s == slot for s in self._listed.values())
+
+    def clear(self, slot: int) -> None:
+        self._rows.clear(slot)
+        self._hists[slot] = tracer._Changes(np.zeros(len(MEASURES) * BUCKETS, dtype=np.uint32))
+
+    def release(self, slot: int) -> None:
+        self._rows.release(slot)
+        self._hists.pop(slot, None)
+
+    def cpus(self) -> Any:
+        return self._records.copy()
+
+    def irq(self, line: int) -> list[tuple[int, int]]:
+        return [(1, 1000)] * self._cpus
+
+    def set_irq_source(self, line: int, source: str) -> None:
+        pass
+
+    def slows(self, limit: int = 2048) -> Any:
+        return np.zeros(0, dtype=tracer._SLOW)
+
+    def edges(self, limit: int = 512) -> list[Any]:
+        return []
+
+    def recursion_misses(self) -> int:
+        return 0
+
+    def losses(self, cpus: Any) -> dict[str, int]:
+        return dict.fromkeys((*layout.LOSSES, "torn"), 0)
+
+    # What the programs would have done.
+
+    def pass_second(self) -> None:
+        """One second of steps, interrupts and idle times."""
+        random = self._random
+        for slot in set(self._listed.values()) - {layout.NO_SLOT}:
+            for cpu in (slot * 7 + np.arange(min(SPREAD, self._cpus))) % self._cpus:
+                row = self._rows.live[cpu, slot]
+                row["seq"] += 2
+                row["steps"] += STEPS // SPREAD
+                row["step_ns"] += STEPS // SPREAD * 5_000_000
+                row["stage_ns"][:] += STEPS // SPREAD * 1000
+                row["gates"][0] += STEPS // SPREAD
+                row["sources"][1] += STEPS // SPREAD
+            live = self._hists[slot].live.reshape(len(MEASURES), BUCKETS)
+            for measure in live:
+                centre = int(random.integers(60, 200))
+                np.add.at(measure, random.integers(centre, centre + 40, STEPS), 1)
+        records = self._records
+        for name, kinds in (("vector_count", 3), ("softirq_count", 4), ("idle_count", 4)):
+            records[name][:, :kinds] += np.uint64(250)
+            records[name.replace("count", "ns")][:, :kinds] += np.uint64(40_000_000)
+        records["freq_khz"][:] = 2_400_000
+        at = random.integers(60, 120, (self._cpus, 20))
+        for cpu in range(self._cpus):
+            for kind in range(4):
+                self._soft_live[cpu, kind, at[cpu]] += 1
+        self._idle_live[1, random.integers(100, 140, 50)] += 1
+
+
+def made_up(cpus: int) -> MadeUp:
+    """For a machine whose highest CPU number is ``cpus - 1``."""
+    return cast(MadeUp, MadeUp(cpus))
