@@ -1,0 +1,72 @@
+"""A policy that reads all processes is planned and switched on once it has, not before."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agenttop import slices
+from agenttop.engine import Engine
+from agenttop.options import EngineOptions
+from agenttop.policies.base import Targets
+from agenttop.slices import Job
+
+
+class Policies:
+    """Demote has much to read, guard nothing."""
+
+    guardian = None
+    on: tuple[str, ...] = ()
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
+        self.switched: list[tuple[str, bool]] = []
+
+    def look(self, name: str) -> Job | None:
+        return self._read() if name == "demote" else None
+
+    def _read(self) -> Job:
+        for _ in range(self.pieces):
+            yield
+
+    def set(self, name: str, on: bool, targets: Targets, trial: bool) -> list[Any]:
+        self.switched.append((name, on))
+        return []
+
+    def plan(self, name: str, targets: Targets) -> list[Any]:
+        return []
+
+    def tick(self, targets: Targets) -> list[Any]:
+        return []
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr(slices, "SLICE_S", 0.0)  # each slice is one piece
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Engine(EngineOptions(), ours)
+
+
+def test_it_is_switched_on_at_the_end_of_its_reading(engine: Engine) -> None:
+    engine._policies = policies = Policies(3)  # type: ignore[assignment]
+    engine._switch("guard", True)
+    engine._switch("demote", True)
+    assert policies.switched == [("guard", True)]
+    assert engine._plan("demote") == ["the processes are being read"]
+    while engine._jobs:
+        engine._jobs.run()
+    assert policies.switched == [("guard", True), ("demote", True)]
+    assert engine._plan("demote") == []
+
+
+def test_switched_off_before_that_it_never_was_on(engine: Engine) -> None:
+    engine._policies = policies = Policies(3)  # type: ignore[assignment]
+    engine._switch("demote", True)
+    engine._switch("demote", False)
+    while engine._jobs:
+        engine._jobs.run()
+    assert policies.switched == [("demote", False)]
