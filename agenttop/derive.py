@@ -157,7 +157,8 @@ def _fit(values: Sequence[int | None], length: int) -> list[int]:
 
 def build(view: View) -> shot.Snapshot:
     """The Snapshot over the interval from ``start`` to ``end``."""
-    found = figures(view.sums.counts, lambda totals: _lost_zeros(view.owners, totals))
+    rows = view.sums.slots * BLOCK
+    found = figures(view.sums.counts, rows, lambda totals: _lost_zeros(view.owners, totals))
     interval = view.end.t_ns - view.start.t_ns
     agents = _agents(view, found)
     agents.sort(key=lambda agent: agent.id)
@@ -224,7 +225,7 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
         if view.hdr:
             from agenttop import hdr
 
-            counts = view.sums.counts[row]
+            counts = view.sums.counts.row(row)
             out.hdr = hdr.encode(counts, total - int(counts.sum()))
         return out
 

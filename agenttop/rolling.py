@@ -1,9 +1,8 @@
 """Windows over histograms that only grow: add what is new, take off what has expired.
 
 The engine sends cumulative counts of the buckets that changed. A Tick holds
-what one Sample added (sparse); a Sums is the dense total over some Ticks.
-Keeping a window up to date costs as much as there are changed buckets, never
-as much as there are histograms.
+what one Sample added; a Sums is the total over some Ticks. Both cost memory
+for the buckets in use alone (sparse.py).
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agenttop.histogram import BUCKETS, EDGES
 from agenttop.model import CpuCounters, Histogram, Trust
+from agenttop.sparse import Cells, summed
+from agenttop.sparse import Ints as Ints
 from agenttop.words import MEASURES, SOFTIRQS
 
-Ints = NDArray[np.int64]
 #: A label of a cause: the cause's name, and the label's words.
 Label = tuple[str, tuple[int, ...]]
 
@@ -31,7 +30,8 @@ _SLOT_CELLS: Final = BLOCK * BUCKETS
 RATIOS: Final = ((1, 2), (99, 100), (999, 1000))
 #: A percentile with fewer samples than this beyond it is an estimate.
 BEYOND: Final = 5
-_GROUP: Final = 32
+#: As numbers of 32 bits cells take half the memory.
+_SMALL: Final = np.iinfo(np.int32).max
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class Tick:
 
     start: Boundary
     end: Boundary
-    #: Flat positions in Sums.counts (each once), and what was added there.
+    #: Positions in Sums.counts (each once, rising), and what was added there.
     cells: Ints
     added: Ints
     #: Slots with scalars, and theirs: shape (slots, scalars).
@@ -65,6 +65,47 @@ class Tick:
     labels: dict[int, dict[Label, list[int]]] = field(default_factory=dict)
     #: The scalars of agents that were forgotten, together.
     forgotten: Ints | int = 0
+    #: Time in BPF programs, and the time over which it was measured.
+    bpf_ns: tuple[int, int] = (-1, -1)
+
+    def __post_init__(self) -> None:
+        if self.bpf_ns[0] < 0:
+            before, after = self.start.trust.bpf_ns, self.end.trust.bpf_ns
+            known = before is not None and after is not None and after >= before
+            length = self.end.t_ns - self.start.t_ns
+            self.bpf_ns = ((after or 0) - (before or 0), length) if known else (0, 0)
+        if len(self.cells) and self.cells[-1] <= _SMALL and self.added.max() <= _SMALL:
+            self.cells, self.added = self.cells.astype(np.int32), self.added.astype(np.int32)
+
+    @property
+    def weight(self) -> int:
+        """About the memory that it takes, bytes."""
+        own = self.cells.nbytes + self.added.nbytes + self.scalars.nbytes
+        return own + 400 * len(self.slots) + 2000 * len(self.end.cpus) + 1000
+
+    def joined(self, other: Tick) -> Tick:
+        """This one and the one that follows as one."""
+        both = summed(
+            np.concatenate([self.cells, other.cells]), np.concatenate([self.added, other.added])
+        )
+        slots = np.union1d(self.slots, other.slots)
+        scalars = np.zeros((len(slots), self.scalars.shape[1]), dtype=np.int64)
+        sums = Sums(0, 0)
+        for each in (self, other):
+            scalars[np.searchsorted(slots, each.slots)] += each.scalars
+            sums.take(each)
+        return Tick(
+            self.start,
+            other.end,
+            both.keys,
+            both.counts,
+            slots,
+            scalars,
+            sums.cpu_steps,
+            sums.labels,
+            self.forgotten + other.forgotten,
+            (self.bpf_ns[0] + other.bpf_ns[0], self.bpf_ns[1] + other.bpf_ns[1]),
+        )
 
     def forget(self, slots: set[int], agents: set[int]) -> None:
         """Drop what belongs to these slots (they get another owner); ``agents`` are those of them
@@ -84,12 +125,12 @@ class Tick:
 
 @dataclass
 class Sums:
-    """Totals over some Ticks, dense."""
+    """Totals over some Ticks."""
 
     slots: int
     width: int
-    #: Shape (slots * BLOCK, BUCKETS).
-    counts: Ints = field(init=False)
+    #: A table of (slots * BLOCK, BUCKETS).
+    counts: Cells = field(default_factory=Cells)
     #: Shape (slots, width).
     scalars: Ints = field(init=False)
     #: Shape (width,), as Tick has it.
@@ -101,32 +142,25 @@ class Sums:
     bpf_time_ns: int = 0
 
     def __post_init__(self) -> None:
-        self.counts = np.zeros((self.slots * BLOCK, BUCKETS), dtype=np.int64)
         self.scalars = np.zeros((self.slots, self.width), dtype=np.int64)
         self.forgotten = np.zeros(self.width, dtype=np.int64)
 
-    def grow(self, slots: int) -> None:
-        """Room for more slots."""
-        more = slots - self.slots
-        if more > 0:
-            self.counts = np.concatenate(
-                [self.counts, np.zeros((more * BLOCK, BUCKETS), dtype=np.int64)]
-            )
-            self.scalars = np.concatenate(
-                [self.scalars, np.zeros((more, self.width), dtype=np.int64)]
-            )
-            self.slots = slots
+    def resize(self, slots: int) -> None:
+        """Room for so many slots; those that go are not in use."""
+        kept = self.scalars[:slots]
+        self.scalars = np.zeros((slots, self.width), dtype=np.int64)
+        self.scalars[: len(kept)] = kept
+        self.slots = slots
 
     def add(self, tick: Tick, sign: int = 1) -> None:
         """Count a Tick in, or (sign -1) out again."""
-        flat = self.counts.reshape(-1)
-        if sign > 0:
-            flat[tick.cells] += tick.added
-            self.scalars[tick.slots] += tick.scalars
-        else:
-            flat[tick.cells] -= tick.added
-            self.scalars[tick.slots] -= tick.scalars
+        self.counts.add(tick.cells, tick.added, sign)
+        self.scalars[tick.slots] += sign * tick.scalars
         self.forgotten += sign * tick.forgotten
+        self.take(tick, sign)
+
+    def take(self, tick: Tick, sign: int = 1) -> None:
+        """Of a Tick, what is no array."""
         for slot, steps in tick.cpu_steps.items():
             mine = self.cpu_steps.setdefault(slot, {})
             for cpu, count in steps.items():
@@ -140,14 +174,12 @@ class Sums:
                     known[label] = total
                 else:
                     known.pop(label, None)
-        before, after = tick.start.trust.bpf_ns, tick.end.trust.bpf_ns
-        if before is not None and after is not None and after >= before:
-            self.bpf_ns += sign * (after - before)
-            self.bpf_time_ns += sign * (tick.end.t_ns - tick.start.t_ns)
+        self.bpf_ns += sign * tick.bpf_ns[0]
+        self.bpf_time_ns += sign * tick.bpf_ns[1]
 
     def clear(self) -> None:
         """As if no Tick had been added."""
-        self.counts[:] = 0
+        self.counts = Cells()
         self.scalars[:] = 0
         self.forgotten[:] = 0
         self.cpu_steps.clear()
@@ -157,54 +189,45 @@ class Sums:
     def forget(self, slots: Iterable[int], agents: Iterable[int]) -> None:
         """Zero these slots (see Tick.forget)."""
         self.forgotten += self.scalars[list(agents)].sum(axis=0)
+        _forget(self.counts, slots)
         for slot in slots:
-            self.counts[slot * BLOCK : (slot + 1) * BLOCK] = 0
             self.scalars[slot] = 0
             self.cpu_steps.pop(slot, None)
             self.labels.pop(slot, None)
 
 
+def _forget(cells: Cells, slots: Iterable[int]) -> None:
+    cells.keep(~np.isin(cells.keys // _SLOT_CELLS, list(slots)))
+
+
 class Cumulative:
-    """The counts as the kernel holds them, kept dense so that a Sample can be told from the last.
+    """The counts as the kernel holds them, kept so that a Sample can be told from the last."""
 
-    ``slots`` owners with BLOCK histograms each.
-    """
-
-    def __init__(self, slots: int) -> None:
-        self.counts: Ints = np.zeros((slots * BLOCK, BUCKETS), dtype=np.int64)
-
-    def grow(self, slots: int) -> None:
-        """Room for more slots."""
-        more = slots * BLOCK - len(self.counts)
-        if more > 0:
-            self.counts = np.concatenate([self.counts, np.zeros((more, BUCKETS), dtype=np.int64)])
+    def __init__(self) -> None:
+        self.counts = Cells()
 
     def forget(self, slots: Iterable[int]) -> None:
         """Zero these slots."""
-        for slot in slots:
-            self.counts[slot * BLOCK : (slot + 1) * BLOCK] = 0
+        _forget(self.counts, slots)
 
     def update(self, rows: list[tuple[int, Histogram]], full: set[int]) -> tuple[Ints, Ints]:
         """Take in the histograms of a Sample: (row, Histogram) pairs.
 
         Rows in ``full`` are given with all their buckets, so one that is not
-        named has become 0. Gives the changed cells (flat positions, each
-        once) and what was added there; a count that went back adds 0.
+        named has become 0. Gives the changed cells (positions, each once and
+        rising) and what was added there; a count that went back adds 0.
         """
-        flat = self.counts.reshape(-1)
-        cells, now = unpack(rows)
+        cells, now = unpack(sorted(rows, key=_row))
+        added = np.maximum(now - self.counts.get(cells), 0)
         if full:
-            chosen = np.array(sorted(full), dtype=np.int64)
-            dense = np.zeros((len(chosen), BUCKETS), dtype=np.int64)
-            where = np.searchsorted(chosen, cells // BUCKETS)
-            dense[where, cells % BUCKETS] = now
-            changed = np.nonzero(dense != self.counts[chosen])
-            cells = chosen[changed[0]] * BUCKETS + changed[1]
-            now = dense[changed]
-        added = np.maximum(now - flat[cells], 0)
-        flat[cells] = now
+            self.counts.keep(~np.isin(self.counts.keys // BUCKETS, list(full)))
+        self.counts.put(cells, now)
         used = added > 0
         return cells[used], added[used]
+
+
+def _row(pair: tuple[int, Histogram]) -> int:
+    return pair[0]
 
 
 def unpack(rows: list[tuple[int, Histogram]]) -> tuple[Ints, Ints]:
@@ -245,50 +268,36 @@ class Figures:
     maximum: Ints
 
 
-def figures(counts: Ints, lacking: Callable[[Ints], Ints] | None = None) -> Figures:
-    """Totals, percentiles (as histogram.percentiles) and maxima of (rows, BUCKETS) counts, in ns.
+def figures(cells: Cells, rows: int, lacking: Callable[[Ints], Ints] | None = None) -> Figures:
+    """Totals, percentiles (as histogram.percentiles) and maxima of a table's histograms, in ns.
 
-    ``lacking`` tells from the rows' totals how many values of 0 each one
-    lacks. Works in two steps, groups
-    of buckets first, so that it reads the counts once and accumulates only a
-    thirty-second of them.
+    ``lacking`` tells from the rows' totals how many values of 0 each one lacks.
     """
-    rows = len(counts)
-    grouped = counts.reshape(rows, BUCKETS // _GROUP, _GROUP)
-    groups = grouped.sum(axis=2)
-    total: Ints = groups.sum(axis=1)
+    keys, counts = cells.keys, cells.counts
+    if len(counts) and counts.min() <= 0:
+        keys, counts = keys[counts > 0], counts[counts > 0]
+    row, bucket = np.divmod(keys, BUCKETS)
+    first = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1]))) if len(row) else row
+    last = np.append(first[1:], len(row))[: len(first)] - 1
+    used = row[first]
+    sums = counts.cumsum()
+    before = sums[first] - counts[first]
+    total = np.zeros(rows, dtype=np.int64)
+    total[used] = sums[last] - before
     zeros = lacking(total) if lacking else np.zeros(rows, dtype=np.int64)
-    groups[:, 0] += zeros
     total += zeros
-    values = np.full((rows, len(RATIOS)), -1, dtype=np.int64)
-    maximum = np.full(rows, -1, dtype=np.int64)
-    used = np.flatnonzero(total)
-    if not len(used):
-        return Figures(total, values, maximum)
-    groups = groups[used]
-    cumulative = groups.cumsum(axis=1)
-    line = np.arange(len(used))
-
-    def inside_of(group: Ints) -> Ints:
-        inner: Ints = grouped[used, group]
-        inner[:, 0] += np.where(group == 0, zeros[used], 0)
-        return inner
-
+    # Where nothing is counted there are values of 0 alone, or none at all.
+    maximum = np.where(total > 0, EDGES[1] - 1, -1)
+    values = np.repeat(np.where(total > 0, 0, -1)[:, None], len(RATIOS), axis=1)
+    maximum[used] = EDGES[bucket[last] + 1] - 1
     for column, (part, whole) in enumerate(RATIOS):
-        rank = np.maximum(-(-total[used] * part // whole), 1)
-        group = (cumulative < rank[:, None]).sum(axis=1)
-        before = cumulative[line, group] - groups[line, group]
-        inner = inside_of(group)
-        inner_cumulative = inner.cumsum(axis=1) + before[:, None]
-        place = (inner_cumulative < rank[:, None]).sum(axis=1)
-        inside = inner[line, place]
-        below = inner_cumulative[line, place] - inside
-        bucket = group * _GROUP + place
-        low, high = EDGES[bucket], EDGES[bucket + 1]
-        values[used, column] = low + ((high - low) * (rank - below - 0.5) / inside).astype(np.int64)
-    group = groups.shape[1] - 1 - np.argmax(groups[:, ::-1] > 0, axis=1)
-    place = _GROUP - 1 - np.argmax(inside_of(group)[:, ::-1] > 0, axis=1)
-    maximum[used] = EDGES[group * _GROUP + place + 1] - 1
+        # The smallest value with part / whole of all at or below it, but for the zeros.
+        rank = total[used] - total[used] * (whole - part) // whole - zeros[used]
+        at = np.clip(np.searchsorted(sums, before + np.maximum(rank, 1)), first, last)
+        below = sums[at] - counts[at] - before
+        low, high = EDGES[bucket[at]], EDGES[bucket[at] + 1]
+        inside = low + ((high - low) * (rank - below - 0.5) / counts[at]).astype(np.int64)
+        values[used, column] = np.where(rank > 0, inside, 0)
     return Figures(total, values, maximum)
 
 

@@ -1,8 +1,9 @@
 """Samples in, Snapshots out: windows, trends, markers, the slowest steps.
 
 Everything is told from differences of counters over measured monotonic time.
-Memory is bounded: a rolling window of sparse Ticks, dense sums for that
-window and for the time since the last policy toggle, a trend of fixed length.
+Memory is bounded: a rolling window of Ticks (neighbours are joined where they
+take too much), sums for that window and for the time since the last policy
+toggle, a trend of fixed length. What nothing is counted of takes none.
 """
 
 from __future__ import annotations
@@ -22,14 +23,24 @@ from agenttop.history import History
 from agenttop.model import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
 from agenttop.rolling import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
 from agenttop.snapshot import Snapshot
+from agenttop.sparse import summed
 from agenttop.words import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
 
 #: Exemplars shown per agent.
 EXEMPLARS: Final = 16
 #: Kept per agent at most, whatever order they come in.
 _MOST_EXEMPLARS: Final = 512
-#: Ended agents that are kept at most (each one takes 240 kB); of others only the totals are.
+#: Of all agents together.
+_MOST_IN_ALL: Final = 16_384
+#: Ended agents that are kept at most; of others only the totals are.
 MAX_GONE: Final = 64
+#: Slots at first; they are halved again where half of them are free.
+_SLOTS: Final = 16
+#: What the window's Ticks may take, bytes.
+MAX_TICKS: Final = 24 << 20
+#: Points of the trends of all agents together (230 bytes each), and of one at least.
+MAX_POINTS: Final = 65_536
+_FEWEST_POINTS: Final = 60
 _MEASURE_ROW: Final = {name: row for row, name in enumerate(MEASURES)}
 _SOFTIRQ_ROW: Final = {name: row for row, name in enumerate(SOFTIRQS)}
 _SLOW: Final = [STAGES.index(stage) for stage in SLOWPATH_STAGES]
@@ -91,16 +102,18 @@ class Store:
 
     def _start(self) -> None:
         """Forget all counters: there was no Sample yet, or the engine started anew."""
-        slots = 16
+        slots = _SLOTS
         self._last: Sample | None = None
         self._boundary: Boundary | None = None
         self._irq_names: dict[str, str] = {}
-        self._current = Cumulative(slots)
+        self._current = Cumulative()
         self._window = Sums(slots, SCALARS)
         self._since = Sums(slots, SCALARS)
         self._since_start: Boundary | None = None
         self._ticks: deque[Tick] = deque()
-        self._free = list(range(slots - 1, -1, -1))
+        self._weight = 0
+        #: A heap: the lowest come first, so that the highest become free.
+        self._free = list(range(slots))
         self._agents: dict[int, _Record] = {}
         self._gone: list[_Record] = []
         self._cpu_slots: dict[int, int] = {}
@@ -257,6 +270,7 @@ class Store:
         else:
             tick = Tick(start, end, cells, added, slots, scalars, cpu_steps, labels)
             self._ticks.append(tick)
+            self._weight += tick.weight
             self._window.add(tick)
             self._since.add(tick)
             self._take_trend(tick)
@@ -368,18 +382,20 @@ class Store:
         line = np.full(self._window.slots, -1, dtype=np.int64)
         line[[record.slot for record in records]] = np.arange(len(records))
         lines = line[cells // (BLOCK * BUCKETS)]
-        counts = np.zeros((len(records), BUCKETS), dtype=np.int64)
         known = lines >= 0
-        counts[lines[known], cells[known] % BUCKETS] = tick.added[mine[known]]
-        found = figures(counts)
+        counts = summed(lines[known] * BUCKETS + cells[known] % BUCKETS, tick.added[mine[known]])
+        found = figures(counts, len(records))
         oldest = tick.end.t_ns - self.history_ns
+        most = max(MAX_POINTS // len(records), _FEWEST_POINTS)
+        # Most agents make no step in most ticks: one point serves them all.
+        none = TrendPoint(tick.end.t_ns, 0, None, None, None)
         for record, total, values in zip(
             records, found.total.tolist(), found.values.tolist(), strict=True
         ):
-            p50, p99, p999 = (None if v < 0 else v for v in values)
-            record.trend.append(TrendPoint(tick.end.t_ns, total, p50, p99, p999))
-            while record.trend[0].t_ns < oldest:
-                record.trend.popleft()
+            trend = record.trend
+            trend.append(TrendPoint(tick.end.t_ns, total, *values) if total else none)
+            while trend[0].t_ns < oldest or len(trend) > most:
+                trend.popleft()
 
     def _take_exemplars(self, sample: Sample) -> None:
         for exemplar in sample.exemplars:
@@ -392,6 +408,9 @@ class Store:
                 since = self._since_start.t_ns if self._since_start else sample.t_ns
                 oldest = min(sample.t_ns - self.window_ns, since)
                 record.exemplars = _worth_keeping(record.exemplars, oldest)
+        if sum(len(record.exemplars) for record in self._agents.values()) > _MOST_IN_ALL:
+            for record in self._agents.values():
+                record.exemplars = sorted(record.exemplars, key=_slow_first)[:EXEMPLARS]
 
     def _take_policies(self, sample: Sample, first: bool) -> None:
         for policy in sample.policies:
@@ -414,10 +433,25 @@ class Store:
     def _take_slot(self) -> int:
         if not self._free:
             slots = self._window.slots
-            for table in (self._current, self._window, self._since):
-                table.grow(2 * slots)
-            self._free = list(range(2 * slots - 1, slots - 1, -1))
-        return self._free.pop()
+            self._resize(2 * slots)
+            self._free = list(range(slots, 2 * slots))
+        return heapq.heappop(self._free)
+
+    def _resize(self, slots: int) -> None:
+        for sums in (self._window, self._since):
+            sums.resize(slots)
+
+    def _shrink(self) -> None:
+        """Give back what a burst of agents took."""
+        slots = self._window.slots
+        while (
+            slots > _SLOTS and sum(slot >= slots // 2 for slot in self._free) == slots - slots // 2
+        ):
+            slots //= 2
+            self._free = [slot for slot in self._free if slot < slots]
+        if slots < self._window.slots:
+            heapq.heapify(self._free)
+            self._resize(slots)
 
     def _retire(self, record: _Record) -> None:
         """The agent has ended: keep it while its steps lie in the window."""
@@ -427,8 +461,22 @@ class Store:
 
     def _expire(self, now_ns: int) -> None:
         while len(self._ticks) > 1 and not _inside(self._ticks[0], now_ns, self.window_ns):
-            self._window.add(self._ticks.popleft(), -1)
+            tick = self._ticks.popleft()
+            self._window.add(tick, -1)
+            self._weight -= tick.weight
+        if self._weight > MAX_TICKS:
+            self._thin()
         self._reap(now_ns)
+
+    def _thin(self) -> None:
+        """Half as many Ticks, but for the newest, where they take too much."""
+        self._weight = sum(tick.weight for tick in self._ticks)
+        while self._weight > MAX_TICKS and len(self._ticks) > 2:
+            *ticks, newest = self._ticks
+            pairs = zip(ticks[::2], ticks[1::2], strict=False)
+            rest = ticks[len(ticks) // 2 * 2 :]
+            self._ticks = deque([*(a.joined(b) for a, b in pairs), *rest, newest])
+            self._weight = sum(tick.weight for tick in self._ticks)
 
     def _reap(self, now_ns: int) -> None:
         """Free the slots of ended agents whose steps have left the window."""
@@ -438,7 +486,9 @@ class Store:
         spare = len(self._gone) - len(lost) - MAX_GONE
         if spare > 0:
             stay = [r for r in self._gone if id(r) not in lost]
-            lost |= {id(r) for r in sorted(stay, key=lambda r: r.seen_ns)[:spare]}
+            # The highest slots go first, so that the table can shrink.
+            oldest_first = sorted(stay, key=lambda r: (r.seen_ns, -r.slot))
+            lost |= {id(r) for r in oldest_first[:spare]}
         if not lost:
             return
         gone = [record for record in self._gone if id(record) in lost]
@@ -454,7 +504,9 @@ class Store:
         for sums in (self._window, self._since):
             sums.forget(slots, agents)
         self._current.forget(slots)
-        self._free.extend(slots)
+        for slot in slots:
+            heapq.heappush(self._free, slot)
+        self._shrink()
 
 
 def _inside(tick: Tick, now_ns: int, window_ns: int) -> bool:

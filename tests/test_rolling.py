@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from agenttop import histogram
 from agenttop.model import Histogram
-from agenttop.rolling import BLOCK, Cumulative, estimated, figures, unpack
+from agenttop.rolling import BLOCK, Cumulative, Figures, Ints, estimated, unpack
+from agenttop.rolling import figures as of_cells
+from agenttop.sparse import Cells
 
 VALUES = st.lists(
     st.one_of(st.integers(0, 200), st.integers(0, histogram.MAX_VALUE_NS)), max_size=60
@@ -30,6 +33,11 @@ def packed(counts: dict[int, int]) -> Histogram:
         np.array(list(counts), dtype="<u2").tobytes(),
         np.array(list(counts.values()), dtype="<u8").tobytes(),
     )
+
+
+def figures(counts: Ints, lacking: Callable[[Ints], Ints] | None = None) -> Figures:
+    """Of a whole table."""
+    return of_cells(Cells.of(counts), len(counts), lacking)
 
 
 @given(st.lists(VALUES, min_size=1, max_size=5))
@@ -81,25 +89,25 @@ def test_fewer_than_five_samples_beyond_make_an_estimate(total: int, marks: list
 
 
 def test_only_what_is_new_is_added() -> None:
-    table = Cumulative(1)
+    table = Cumulative()
     table.update([(0, packed({3: 5, 9: 1}))], set())
     cells, added = table.update([(0, packed({3: 7}))], set())
     assert (cells.tolist(), added.tolist()) == ([3], [2])
 
 
 def test_a_full_histogram_zeroes_what_it_does_not_name() -> None:
-    table = Cumulative(1)
+    table = Cumulative()
     table.update([(1, packed({3: 5, 9: 1}))], set())
     cells, added = table.update([(1, packed({3: 6}))], {1})
     assert (cells.tolist(), added.tolist()) == ([histogram.BUCKETS + 3], [1])
-    assert table.counts[1, 9] == 0
+    assert table.counts.row(1)[9] == 0
     # ... and counting goes on from there.
     _, added = table.update([(1, packed({9: 2}))], set())
     assert added.tolist() == [2]
 
 
 def test_a_count_that_goes_back_adds_nothing() -> None:
-    table = Cumulative(1)
+    table = Cumulative()
     table.update([(0, packed({3: 5}))], set())
     assert table.update([(0, packed({3: 2}))], set())[1].tolist() == []
     assert table.update([(0, packed({3: 3}))], set())[1].tolist() == [1]
@@ -107,10 +115,12 @@ def test_a_count_that_goes_back_adds_nothing() -> None:
 
 @given(st.binary(max_size=64), st.binary(max_size=256))
 def test_foreign_bytes_never_reach_beyond_the_table(buckets: bytes, counts: bytes) -> None:
-    table = Cumulative(1)
+    table = Cumulative()
     cells, added = table.update([(BLOCK - 1, Histogram(buckets, counts))], set())
     assert len(set(cells.tolist())) == len(cells) == len(added)
-    assert all((BLOCK - 1) * histogram.BUCKETS <= c < table.counts.size for c in cells.tolist())
+    assert all(
+        (BLOCK - 1) * histogram.BUCKETS <= c < BLOCK * histogram.BUCKETS for c in cells.tolist()
+    )
     assert (added > 0).all()
 
 

@@ -313,6 +313,43 @@ def test_memory_stays_bounded_with_thousands_of_short_agents() -> None:
     assert all(agent.steps == 1 and agent.step.sum_ns == 8 * agent.id for agent in snapshot.agents)
 
 
+def test_a_burst_of_agents_gives_back_what_it_took() -> None:
+    toy, store = Toy(), fresh(window_s=5)
+    store.feed(toy.tick({0: []}))
+    store.feed(toy.tick({n: [(9,) * 8] for n in range(3000)}))
+    assert store._window.slots >= 3000
+    for _ in range(10):
+        store.feed(toy.tick({0: [(9,) * 8]}))
+    assert store._window.slots <= 4 * MAX_GONE
+    assert len(store._current.counts) <= (MAX_GONE + 1) * len(MEASURES)
+    assert telescopes(shot(store))
+
+
+def test_an_agent_that_makes_no_step_takes_next_to_nothing() -> None:
+    toy, store = Toy(), fresh()
+    for _ in range(5):
+        store.feed(toy.tick({n: [] for n in range(50)}))
+    assert len(store._current.counts) == len(store._window.counts) == 0
+    points = {id(point) for n in range(50) for point in store.trend(n)}
+    assert len(points) == 4
+
+
+def test_ticks_that_take_too_much_are_joined_and_the_sums_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agenttop.store.MAX_TICKS", 40_000)
+    toy, store = Toy(), fresh(window_s=20)
+    for second in range(40):
+        store.feed(toy.tick({n: [(second * 100 + n,) * 8] for n in range(5)}))
+        joined = shot(store)
+        seconds = joined.interval_ns // SECOND_NS
+        # The window is as long as its ticks let it be.
+        assert min(second, 15) <= seconds <= 30
+        assert joined.trust.steps == 5 * seconds
+        assert telescopes(joined)
+    assert len(store._ticks) < 15
+
+
 def test_the_steps_of_ended_agents_that_are_not_kept_stay_in_the_totals() -> None:
     toy, store = Toy(), fresh(window_s=10)
     store.feed(toy.tick({0: []}))
