@@ -21,6 +21,7 @@ BENCHES = (
     "demo",
     "causes",
     "large",
+    "fuzz",
 )
 
 
