@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
+import numpy as np
+
 from agenttop import procinfo
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpus import BpfCpus
@@ -164,7 +166,11 @@ class Sampler:
         if not measured:
             return out
         rows = tracer.rows(agent.slot for agent in measured)
-        sums = {name: rows[name].sum(axis=0).tolist() for name, _ in layout.ROW_FIELDS}
+        # All fields are of 64 bits: one sum over the CPUs is one of each field.
+        by_slot = np.ascontiguousarray(rows.swapaxes(0, 1))
+        words = by_slot.view(np.uint64).reshape(*by_slot.shape, -1).sum(axis=1)
+        total = words.view(rows.dtype)[:, 0]
+        sums = {name: total[name].tolist() for name, _ in layout.ROW_FIELDS}
         per_cpu = rows["steps"].T.tolist()
         lite = tracer.level == "lite"
         marked = tracer.steps.marked()

@@ -15,6 +15,8 @@ from agenttop.procinfo import printable
 
 #: After how many reads CPUs without a policy are looked at again (a driver may be loaded).
 _RETRY = 10
+#: The limits are read once in so many reads: they change when somebody sets them.
+_LIMITS = 10
 
 
 def no_frequency() -> str | None:
@@ -40,15 +42,22 @@ class Frequency(NamedTuple):
 class _Policy:
     """CPUs that share a clock share these files."""
 
-    __slots__ = ("current", "high", "low")
+    __slots__ = ("current", "high", "limits", "low", "reads")
 
     def __init__(self, folder: str) -> None:
         self.current = KeptFile(f"{folder}/scaling_cur_freq")
         self.low = KeptFile(f"{folder}/scaling_min_freq")
         self.high = KeptFile(f"{folder}/scaling_max_freq")
+        self.limits: tuple[int | None, int | None] = (None, None)
+        self.reads = 0
 
     def read(self) -> Frequency:
-        return Frequency(self.current.number(), self.low.number(), self.high.number())
+        if self.reads % _LIMITS == 0:
+            self.limits = self.low.number(), self.high.number()
+            self.low.close()
+            self.high.close()
+        self.reads += 1
+        return Frequency(self.current.number(), *self.limits)
 
     def close(self) -> None:
         for file in (self.current, self.low, self.high):

@@ -40,6 +40,12 @@ class _StateFiles:
             self.last = IdleCounters(usage, time_us * 1000, above, below)
         return self.last
 
+    def read_misses(self) -> IdleCounters:
+        """Only what the governor got wrong: the rest is measured elsewhere."""
+        above, below = self.above.number(), self.below.number()
+        self.last = IdleCounters(self.last.entries, self.last.time_ns, above, below)
+        return self.last
+
     def close(self) -> None:
         for file in (self.usage, self.time, self.above, self.below):
             file.close()
@@ -56,7 +62,16 @@ class Idle:
         self._index: dict[int, list[int]] = {}
         self._files: dict[int, list[_StateFiles]] = {}
         self._reads = 0
+        #: CPUs whose misses are read at a time, None: everything is read of all.
+        self._misses_of: int | None = None
         self._discover()
+
+    def only_misses(self, at_once: int) -> None:
+        """From now on entries and times are not read, and misses of so many CPUs at a time."""
+        self._misses_of = at_once
+        for files in self._files.values():
+            for state in files:
+                state.close()
 
     def driver(self) -> str | None:
         """The idle driver in charge, e.g. intel_idle; None if there is none."""
@@ -88,14 +103,20 @@ class Idle:
         if self._reads % _RETRY == 0 and len(self._files) < len(self._cpus):
             self._discover()
         found = {}
-        for cpu, files in self._files.items():
+        few = self._misses_of
+        turns = -(-len(self._files) // few) if few else 1
+        for place, (cpu, files) in enumerate(self._files.items()):
+            turn = place % turns == self._reads % turns
             counters = [IdleCounters() for _ in self.states]
             runs = online is None or cpu in online
             for at, state in zip(self._index[cpu], files, strict=True):
                 if not runs:
                     # Its folder may go, and another come when it is back.
                     state.close()
-                counters[at] = state.read() if runs else state.last
+                if few is not None:
+                    counters[at] = state.read_misses() if runs and turn else state.last
+                else:
+                    counters[at] = state.read() if runs else state.last
             found[cpu] = counters
         return found
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agenttop import paths
 from agenttop.collectors.files import KeptFile
 from agenttop.model import Activity
@@ -35,16 +38,24 @@ _DESCRIPTIONS: Final = {
 _TAIL: Final = re.compile(rb"\s*\S+\s+(?:\d+|(?=-))(?:-\S+)?\s*(?:(?:Level|Edge)\b\s*)?(.*)", re.S)
 
 
-class _Line:
-    """One line as it was last seen: most do not change between two reads."""
+#: A count as the kernel prints it, " %10u" (show_interrupts); more digits make it longer.
+_COLUMN: Final = 11
+_SPACE: Final = ord(" ")
 
-    __slots__ = ("counts", "name", "raw", "vector")
+
+class _Line:
+    """One line as it was last seen: most counts do not change between two reads."""
+
+    __slots__ = ("columns", "counts", "name", "raw", "target")
 
     def __init__(self) -> None:
         self.raw = b""
         self.counts: list[int] = []
         self.name = ""
-        self.vector: str | None = None
+        #: Where its counts go, and under which name; None: nowhere.
+        self.target: tuple[dict[int, dict[str, Activity]], str] | None = None
+        #: Its counts as they were printed, a row each; None: not in columns.
+        self.columns: NDArray[np.uint8] | None = None
 
 
 class Interrupts:
@@ -105,9 +116,26 @@ class Interrupts:
             elif line.raw == row:
                 continue
             line.raw = row
-            self._update(key, line, rest)
+            columns = _columns(rest, len(self._cpus))
+            if columns is not None and line.columns is not None and line.target:
+                self._renew(line, columns)
+            else:
+                self._update(key, line, rest)
+            line.columns = columns
         for key in gone:
             del self._lines[key]
+
+    def _renew(self, line: _Line, columns: NDArray[np.uint8]) -> None:
+        """Take in the counts that are printed otherwise than before."""
+        assert line.target is not None
+        target, name = line.target
+        for i in (columns != line.columns).any(axis=1).nonzero()[0].tolist():
+            try:
+                count = line.counts[i] = int(columns[i].tobytes())
+            except ValueError:
+                continue
+            if count:
+                target[self._cpus[i]][name] = Activity(count)
 
     def _update(self, key: bytes, line: _Line, rest: bytes) -> None:
         width = len(self._cpus)
@@ -129,8 +157,21 @@ class Interrupts:
             if vector is None:
                 return
             target, name = self._vectors, vector
+        line.target = target, name
         old = line.counts
         for i, count in enumerate(counts):
             if count and (not old or old[i] != count):
                 target[self._cpus[i]][name] = Activity(count)
         line.counts = counts
+
+
+def _columns(rest: bytes, width: int) -> NDArray[np.uint8] | None:
+    """The counts of a line as they are printed, shape (CPUs, _COLUMN).
+
+    None if one has more digits than its column: then the next begins with a digit.
+    """
+    size = width * _COLUMN
+    if len(rest) < size or rest[size : size + 1].isdigit():
+        return None
+    columns = np.frombuffer(rest, dtype=np.uint8, count=size).reshape(width, _COLUMN)
+    return columns if (columns[:, 0] == _SPACE).all() else None

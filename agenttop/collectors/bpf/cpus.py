@@ -13,6 +13,9 @@ from agenttop.words import SOFTIRQS, VECTORS
 
 #: Groups of procfs that the programs measure better.
 REPLACED: Final = frozenset({"softirq"})
+#: Of so many CPUs at a time the histograms are looked through, and the governor's misses read:
+#: with more the figures of a Sample are those of one of the Samples just before.
+AT_ONCE: Final = 64
 
 #: What a wake-up straight from an interrupt handler means, by the line's name. Block requests
 #: are known by their own tracepoint; this is for the rest (network drivers that wake without
@@ -38,6 +41,11 @@ class BpfCpus:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self.procfs = ProcfsCpus(skip=REPLACED)
+        if "cpu_idle" not in tracer.missing:
+            self.procfs.idle.only_misses(AT_ONCE)
+        self._reads = 0
+        #: CPU -> softirqs that have run since its histograms were looked through.
+        self._came: dict[int, set[str]] = {}
         self._names: dict[str, str] = {}
         #: Softirqs as of the last read.
         self._softirqs: dict[int, dict[str, Activity]] = {}
@@ -50,26 +58,28 @@ class BpfCpus:
         raw = self._tracer.cpus()
         self._irqs(counters)
         missing = self._tracer.missing
-        for cpu in counters:
+        turns = -(-len(counters) // AT_ONCE)
+        self._reads += 1
+        for place, cpu in enumerate(counters):
             if cpu.cpu >= len(raw):
                 continue
             record = raw[cpu.cpu]
             cpu.vectors |= _activities(VECTORS, record["vector_count"], record["vector_ns"])
             cpu.softirqs = _activities(SOFTIRQS, record["softirq_count"], record["softirq_ns"])
-            came = {
-                name for name, a in cpu.softirqs.items() if a.count != self._last(cpu.cpu, name)
-            }
-            cpu.softirq_latency = self._tracer.softirq_latency(cpu.cpu, full, came)
+            came = self._came.setdefault(cpu.cpu, set())
+            before = self._softirqs.get(cpu.cpu, {})
+            for name, activity in cpu.softirqs.items():
+                if (old := before.get(name)) is None or old.count != activity.count:
+                    came.add(name)
+            if full or place % turns == self._reads % turns:
+                cpu.softirq_latency = self._tracer.softirq_latency(cpu.cpu, full, came)
+                came.clear()
             self._softirqs[cpu.cpu] = cpu.softirqs
             if "cpu_idle" not in missing and cpu.idle:
                 cpu.idle = _idle(cpu.idle, record)
             if cpu.freq_khz is None and record["freq_khz"]:
                 cpu.freq_khz = int(record["freq_khz"])
         return counters, raw
-
-    def _last(self, cpu: int, vector: str) -> int:
-        activity = self._softirqs.get(cpu, {}).get(vector)
-        return activity.count if activity else 0
 
     def irq_names(self) -> dict[str, str]:
         """Line (as text) -> name; also tells the programs what new lines mean."""
@@ -86,14 +96,20 @@ class BpfCpus:
         for cpu in counters:
             for line, activity in cpu.irqs.items():
                 totals[line] = totals.get(line, 0) + activity.count
+        times: dict[str, list[tuple[int, int]] | None] = {}
         for line, total in totals.items():
             first = self._fired.setdefault(line, total)
-            if not line.isdigit() or int(line) >= layout.IRQS:
-                continue
-            times = self._tracer.irq(int(line)) if total != first else None
-            for cpu in counters:
-                if line in cpu.irqs and (times is None or cpu.cpu < len(times)):
-                    cpu.irqs[line].time_ns = times[cpu.cpu][1] if times else 0
+            if line.isdigit() and int(line) < layout.IRQS:
+                times[line] = self._tracer.irq(int(line)) if total != first else None
+        for cpu in counters:
+            for line, activity in cpu.irqs.items():
+                if line not in times:
+                    continue
+                spent = times[line]
+                if spent is None:
+                    activity.time_ns = 0
+                elif cpu.cpu < len(spent):
+                    activity.time_ns = spent[cpu.cpu][1]
 
 
 def _activities(names: tuple[str, ...], counts: Record, times: Record) -> dict[str, Activity]:
