@@ -469,14 +469,17 @@ class Store:
         self._reap(now_ns)
 
     def _thin(self) -> None:
-        """Half as many Ticks, but for the newest, where they take too much."""
+        """Fewer Ticks, where they take too much: neighbours that are short are joined."""
+        longest = self.window_ns // 8
+        kept: list[Tick] = []
+        *ticks, newest = self._ticks
+        for tick in ticks:
+            if kept and tick.end.t_ns - kept[-1].start.t_ns <= longest:
+                kept[-1] = kept[-1].joined(tick)
+            else:
+                kept.append(tick)
+        self._ticks = deque([*kept, newest])
         self._weight = sum(tick.weight for tick in self._ticks)
-        while self._weight > MAX_TICKS and len(self._ticks) > 2:
-            *ticks, newest = self._ticks
-            pairs = zip(ticks[::2], ticks[1::2], strict=False)
-            rest = ticks[len(ticks) // 2 * 2 :]
-            self._ticks = deque([*(a.joined(b) for a, b in pairs), *rest, newest])
-            self._weight = sum(tick.weight for tick in self._ticks)
 
     def _reap(self, now_ns: int) -> None:
         """Free the slots of ended agents whose steps have left the window."""
