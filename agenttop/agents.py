@@ -157,9 +157,10 @@ class Rules:
             return cls(rules, " ".join(f"--agent {text}" for text in given))
         if agents_file is not None:
             return _read(Path(agents_file))
-        own = paths.config() / "agents.yaml"
+        own = paths.config()
         # os.path: a folder that may not be entered (another user's HOME) has none for us.
-        return _read(own if os.path.exists(own) else BUILTIN)
+        mine = own is not None and os.path.exists(own / "agents.yaml")
+        return _read(own / "agents.yaml" if own and mine else BUILTIN)
 
     def read(self, pid: int, root: str | None = None) -> ProcInfo | None:
         """A process with what these rules ask for; None if it is gone."""

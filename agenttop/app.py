@@ -21,7 +21,7 @@ from textual.events import Resize
 from textual.theme import BUILTIN_THEMES
 from textual.theme import Theme as TextualTheme
 
-from agenttop import perfetto, themes
+from agenttop import outfile, perfetto, themes
 from agenttop.breach import Watcher
 from agenttop.columns import COLUMNS, GAP, sort_key
 from agenttop.errors import UserError
@@ -298,19 +298,19 @@ class AgentTop(App[None]):
             return
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(snapshot.wall_s))
         files = {
-            f"agenttop-{stamp}.json": msgspec.json.format(
+            ".json": msgspec.json.format(
                 msgspec.json.encode(attach(snapshot, self.data.history.effect))
             ),
-            f"agenttop-{stamp}.svg": picture(self).encode(),
+            ".svg": picture(self).encode(),
         }
         if self._flight.steps:
-            files[f"agenttop-{stamp}{perfetto.SUFFIX}"] = perfetto.trace(self._flight)
+            files[perfetto.SUFFIX] = perfetto.trace(self._flight)
         try:
-            for name, content in files.items():
-                Path(name).write_bytes(content)
-        except OSError as error:
-            self._main.tell(f"cannot write {name}: {error.strerror}", "error")
+            stem = outfile.new_group(Path(), f"agenttop-{stamp}", files)
+        except (OSError, UserError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            self._main.tell(f"cannot write agenttop-{stamp}: {why}", "error")
             return
         where = clean(os.getcwd(), 120)
-        kinds = ", ".join(name.rpartition(".")[2] for name in files)
-        self._main.tell(f"wrote agenttop-{stamp} ({kinds}) in {where}", "agent")
+        kinds = ", ".join(suffix.rpartition(".")[2] for suffix in files)
+        self._main.tell(f"wrote {stem} ({kinds}) in {where}", "agent")

@@ -8,7 +8,7 @@ often, how many and how large is bounded, and no file is ever overwritten.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import os
 import re
 import time
@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agenttop import options, paths
+from agenttop import options, outfile, paths
 from agenttop.condition import Condition, parse
 from agenttop.errors import UserError
 from agenttop.format import clean, duration, measured
@@ -57,7 +57,10 @@ class Breach:
         conditions = tuple(dict.fromkeys(map(parse, texts)))
         if args.breach_dir == "":
             raise UserError("--breach-dir '': the name of a directory is wanted")
-        directory = Path(args.breach_dir) if args.breach_dir else paths.user_state() / "breaches"
+        state = paths.user_state()
+        if not args.breach_dir and state is None:
+            raise UserError("--on-breach: you have no home directory: say --breach-dir DIR")
+        directory = Path(args.breach_dir) if args.breach_dir else (state or Path()) / "breaches"
         check(directory)
         return cls(conditions, args.breach_keep, directory)
 
@@ -88,9 +91,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def check(directory: Path) -> None:
     """Make the directory if need be. Raises UserError when nothing can be written there."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(13, os.strerror(13))
+        with outfile.folder(directory, make=True) as fd:
+            if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd):
+                raise PermissionError(13, os.strerror(13))
     except (OSError, ValueError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UserError(f"--breach-dir {clean(str(directory))}: {why}") from None
@@ -241,25 +244,14 @@ class Watcher:
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(samples[-1].wall_s))
         plain = re.sub(r"[^A-Za-z0-9_-]+", "_", agent)[:40] or "agent"
-        for number in range(1, MOST_DUMPS + 2):
-            again = "" if number == 1 else f"-{number}"
-            path = directory / f"{_PREFIX}{stamp}-{plain}{again}{SUFFIX}"
-            with contextlib.suppress(FileExistsError):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(path, flags, 0o600)
-                break
-        else:
-            raise FileExistsError(17, os.strerror(17))
-        try:
-            with open(descriptor, "wb", buffering=0) as file:
-                writer = Writer(file, self._delay_s)
-                for sample in samples:
-                    writer.add(sample)
-                writer.close()
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path
+        whole = io.BytesIO()
+        writer = Writer(whole, self._delay_s)
+        for sample in samples:
+            writer.add(sample)
+        writer.close()
+        stem = f"{_PREFIX}{stamp}-{plain}"
+        free = outfile.new_group(directory, stem, {SUFFIX: whole.getvalue()}, 0o600)
+        return directory / f"{free}{SUFFIX}"
 
 
 def _told(condition: Condition, agent: Agent, value_ns: int) -> str:

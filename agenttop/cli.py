@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from agenttop import __version__
+from agenttop import __version__, isolated
 from agenttop.errors import UserError
 from agenttop.format import clean
 
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 a check failed, 2 the user can mend it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _whole_streams()
+    isolated.tidy()
     # numpy would start a thread for each CPU, in the engine too, for products that nobody forms.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

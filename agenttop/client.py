@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from typing import Final
 
 import msgspec
 
+from agenttop import isolated
 from agenttop.errors import UserError
 from agenttop.model import Command, Failure, Message, Sample
 from agenttop.options import EngineOptions
@@ -27,13 +27,12 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
+                isolated.python(
                     "-m",
                     "agenttop.start_engine",
                     str(theirs.fileno()),
                     msgspec.json.encode(options).decode(),
-                ],
+                ),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 
@@ -21,16 +22,41 @@ def state() -> Path:
     return Path(os.environ.get("AGENTTOP_STATE") or "/run/agenttop")
 
 
-def config() -> Path:
-    """The user's own files: $XDG_CONFIG_HOME/agenttop."""
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(base) / "agenttop"
+def home() -> str | None:
+    """The user's home, by HOME or the passwd file; None for a user who has none."""
+    given = os.environ.get("HOME") or ""
+    if not os.path.isabs(given):
+        try:
+            given = pwd.getpwuid(os.geteuid()).pw_dir
+        except KeyError:
+            return None
+    return given if os.path.isabs(given) else None
 
 
-def user_state() -> Path:
-    """What the user's runs leave and may be thrown away: $XDG_STATE_HOME/agenttop."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(base) / "agenttop"
+def _own(variable: str, below_home: str) -> Path | None:
+    """A base directory of the user's own (XDG Base Directory: what is not absolute is ignored)."""
+    given = os.environ.get(variable) or ""
+    if not os.path.isabs(given):
+        folder = home()
+        if folder is None:
+            return None
+        given = os.path.join(folder, below_home)
+    return Path(given) / "agenttop"
+
+
+def config() -> Path | None:
+    """The user's own files: $XDG_CONFIG_HOME/agenttop; None without a home."""
+    return _own("XDG_CONFIG_HOME", ".config")
+
+
+def user_state() -> Path | None:
+    """What the user's runs leave and may be thrown away: $XDG_STATE_HOME/agenttop; or None."""
+    return _own("XDG_STATE_HOME", ".local/state")
+
+
+def user_cache() -> Path | None:
+    """What the user's runs can make anew: $XDG_CACHE_HOME/agenttop; None without a home."""
+    return _own("XDG_CACHE_HOME", ".cache")
 
 
 def themes() -> Path:

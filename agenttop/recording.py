@@ -24,7 +24,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from agenttop import __version__
+from agenttop import __version__, outfile
 from agenttop.errors import UserError
 from agenttop.format import clean
 from agenttop.model import STREAM_VERSION, Sample
@@ -100,15 +100,18 @@ class Writer:
         self.written += len(data)
 
 
-def create(path: Path) -> BinaryIO:
-    """A new file for a Writer; what is there already is never overwritten. Raises UserError."""
-    name = clean(str(path))
+def create(path: Path | None) -> tuple[BinaryIO, str]:
+    """A new file for a Writer, and its name; what is there is never overwritten.
+
+    None: ``agenttop-20260102-030405.rec`` in the current directory. Raises UserError.
+    """
+    stem = time.strftime("agenttop-%Y%m%d-%H%M%S", time.localtime())
+    name = clean(str(path or f"{stem}.rec"))
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            if path.is_dir():
-                raise UserError(f"-o {name}: is a directory")
-            return path.open("wb", buffering=0)  # a device or a pipe
-        return path.open("xb", buffering=0)
+        if path is None:
+            file, made = outfile.new_named(Path(), stem, ".rec")
+            return file, made
+        return outfile.stream(path) or outfile.new(path), name
     except FileExistsError:
         raise UserError(f"-o {name}: exists already; give another name, or remove it") from None
     except OSError as error:
@@ -236,11 +239,6 @@ class Recording:
                 break
             data += piece
         return data
-
-
-def default_name(now: float) -> Path:
-    """``agenttop-20260102-030405.rec`` in the current directory."""
-    return Path(time.strftime("agenttop-%Y%m%d-%H%M%S.rec", time.localtime(now)))
 
 
 def is_pipe(path: Path) -> bool:

@@ -143,9 +143,9 @@ def _color(word: str, place: str) -> str:
 def available() -> dict[str, Path]:
     """Theme name -> file: the user's own hide those of the program."""
     found = {name: paths.themes() / f"{name}.yaml" for name in BUILTIN}
-    own = paths.config() / "themes"
+    own = paths.config()
     try:
-        mine = sorted(own.glob("*.yaml"))
+        mine = sorted((own / "themes").glob("*.yaml")) if own else []
     except OSError:
         mine = []
     found.update({path.stem: path for path in mine})
@@ -157,7 +157,7 @@ def load(name: str) -> Theme:
 
     Raises UserError with file, line and place.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if "/" not in name and path.suffix not in (".yaml", ".yml"):
         files = available()
         if name not in files:

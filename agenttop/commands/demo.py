@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agenttop import headless, options
+from agenttop import headless, options, outfile
 from agenttop.columns import sort_help
 from agenttop.commands import live
-from agenttop.commands.snapshot import FORMATS, Wanted, check_writable, measure, write_whole
+from agenttop.commands.snapshot import FORMATS, Wanted, measure
 from agenttop.errors import UserError
 from agenttop.format import clean
 from agenttop.options import EngineOptions
@@ -74,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     args.for_s = args.for_s or SNAPSHOT_S
     wanted = Wanted.of(args)
     if wanted.output is not None:
-        check_writable(wanted.output)
+        outfile.check(wanted.output)
 
     def work() -> int:
         with _demo(args.size, wanted.seconds) as demo:
             body = measure(_engine(args, demo), wanted)
         if wanted.output is not None:
-            write_whole(wanted.output, body)
+            outfile.write(wanted.output, body)
         else:
             sys.stdout.flush()
             sys.stdout.buffer.write(body)

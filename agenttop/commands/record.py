@@ -12,14 +12,13 @@ import contextlib
 import os
 import stat
 import sys
-import time
 from pathlib import Path
 from typing import BinaryIO
 
 from agenttop import breach, ending, headless, options
 from agenttop.errors import UserError
-from agenttop.format import clean, count, duration
-from agenttop.recording import Writer, create, default_name
+from agenttop.format import count, duration
+from agenttop.recording import Writer, create
 from agenttop.report import switching
 from agenttop.report.switching import Switching
 from agenttop.store import Store
@@ -53,22 +52,22 @@ def run(args: argparse.Namespace) -> int:
         engine.delay_s = min(engine.delay_s, args.for_s)
     switched = Switching.of(args.switch, args.for_s, engine)
     watched = breach.Breach.of(args)
-    path = None if args.output == "-" else Path(args.output or default_name(time.time()))
+    path = None if args.output in ("-", None) else Path(args.output)
     if args.output == "":
         raise UserError("-o '': the name of a file is wanted")
-    if path is None and os.isatty(1):
+    if args.output == "-" and os.isatty(1):
         raise UserError("-o -: stdout is a terminal; a file or a pipe is wanted")
 
     def work() -> int:
         with contextlib.ExitStack() as stack:
             file: BinaryIO
-            if path is None:
+            if args.output == "-":
                 sys.stdout.flush()
-                file = stack.enter_context(os.fdopen(os.dup(1), "wb", buffering=0))
+                file, name = os.fdopen(os.dup(1), "wb", buffering=0), "stdout"
             else:
-                file = stack.enter_context(create(path))
+                file, name = create(path)
+            stack.enter_context(file)
             told = record(file, engine, switched, args.for_s, watched)
-        name = "stdout" if path is None else clean(str(path))
         print(f"agenttop: {told}: {name}", file=sys.stderr, flush=True)
         return 0
 

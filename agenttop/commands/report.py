@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agenttop import headless, options
-from agenttop.commands.snapshot import check_writable, write_whole
+from agenttop import headless, options, outfile
 from agenttop.errors import UserError
 from agenttop.report import switching
 from agenttop.report.switching import Switching
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if output is not None:
         if not args.output:
             raise UserError("-o '': the name of a file is wanted")
-        check_writable(output)
+        outfile.check(output)
     if args.recording is not None:
         if args.switch:
             raise UserError("--switch is for a measurement, not for a recording")
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _deliver(body: bytes, output: Path | None) -> int:
     if output is not None:
-        write_whole(output, body)
+        outfile.write(output, body)
     else:
         headless.write_out(body)
     return 0

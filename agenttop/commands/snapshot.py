@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import os
-import stat
-import tempfile
 from pathlib import Path
 from typing import Final
 
-from agenttop import breach, headless, options, themes
+from agenttop import breach, headless, options, outfile, themes
 from agenttop.columns import sort_help, sort_key
 from agenttop.errors import UserError
-from agenttop.format import clean
 from agenttop.options import EngineOptions
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
@@ -26,8 +22,6 @@ FORMATS: Final = ("text", "json", "svg")
 #: Cells of an SVG: the screen that it shows.
 SVG_SIZE: Final = (160, 50)
 SECONDS: Final = 5.0
-#: Links that are followed one after the other, as by the kernel.
-_LINKS: Final = 40
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     # A sample at the end of the time, however short it is.
     engine.delay_s = min(engine.delay_s, wanted.seconds)
     if wanted.output is not None:
-        check_writable(wanted.output)
+        outfile.check(wanted.output)
 
     watched = breach.Breach.of(args)
     return headless.quietly(lambda: deliver(measure(engine, wanted, watched), wanted))
@@ -89,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def deliver(body: bytes, wanted: Wanted) -> int:
     """To the file or to stdout; the exit code. Raises UserError."""
     if wanted.output is not None:
-        write_whole(wanted.output, body)
+        outfile.write(wanted.output, body)
     else:
         headless.write_out(body)
     return 0
@@ -190,96 +184,3 @@ def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:
     if wanted.output is None and not headless.speaks_unicode():
         layout = dataclasses.replace(layout, ascii=True)
     return report(snapshot, layout).encode("utf-8", "replace")
-
-
-# --------------------------------------------------------------------------- -o
-
-
-def _special(path: Path) -> bool:
-    """A device, pipe or socket: written to as it is."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
-
-
-def _open_special(path: str, flags: int) -> int:
-    """Not waiting for a pipe's reader to come, but for it to read. Raises UserError."""
-    try:
-        opened = os.open(path, flags | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            raise UserError(f"-o {clean(path)}: nobody reads this pipe") from None
-        raise
-    os.set_blocking(opened, True)
-    return opened
-
-
-def _behind_links(path: Path) -> Path:
-    """The file that is written to. Raises UserError for a link that may have been planted.
-
-    That is what the kernel refuses to follow with fs.protected_symlinks; but here it would not be
-    asked, as the file behind the links is replaced and not opened.
-    """
-    for _ in range(_LINKS):
-        if not path.is_symlink():
-            return path
-        folder, owner = path.parent.stat(), path.lstat().st_uid
-        shared = stat.S_ISVTX | stat.S_IWOTH
-        if folder.st_mode & shared == shared and owner not in (os.geteuid(), folder.st_uid):
-            raise UserError(f"-o {clean(str(path))}: a link that somebody else put there")
-        path = path.parent / os.readlink(path)
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-
-
-def check_writable(path: Path) -> None:
-    """Find out before the measurement whether the result can be written there. Raises UserError."""
-    if os.path.isdir(path):
-        raise UserError(f"-o {clean(str(path))}: is a directory")
-    try:
-        target = _behind_links(path)
-        if _special(path):
-            # A pipe's reader would take a first open and close for the whole.
-            if not path.is_fifo():
-                path.open("ab").close()
-            elif not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
-        os.close(descriptor)
-        os.unlink(name)
-    except OSError as error:
-        raise UserError(f"-o {clean(str(path))}: {error.strerror}") from None
-
-
-def write_whole(path: Path, body: bytes) -> None:
-    """Write all of it or leave what was there. Raises UserError."""
-    try:
-        target = _behind_links(path)
-        if _special(path):
-            with open(path, "wb", opener=_open_special) as file:
-                file.write(body)
-            return
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), _mode(target))
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise UserError(f"-o {clean(str(path))}: {error.strerror}") from None
-
-
-def _mode(target: Path) -> int:
-    """Of the file that is replaced, or what a new one would get."""
-    try:
-        return stat.S_IMODE(target.stat().st_mode)
-    except OSError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from agenttop import headless, options
-from agenttop.commands.snapshot import check_writable, write_whole
+from agenttop import headless, options, outfile
 from agenttop.errors import UserError
 from agenttop.flight import Flight
 from agenttop.format import clean, count
@@ -49,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     if args.recording is not None:
         options.refuse_measuring(args)
     output = Path(args.output)
-    check_writable(output)
+    outfile.check(output)
 
     def work() -> int:
         if args.recording is not None:
             flight = of_recording(args.recording, args.for_s)
         else:
             flight = of_now(options.engine_options(args), args.for_s or SECONDS)
-        write_whole(output, trace(flight))
+        outfile.write(output, trace(flight))
         agents = len({step.agent for step in flight.steps})
         told = f"{count(len(flight.steps))} steps of {count(agents)} agents"
         if not flight.agents:

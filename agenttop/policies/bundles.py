@@ -12,7 +12,6 @@ is a bundle; its name without ``.yaml`` is the bundle's.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from agenttop import yamlfile
+from agenttop import paths, yamlfile
 from agenttop.errors import UserError
 from agenttop.policies import catalog, never
 from agenttop.procinfo import printable
@@ -50,8 +49,8 @@ class Bundle(msgspec.Struct, frozen=True):
 
 def folders() -> list[Path]:
     """Where bundles are looked for; the later wins."""
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return [BUILTIN, Path(base) / "agenttop/policies"]
+    own = paths.config()
+    return [BUILTIN, *([own / "policies"] if own else [])]
 
 
 def load(path: Path) -> Bundle:

@@ -1,4 +1,4 @@
-"""The demo's processes, one kind each: ``python -P -S actors.py KIND ...`` (demo.py starts them).
+"""The demo's processes, one kind each (demo.py starts them).
 
 Each takes the comm of its kind and dies with the demo. The agents wait in
 the gates that such programs really use; what they compute is a busy loop.
@@ -161,7 +161,3 @@ def main(arguments: list[str]) -> None:
     except (UserError, OSError) as error:
         # One line for the demo to pass on.
         sys.exit(f"{name}: {error}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -11,6 +11,7 @@ import stat
 import struct
 from typing import Final
 
+from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.workloads.system import address, libc
 
@@ -34,8 +35,13 @@ def in_memory(path: str) -> str | None:
 
 def candidates() -> list[str]:
     """Directories to try for a temporary file, best first."""
-    wanted = (os.environ.get("TMPDIR"), "/var/tmp", "/tmp", os.path.expanduser("~"), ".")
-    return [path for path in dict.fromkeys(filter(None, wanted)) if os.path.isdir(path)]
+    given = os.environ.get("TMPDIR")
+    wanted = (given, "/var/tmp", "/tmp", paths.home())
+    return [
+        path
+        for path in dict.fromkeys(filter(None, wanted))
+        if os.path.isabs(path) and os.path.isdir(path)
+    ]
 
 
 class BlockFile:

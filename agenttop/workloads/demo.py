@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Final
 
+from agenttop.isolated import PACKAGE_ROOT
 from agenttop.workloads.sources import tcp_pair
 
 #: Size -> how many of each kind of agent.
@@ -27,8 +27,10 @@ LIMIT_S: Final = 3600
 #: On top of it for what starts beside them: the BPF programs, the screen.
 START_S: Final = 60
 
-_SCRIPT: Final = Path(__file__).with_name("actors.py")
-_PACKAGE_ROOT: Final = _SCRIPT.parents[2]
+_START: Final = (
+    "import sys; sys.path.append(sys.argv.pop(1));"
+    "from agenttop.workloads.actors import main; main(sys.argv[1:])"
+)
 
 
 class Demo:
@@ -74,8 +76,17 @@ class Demo:
         numbers = (os.getpid(), self._seconds, seed, self._stretch, fd)
         process = subprocess.Popen(
             # -S: none of them needs a package, and they start in half the time.
-            [sys.executable, "-P", "-S", str(_SCRIPT), kind, name, *map(str, numbers)],
-            env={**os.environ, "PYTHONPATH": str(_PACKAGE_ROOT)},
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                _START,
+                PACKAGE_ROOT,
+                kind,
+                name,
+                *map(str, numbers),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._words,

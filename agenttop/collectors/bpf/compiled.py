@@ -10,19 +10,25 @@ in any case.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
-import tempfile
+import re
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from agenttop import paths
 from agenttop.collectors.bpf import kernel, layout
 
 _FORMAT: Final = 1
+#: What ``keep`` names its files.
+_NAME: Final = re.compile(r"[0-9a-f]{32}\.json")
 _MAX_BYTES: Final = 8 << 20
 #: A ld_imm64 instruction whose value is a map (BPF_PSEUDO_MAP_FD in the source register).
 _LOAD_IMM64: Final = 0x18
@@ -125,14 +131,29 @@ def _replaced(code: bytes, numbers: dict[int, int]) -> bytes:
 # --------------------------------------------------------------------------- the cache
 
 
-def cache_folder() -> Path:
-    """AGENTTOP_CACHE, else /var/cache/agenttop for root and the user's own for others."""
+def cache_folder() -> Path | None:
+    """AGENTTOP_CACHE, else /var/cache/agenttop for root and the user's own for others.
+
+    None for a user without a home, who keeps nothing.
+    """
     if given := os.environ.get("AGENTTOP_CACHE"):
         return Path(given)
-    if os.geteuid() == 0:
-        return Path("/var/cache/agenttop")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "agenttop"
+    return Path("/var/cache/agenttop") if os.geteuid() == 0 else paths.user_cache()
+
+
+def _open_folder(make: bool) -> int:
+    """The folder, if it is ours and nobody else may write there. Raises OSError."""
+    folder = cache_folder()
+    if folder is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if make:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    about = os.fstat(fd)
+    if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    return fd
 
 
 def _key(text: str, programs: Sequence[str]) -> str:
@@ -144,10 +165,16 @@ def recall(text: str, programs: Sequence[str]) -> Compiled | None:
     """What was kept for this text; None if there is nothing, or nothing to be trusted."""
     key = _key(text, programs)
     try:
-        fd = os.open(cache_folder() / f"{key[:32]}.json", os.O_RDONLY | os.O_NOFOLLOW)
+        folder = _open_folder(make=False)
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(f"{key[:32]}.json", flags, dir_fd=folder)
+        finally:
+            os.close(folder)
         with open(fd, "rb") as file:
             about = os.fstat(fd)
-            if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+            ours = about.st_uid == os.geteuid() and about.st_nlink == 1
+            if not ours or about.st_mode & 0o022 or not stat.S_ISREG(about.st_mode):
                 return None
             body = file.read(_MAX_BYTES)
         seal, _, rest = body.partition(b"\n")
@@ -166,7 +193,6 @@ def recall(text: str, programs: Sequence[str]) -> Compiled | None:
 def keep(compiled: Compiled, text: str, programs: Sequence[str]) -> None:
     """Keep it for the next start; where that can't be done, the next start compiles again."""
     key = _key(text, programs)
-    folder = cache_folder()
     rest = json.dumps(
         {
             "maps": [asdict(one) for one in compiled.maps],
@@ -176,18 +202,28 @@ def keep(compiled: Compiled, text: str, programs: Sequence[str]) -> None:
     ).encode()
     seal = hashlib.sha256(key.encode() + rest).hexdigest().encode()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=folder)
+        folder = _open_folder(make=True)
+    except OSError:
+        return
+    temporary = f".{key[:32]}.{os.getpid()}"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600, dir_fd=folder)
         with open(fd, "wb") as file:
             file.write(seal + b"\n" + rest)
-        os.rename(temporary, folder / f"{key[:32]}.json")
+        os.rename(temporary, f"{key[:32]}.json", src_dir_fd=folder, dst_dir_fd=folder)
         _tidy(folder)
     except OSError:
-        pass
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
-def _tidy(folder: Path, most: int = 12) -> None:
+def _tidy(folder: int, most: int = 12) -> None:
     """Only the newest stay: each kernel and each version of the sources has its own."""
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in files[most:]:
-        old.unlink(missing_ok=True)
+    ours = [name for name in os.listdir(folder) if _NAME.fullmatch(name)]
+    ages = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime for name in ours}
+    for old in sorted(ours, key=ages.__getitem__, reverse=True)[most:]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(old, dir_fd=folder)

@@ -15,13 +15,12 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agenttop import descriptors
+from agenttop import descriptors, isolated
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.btf import Btf
@@ -97,7 +96,8 @@ class Loaded:
 def bcc() -> Any:
     """The distribution's BCC module. Raises LoadError when it is missing or another project."""
     for folder in DIST_PACKAGES:
-        if folder not in sys.path and os.path.isdir(Path(folder, "bcc")):
+        there = os.path.join(folder, "bcc")
+        if folder not in sys.path and isolated.of_root(folder) and isolated.of_root(there):
             sys.path.append(folder)
     try:
         import bcc as module
@@ -233,10 +233,11 @@ class Child:
     def _start(self, module: str, options: tuple[str, ...], pass_fds: tuple[int, ...]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
+        # In memory: no directory for temporary files is needed, or trusted.
+        self._said = open(os.memfd_create("agenttop-loader-said"), "w+b")  # noqa: SIM115
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), *options],
+                isolated.python("-m", module, str(theirs.fileno()), *options),
                 pass_fds=[theirs.fileno(), *pass_fds],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,0 +1,70 @@
+"""Nothing of ours is imported or run from the current directory, or from where anybody may write.
+
+Python looks for modules in the current directory (``-m``, an empty part of
+PYTHONPATH), and at what PYTHON* variables name; the loader of shared libraries
+and PATH have the like. Whoever made that directory would run code of theirs in
+our processes, which may be root's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+from agenttop.privileges import effective
+
+#: Where this package lies: it has been imported from there already.
+PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[1])
+
+
+def privileged() -> bool:
+    """Has this process rights that the users of the machine have not?"""
+    return os.geteuid() == 0 or effective() > 0
+
+
+def python(*arguments: str) -> list[str]:
+    """The command line of a child of ours that runs Python.
+
+    With rights: nothing but the interpreter's own places (-I). Without them
+    PYTHONPATH and the user's own packages count as they do for the view.
+    """
+    return [sys.executable, "-I" if privileged() else "-P", *arguments]
+
+
+def tidy() -> None:
+    """Have later imports and children take nothing from such places; children inherit it."""
+    trusted = privileged()
+    sys.path[:] = [entry for entry in sys.path if safe(entry, trusted)]
+    path = os.environ.get("PATH")
+    if path is not None:
+        os.environ["PATH"] = ":".join(part for part in path.split(":") if os.path.isabs(part))
+    if trusted:
+        for name in [name for name in os.environ if name.startswith(("PYTHON", "LD_"))]:
+            del os.environ[name]
+
+
+def safe(entry: str, trusted: bool = True) -> bool:
+    """May modules be imported from there? ``trusted``: nor where anybody may write."""
+    if entry == PACKAGE_ROOT:
+        return True
+    if not os.path.isabs(entry):
+        return False
+    try:
+        here = os.stat(entry)
+        if os.path.samestat(here, os.stat(".")):
+            return False
+    except OSError:
+        return True  # Nothing is there, or nothing that we may read.
+    return not (trusted and here.st_mode & stat.S_IWOTH)
+
+
+def of_root(folder: str) -> bool:
+    """Does it belong to root, and may nobody else write there?"""
+    try:
+        about = os.stat(folder)
+    except OSError:
+        return False
+    return about.st_uid == 0 and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

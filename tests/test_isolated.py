@@ -1,0 +1,72 @@
+"""No process of ours runs what lies in the working directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agenttop import isolated
+from agenttop.cli import COMMANDS
+
+#: Modules that we, our children or Python itself look for.
+PLANTED = (
+    *("json", "select", "socket", "logging", "numpy", "bcc", "agenttop", "ctypes", "msgspec"),
+    *("textual", "yaml", "psutil", "re", "struct", "sitecustomize", "usercustomize", "typing"),
+)
+#: Each command, with what makes it end soon.
+USES = {
+    "live": ["--help"],
+    "snapshot": ["--for", "0.2", "--no-bpf", "--format", "svg"],
+    "trace": ["--for", "0.2", "-o", "t.trace", "--no-bpf"],
+    "record": ["--for", "0.2", "--no-bpf"],
+    "replay": ["none.rec"],
+    "report": ["none.rec"],
+    "policy": ["plan", "vfs"],
+    "restore": [],
+    "doctor": [],
+    "schema": [],
+    "loop": ["--source", "timer", "--for", "0.2"],
+    "demo": ["--no-bpf", "--for", "0.3"],
+}
+
+
+def test_every_command_is_tried() -> None:
+    assert set(USES) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", USES)
+def test_nothing_of_the_working_directory_runs(command: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    for name in PLANTED:
+        (place / name).mkdir(parents=True)
+        trap = f"open({str(tmp_path / 'RAN')!r}, 'a').write({name!r} + ' ')\n"
+        (place / name / "__init__.py").write_text(trap)
+    tool = place / "true"
+    tool.write_text(f"#!/bin/sh\necho true >> {tmp_path}/RAN\n")
+    tool.chmod(0o755)
+    subprocess.run(
+        [Path(sys.executable).with_name("agenttop"), command, *USES[command]],
+        cwd=place,
+        env={**os.environ, "AGENTTOP_STATE": str(tmp_path / "state"), "PATH": ":.:/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=120,
+    )
+    assert not (tmp_path / "RAN").exists(), (tmp_path / "RAN").read_text()
+
+
+def test_places_that_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for entry in ("", ".", "lib", str(tmp_path), str(tmp_path / "open")):
+        assert not isolated.safe(entry), entry
+    for entry in (isolated.PACKAGE_ROOT, str(tmp_path / "none"), "/usr/lib"):
+        assert isolated.safe(entry), entry
+    assert isolated.safe(str(tmp_path / "open"), trusted=False)
+    assert not isolated.of_root(str(tmp_path / "open"))
+    assert not isolated.of_root(str(tmp_path / "none"))
