@@ -58,6 +58,7 @@ def group() -> Iterator[RealGroup]:
 
 
 @needs_cgroup1
+@pytest.mark.policies
 def test_a_group_is_idle_and_gets_its_weight_back(group: RealGroup, tmp_path: Path) -> None:
     (group.cpu / "cpu.shares").write_text("512")
     manager = PolicyManager(tmp_path / "state", settings=settings(group))
@@ -69,6 +70,7 @@ def test_a_group_is_idle_and_gets_its_weight_back(group: RealGroup, tmp_path: Pa
 
 
 @needs_cgroup1
+@pytest.mark.policies
 def test_a_group_gets_a_low_weight(group: RealGroup, tmp_path: Path) -> None:
     given = settings(group, groups_to="weight", weight=10)
     manager = PolicyManager(tmp_path / "state", settings=given)
@@ -79,6 +81,7 @@ def test_a_group_gets_a_low_weight(group: RealGroup, tmp_path: Path) -> None:
 
 
 @needs_cgroup1
+@pytest.mark.policies
 def test_a_lower_weight_of_somebody_else_stays(group: RealGroup) -> None:
     (group.cpu / "cpu.shares").write_text("20")
     policy = Demote(Params(groups=[group.name], groups_to="weight", weight=10))
@@ -87,6 +90,7 @@ def test_a_lower_weight_of_somebody_else_stays(group: RealGroup) -> None:
 
 
 @needs_cgroup1
+@pytest.mark.policies
 def test_what_somebody_else_turned_back_is_told_and_the_weight_restored(group: RealGroup) -> None:
     (group.cpu / "cpu.shares").write_text("300")
     target = f"cpu.idle/{group.name}"
@@ -105,6 +109,7 @@ def test_what_somebody_else_turned_back_is_told_and_the_weight_restored(group: R
 
 
 @needs_cgroup1
+@pytest.mark.policies
 @needs_two_cpus
 @pytest.mark.skipif(not chosen_groups.keeps_pins(REAL_BTF), reason="a kernel before 6.2")
 def test_a_cpuset_keeps_off_and_every_threads_own_choice_comes_back(
@@ -122,6 +127,7 @@ def test_a_cpuset_keeps_off_and_every_threads_own_choice_comes_back(
 
 
 @needs_cgroup1
+@pytest.mark.policies
 @needs_two_cpus
 def test_where_the_kernel_would_forget_them_the_group_is_refused(
     group: RealGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +145,7 @@ def test_where_the_kernel_would_forget_them_the_group_is_refused(
 
 
 @needs_cgroup1
+@pytest.mark.policies
 @needs_two_cpus
 def test_when_the_agents_move_all_is_given_back_first(
     group: RealGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -163,6 +170,7 @@ def test_when_the_agents_move_all_is_given_back_first(
 
 
 @needs_cgroup1
+@pytest.mark.policies
 def test_a_group_with_an_agent_is_refused_and_one_that_gets_one_is_given_back(
     group: RealGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +191,7 @@ def test_a_group_with_an_agent_is_refused_and_one_that_gets_one_is_given_back(
 
 
 @needs_cgroup1
+@pytest.mark.policies
 def test_agenttops_own_group_is_refused(group: RealGroup) -> None:
     root = (group.cpu.parent / "cgroup.procs").open("w")
     (group.cpu / "cgroup.procs").write_text(str(os.getpid()))
@@ -196,6 +205,7 @@ def test_agenttops_own_group_is_refused(group: RealGroup) -> None:
 
 
 @needs_cgroup1
+@pytest.mark.policies
 def test_a_group_that_a_group_below_needs_says_so(group: RealGroup, tmp_path: Path) -> None:
     below = group.cpuset / "below"
     below.mkdir()
@@ -212,6 +222,7 @@ def test_a_group_that_a_group_below_needs_says_so(group: RealGroup, tmp_path: Pa
 
 
 @needs_cgroup1
+@pytest.mark.policies
 @needs_two_cpus
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "with the guardian"])
 def test_groups_come_back_when_the_owner_is_killed(

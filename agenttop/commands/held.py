@@ -29,6 +29,8 @@ def revert(name: str | None) -> int:
                 raise UserError("its owner is dead: 'agenttop restore' puts back what it left")
             print("no policy is applied")
             return 0
+        if owner.elsewhere:
+            raise UserError(str(lock.LockedError(owner)))
         if not owner.guardian:
             print(f"no policy is applied (agenttop with pid {owner.pid} has its guardian ended)")
             return 0
@@ -92,6 +94,11 @@ def status() -> int:
         left_applied = kept(str(paths.state()))
     except JournalError as error:
         raise UserError(str(error)) from None
+    if owner and owner.elsewhere:
+        print(lock.LockedError(owner))
+        if not held:
+            return 0
+        owner = None
     if owner is None and not held:
         print("no policy is applied")
         return 0

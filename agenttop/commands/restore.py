@@ -11,7 +11,7 @@ import os
 
 from agenttop import paths
 from agenttop.errors import UserError
-from agenttop.policies import lock
+from agenttop.policies import lock, machine
 from agenttop.policies.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.undo import recover
 
@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if something could not be restored."""
     if args.readonly:
         raise UserError("restore: refused, --readonly writes nothing ('policy status' tells)")
+    if reason := machine.refusal():
+        raise UserError(f"restore: refused, nothing has been touched: {reason}")
     state = str(paths.state())
     try:
         owner = lock.owner(state)

@@ -419,15 +419,16 @@ def _stay_alive() -> None:
 
 
 def main() -> None:
-    """``guardian CHANNEL ENGINE LOCK STATE_DIR RECORD``: descriptors, and the directory's path.
+    """``guardian CHANNEL ENGINE STATE_DIR RECORD``: descriptors, and the directory's path.
 
-    RECORD: the map of inherited.py, -1 without one.
+    RECORD: the map of inherited.py, -1 without one. It inherits the descriptors of the lock as
+    well, and so holds it until it ends.
     """
-    channel, engine, _lock = map(int, sys.argv[1:4])
-    dir_fd = journals.open_state_dir(sys.argv[4])
+    channel, engine = map(int, sys.argv[1:3])
+    dir_fd = journals.open_state_dir(sys.argv[3])
     assert dir_fd is not None
     os.chdir("/")
     os.set_blocking(channel, False)
     _stay_alive()
-    record = Inherited(int(sys.argv[5])) if int(sys.argv[5]) >= 0 else None
+    record = Inherited(int(sys.argv[4])) if int(sys.argv[4]) >= 0 else None
     Guardian(channel, engine, dir_fd, record).run()

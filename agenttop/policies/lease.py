@@ -123,10 +123,10 @@ class Lease:
         except (AttributeError, OSError):
             engine = -1  # Without pidfds the closing socket tells of our death.
         package_root = str(Path(__file__).resolve().parents[2])
-        fds = [theirs.fileno(), engine, self._lock]
+        fds = [theirs.fileno(), engine, *self._lock]
         record = self._kernel.fds if self._kernel else []
         map_fd = str(record[0]) if record else "-1"
-        arguments = [*map(str, fds), os.path.abspath(self._state_dir), map_fd, package_root]
+        arguments = [*map(str, fds[:2]), os.path.abspath(self._state_dir), map_fd, package_root]
         self._guardian = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _START, *arguments],
             stdin=subprocess.DEVNULL,

@@ -1,9 +1,13 @@
-"""One writer at a time: a lock file in the state directory.
+"""One writer a machine: a lock that the kernel holds, and a file that says who has it.
 
-The engine takes it and hands it on to its guardian (the same open file), so
-that it is held until the last of the two has ended and everything is restored.
-It is an open file description lock (fcntl(2)): unlike flock's, one can ask
-who has it without taking it from under somebody who is just starting.
+The lock is flock(2) on what every writer can open (machine.anchor), whatever
+its /run, its state directory or its namespaces are. The file, ``lock`` in
+the state directory, names the processes; it is locked as well (an open file
+description lock, fcntl(2): one can ask who has it without taking it).
+
+The engine takes both and hands them on to its guardian (the same open
+files), so that they are held until the last of the two has ended and
+everything is restored.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ import struct
 import time
 from typing import NamedTuple
 
-from agenttop.policies.journal import open_own, open_state_dir
+from agenttop.policies import machine
+from agenttop.policies.journal import JournalError, open_own, open_state_dir
 from agenttop.policies.knobs import thread_stat
 
 NAME = "lock"
@@ -28,78 +33,124 @@ class Owner(NamedTuple):
 
     pid: int
     guardian: int
+    #: It has another state directory than the one that was asked about.
+    elsewhere: bool = False
+
+
+class Lock(NamedTuple):
+    """The descriptors that hold it."""
+
+    machine: int
+    file: int
 
 
 class LockedError(Exception):
-    """Somebody else holds the lock; the text says who and what to do."""
+    """Another process holds the lock; the text says which and what to do."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        who = f"agenttop with pid {owner.pid or owner.guardian or 'unknown'}"
+        pid = owner.pid or owner.guardian
+        if owner.elsewhere and (stranger := _stranger(pid)):
+            super().__init__(f"{stranger} holds the lock of this machine's policies: end it")
+            return
+        who = f"agenttop with pid {pid or 'unknown'}"
+        if owner.elsewhere:
+            who += ", which has another state directory or runs in a container,"
         super().__init__(
             f"{who} holds the policies of this machine:"
-            " end it, or take them back with 'agenttop policy revert'"
+            f" end it, or take them back{' there' * owner.elsewhere} with 'agenttop policy revert'"
         )
 
 
-def acquire(state_dir: str) -> int:
-    """Take the lock; its descriptor, which holds it.
+def acquire(state_dir: str) -> Lock:
+    """Take the lock.
 
     Waits a little for the guardian of a dead owner to finish. Raises LockedError, JournalError.
     """
+    if reason := machine.refusal():
+        raise JournalError(f"policies are refused: {reason}")
     dir_fd = open_state_dir(state_dir)
     assert dir_fd is not None
     try:
-        fd = open_own(dir_fd, NAME, os.O_RDWR | os.O_CREAT)
+        file = open_own(dir_fd, NAME, os.O_RDWR | os.O_CREAT)
     finally:
         os.close(dir_fd)
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
-            break
-        except OSError:
-            owner = _read(fd)
-        if owner.pid or time.monotonic() > deadline:
-            os.close(fd)
-            raise LockedError(owner)
-        time.sleep(0.02)
-    sign(fd, os.getpid(), 0)
-    return fd
+    try:
+        lock = Lock(os.open(machine.anchor(), os.O_RDONLY | os.O_CLOEXEC), file)
+    except OSError as error:
+        os.close(file)
+        raise JournalError(f"{machine.anchor()}: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := _take(lock)) is not None:
+            if found.pid or time.monotonic() > deadline:
+                raise LockedError(found)
+            time.sleep(0.02)
+        sign(lock, os.getpid(), 0)
+    except BaseException:
+        close(lock)
+        raise
+    return lock
 
 
-def sign(fd: int, pid: int, guardian: int) -> None:
+def _take(lock: Lock) -> Owner | None:
+    """Take both parts; else who has them."""
+    try:
+        fcntl.flock(lock.machine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return _read(lock.file) if _is_held(lock.file) else Owner(_holder(), 0, True)
+    try:
+        fcntl.fcntl(lock.file, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+    except OSError:
+        fcntl.flock(lock.machine, fcntl.LOCK_UN)
+        return _read(lock.file)
+    return None
+
+
+def sign(lock: Lock, pid: int, guardian: int) -> None:
     """Write who holds the lock into it."""
     people = {"pid": [pid, _start(pid)], "guardian": [guardian, _start(guardian)]}
-    os.truncate(fd, 0)
-    os.pwrite(fd, json.dumps(people).encode(), 0)
+    os.truncate(lock.file, 0)
+    os.pwrite(lock.file, json.dumps(people).encode(), 0)
 
 
-def release(fd: int) -> None:
-    """Give the lock back (it stays held while another process has the descriptor)."""
+def release(lock: Lock) -> None:
+    """Give the lock back (it stays held while another process has the descriptors)."""
     try:
-        os.truncate(fd, 0)
+        os.truncate(lock.file, 0)
     finally:
+        close(lock)
+
+
+def close(lock: Lock) -> None:
+    """Close its descriptors, with what the file says left as it is."""
+    for fd in lock:
         os.close(fd)
 
 
 def owner(state_dir: str) -> Owner | None:
     """Who holds the lock now; None when nobody does. Raises JournalError."""
     dir_fd = open_state_dir(state_dir, create=False)
-    if dir_fd is None:
-        return None
-    try:
-        fd = open_own(dir_fd, NAME, os.O_RDWR)
-    except FileNotFoundError:
-        return None
-    finally:
-        os.close(dir_fd)
-    try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
-        held = struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK
-        return _read(fd) if held else None
-    finally:
-        os.close(fd)
+    if dir_fd is not None:
+        try:
+            file = open_own(dir_fd, NAME, os.O_RDWR)
+        except FileNotFoundError:
+            file = -1
+        finally:
+            os.close(dir_fd)
+        if file >= 0:
+            try:
+                if _is_held(file):
+                    return _read(file)
+            finally:
+                os.close(file)
+    pid = _holder()
+    return Owner(pid, 0, True) if pid else None
+
+
+def _is_held(file: int) -> bool:
+    answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
 def _flock(kind: int) -> bytes:
@@ -107,8 +158,39 @@ def _flock(kind: int) -> bytes:
     return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
 
 
+def _holder() -> int:
+    """The living process that took the machine's lock; 0 if there is none, or it has ended.
+
+    From /proc/locks, which names the process that took it also while only its guardian has it.
+    """
+    try:
+        inode = os.stat(machine.anchor()).st_ino
+        with open("/proc/locks") as file:
+            # "1: FLOCK  ADVISORY  WRITE 10633 00:04:4026531836 0 EOF"
+            for line in file:
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                    pid = int(fields[4])
+                    return pid if _start(pid) else 0
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0
+
+
+def _stranger(pid: int) -> str | None:
+    """A process that cannot be an agenttop with policies, as it is not root's."""
+    try:
+        # Not the owner of /proc/PID: of a process that may not be traced it is root.
+        with open(f"/proc/{pid}/status", "rb") as file:
+            uid = next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
+    except (OSError, StopIteration):
+        return None
+    stat = thread_stat(pid, pid)
+    return f"pid {pid} ({stat.comm}) of uid {uid}" if uid and stat else None
+
+
 def _start(pid: int) -> int:
-    stat = thread_stat(pid, pid) if pid else None
+    stat = thread_stat(pid, pid) if pid > 0 else None
     return stat.start if stat and stat.state not in "ZX" else 0
 
 

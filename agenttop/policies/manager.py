@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
-from agenttop.policies import catalog, lock
-from agenttop.policies.base import Acting, Change, Key, Looking, Settings, Targets
+from agenttop.policies import catalog, lock, machine
+from agenttop.policies.base import Acting, Change, Key, Looking, Policy, Settings, Targets
 from agenttop.policies.entry import Entry, event, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
@@ -61,7 +61,7 @@ class PolicyManager:
         self._verbose = verbose
         self._entries: dict[str, Entry] = {}
         for policy in catalog.make_all(settings):
-            self._entries[policy.name] = Entry(policy, policy.probe())
+            self._entries[policy.name] = Entry(policy, _unavailable(policy))
         self._lease: Lease | None = None
         self._looked_back = False
         self._checks = 0
@@ -74,7 +74,7 @@ class PolicyManager:
         for entry in self._entries.values():
             if entry.window:
                 entry.window.attach(windows, reason)
-                entry.reason = entry.policy.probe()
+                entry.reason = _unavailable(entry.policy)
 
     def configure(self, name: str, params: Mapping[str, object]) -> None:
         """Other parameters for a policy that is off. Raises UserError, also for one that is on."""
@@ -84,7 +84,7 @@ class PolicyManager:
         entry.policy = catalog.POLICIES[name].make(catalog.params(name, params))
         if entry.window and self._attached:
             entry.window.attach(*self._attached)
-        entry.reason = entry.policy.probe()
+        entry.reason = _unavailable(entry.policy)
 
     @property
     def names(self) -> list[str]:
@@ -120,12 +120,12 @@ class PolicyManager:
             self._probed_ns = now
             for entry in self._entries.values():
                 if not entry.on:
-                    entry.reason = entry.policy.probe()
+                    entry.reason = _unavailable(entry.policy)
         return [entry.status() for entry in self._entries.values()]
 
     def reason(self, name: str) -> str | None:
         """Why a policy cannot be had, None if it can. Raises UserError for a name that is none."""
-        return self._entry(name).policy.probe()
+        return _unavailable(self._entry(name).policy)
 
     def is_on(self, name: str) -> bool:
         """Raises UserError for a name that is none."""
@@ -151,7 +151,7 @@ class PolicyManager:
         entry = self._entry(name)
         if entry.on:
             return list(entry.held.values())
-        if reason := entry.policy.probe():
+        if reason := _unavailable(entry.policy):
             raise UserError(f"{name}: {reason}")
         entry.policy.reset()
         changes, _, _ = self._difference(entry, entry.policy.wanted(targets, {}))
@@ -187,7 +187,7 @@ class PolicyManager:
         policy = entry.policy
         if self._readonly:
             return [event("warning", f"{policy.name}: read-only mode")]
-        entry.reason = policy.probe()
+        entry.reason = _unavailable(policy)
         if entry.reason:
             return [event("warning", f"{policy.name}: {entry.reason}")]
         policy.reset()
@@ -202,6 +202,8 @@ class PolicyManager:
                 entry.error = str(error)
                 return [event("error", f"{policy.name}: {error}")]
             events += self._repaired(self._lease.recovered)
+            if passing := machine.passing(self._state_dir):
+                events.append(event("warning", passing))
             now = time.monotonic_ns()
             self._looked_back, self._planned_ns, self._checked_ns = True, now, now
         policy.reset()
@@ -510,6 +512,11 @@ class PolicyManager:
             elif self._verbose:
                 events.append(event("info", outcome.text))
         return events
+
+
+def _unavailable(policy: Policy) -> str | None:
+    """Why it cannot be had, None if it can."""
+    return policy.probe() or machine.refusal()
 
 
 def _summary(text: str, outcomes: Sequence[Outcome]) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 from agenttop import paths
 from agenttop.collectors.files import read_text
 from agenttop.doctor import Item, Status
+from agenttop.policies import machine
 from agenttop.policies.mounts import cgroup_mounts
 from agenttop.procinfo import printable, read_file, read_whole
 
@@ -27,7 +28,16 @@ OLDEST: Final = (5, 15)
 
 def items() -> list[Item]:
     """All of them, in the order in which they are shown."""
-    return [_kernel(), _privileges(), _schedstat(), _psi(), _cgroup(), _uclamp(), _io_uring()]
+    return [
+        _kernel(),
+        _privileges(),
+        _schedstat(),
+        _psi(),
+        _cgroup(),
+        _uclamp(),
+        _writer(),
+        _io_uring(),
+    ]
 
 
 def capabilities() -> frozenset[str]:
@@ -42,8 +52,8 @@ def capabilities() -> frozenset[str]:
 
 
 def _kernel() -> Item:
-    machine = platform.machine()
-    known = machine == "x86_64"
+    arch = platform.machine()
+    known = arch == "x86_64"
     release = printable(read_text(f"{paths.proc()}/sys/kernel/osrelease") or "?")
     version = re.match(r"(\d{1,4})\.(\d{1,4})", release, re.A)
     old = version is not None and (int(version[1]), int(version[2])) < OLDEST
@@ -54,7 +64,7 @@ def _kernel() -> Item:
         group="system",
         title="kernel and machine",
         status="missing" if not known else "limited" if old else "ok",
-        detail=f"Linux {release}, {machine}{notes}",
+        detail=f"Linux {release}, {arch}{notes}",
         lost=None if known else "step chains",
         needed=True,
     )
@@ -159,6 +169,19 @@ def _uclamp() -> Item:
         if there
         else "no CONFIG_UCLAMP_TASK",
         lost=None if there else "frequency floors for agents' threads",
+    )
+
+
+def _writer() -> Item:
+    refusal = machine.refusal()
+    passing = machine.passing(str(paths.state()))
+    return Item(
+        key="writer",
+        group="policies",
+        title="writing, restoring",
+        status="missing" if refusal else "limited" if passing else "ok",
+        detail=refusal or passing or f"journal in {printable(str(paths.state()))}",
+        lost="policies, agenttop restore" if refusal else None,
     )
 
 
