@@ -8,19 +8,19 @@ first word after it (``prog:ollama serve``).
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import pwd
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from agenttop.errors import UserError
+from agenttop.linear import MOST_PLACES, Linear, TooComplexError
 from agenttop.procinfo import ProcInfo, printable
 from agenttop.programs import Program
 
 KINDS: Final = ("pid", "comm", "cmd", "prog", "cgroup", "user")
-#: Characters of a command line that regular expressions see: bounds what a hostile one costs.
+#: Characters of a command line that patterns see: their time is linear in it (linear.py).
 MAX_TEXT: Final = 1024
 MAX_PATTERN: Final = 500
 #: (uid_t) -1, which chown(2) and its like take for "none".
@@ -35,7 +35,7 @@ class Pattern:
     value: str
     #: Process id, user id (pid:, user:).
     number: int | None = None
-    regex: re.Pattern[str] | None = field(default=None, compare=False)
+    regex: Linear | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value}"
@@ -72,9 +72,9 @@ class Pattern:
             return self.cgroup_of(info) is not None
         assert self.regex is not None
         if self.kind == "comm":
-            return self.regex.search(info.comm) is not None
+            return self.regex.search(info.comm)
         if self.kind == "cmd":
-            return self.regex.search(" ".join(info.cmdline)[:MAX_TEXT]) is not None
+            return self.regex.search(" ".join(info.cmdline)[:MAX_TEXT])
         return self.program_of(programs()) is not None
 
     def program_of(self, programs: list[Program]) -> str | None:
@@ -119,11 +119,12 @@ class AnyProgram:
     def __init__(self, patterns: Iterable[Pattern]) -> None:
         texts = list(dict.fromkeys(p.value for p in patterns if p.kind == "prog"))
         self._answers: dict[Program, bool] = {}
-        self._regex: re.Pattern[str] | None = None
+        self._regex: Linear | None = None
         self._none = not texts
         # Groups that are referred to, and flags, mean something else side by side.
         if texts and not any(re.search(r"\\\d|\(\?", text) for text in texts):
-            self._regex = re.compile("|".join(f"(?:{text})" for text in texts))
+            together = "|".join(f"(?:{text})" for text in texts)
+            self._regex = Linear(together, MOST_PLACES * len(texts) * 2)
 
     def may_match(self, programs: list[Program]) -> bool:
         """False only if no prog: pattern matches any of these names."""
@@ -136,10 +137,9 @@ class AnyProgram:
         if known is None:
             assert self._regex is not None
             name, command = program
-            match = self._regex.fullmatch(name[:MAX_TEXT])
-            if match is None and command:
-                match = self._regex.fullmatch(f"{name} {command}"[:MAX_TEXT])
-            known = match is not None
+            known = self._regex.fullmatch(name[:MAX_TEXT])
+            if not known and command:
+                known = self._regex.fullmatch(f"{name} {command}"[:MAX_TEXT])
             if len(self._answers) >= self.KEPT:
                 self._answers.clear()
             self._answers[program] = known
@@ -163,58 +163,13 @@ def _cgroup_path(value: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part)
 
 
-def _compile(value: str, shown: str) -> re.Pattern[str]:
+def _compile(value: str, shown: str) -> Linear:
     try:
-        regex = re.compile(value)
+        return Linear(value)
     except re.error as error:
         place = f" at position {error.pos + 1}" if error.pos is not None else ""
         raise UserError(f"'{shown}': bad regular expression: {error.msg}{place}") from None
+    except TooComplexError as error:
+        raise UserError(f"'{shown}': bad regular expression: {error}") from None
     except (RecursionError, OverflowError):
         raise UserError(f"'{shown}': bad regular expression: too large") from None
-    if _can_explode(value):
-        raise UserError(
-            f"'{shown}': a repeat inside a repeat can take for ever on a hostile command line"
-        )
-    return regex
-
-
-def _can_explode(value: str) -> bool:
-    """Is an unbounded repeat nested in another, or are there more than 4 of them?
-
-    The first takes exponential time on some texts; of the second each one
-    adds a power. Python's re has no time limit, so neither is let in.
-    """
-    try:
-        parser: Any = importlib.import_module("re._parser")
-    except ImportError:  # another layout of the standard library: MAX_TEXT alone has to do
-        return False
-    repeats = 0
-
-    def walk(tree: Any, inside: bool) -> bool:
-        nonlocal repeats
-        for op, argument in tree:
-            name = str(op)
-            below = inside
-            if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-                if argument[1] > 32:
-                    repeats += 1
-                    if inside or repeats > 4:
-                        return True
-                    below = True
-                if walk(argument[2], below):
-                    return True
-                continue
-            if any(walk(sub, below) for sub in _subtrees(argument, parser.SubPattern)):
-                return True
-        return False
-
-    return walk(parser.parse(value), False)
-
-
-def _subtrees(argument: Any, kind: type) -> list[Any]:
-    """The sub-patterns in an operation's argument, however deep in tuples and lists."""
-    if isinstance(argument, kind):
-        return [argument]
-    if isinstance(argument, tuple | list):
-        return [tree for item in argument for tree in _subtrees(item, kind)]
-    return []

@@ -18,6 +18,10 @@ T = TypeVar("T")
 
 #: A larger file is not one of ours.
 MAX_BYTES: Final = 1 << 20
+#: Values and collections: a node takes the parser about a kilobyte.
+MAX_NODES: Final = 20_000
+#: Characters of one value: YAML 1.1's numbers to base 60 take the square of it.
+MAX_SCALAR: Final = 10_000
 #: Ours need four.
 MAX_DEPTH: Final = 32
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
@@ -53,11 +57,16 @@ class Document:
 
         What a tag (``!!bool x``) makes of a value that it does not fit is no YAML error.
         """
-        depth = 0
+        depth = nodes = 0
         for event in yaml.parse(text, _Loader):
             place = f"{self.name}:{event.start_mark.line + 1}" if event.start_mark else self.name
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{place}: aliases (*name) are not supported here")
+            nodes += isinstance(event, yaml.NodeEvent)
+            if nodes > MAX_NODES:
+                raise UserError(f"{place}: more than {MAX_NODES} values")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
+                raise UserError(f"{place}: a value of more than {MAX_SCALAR} characters")
             if getattr(event, "tag", None) is not None:
                 raise UserError(f"{place}: tags (!!name) are not supported here")
             if isinstance(event, yaml.CollectionStartEvent):

@@ -36,9 +36,8 @@ def said_by(action: Callable[[], object]) -> str:
         ("pid:²", "a process id is a number from 1 to"),
         ("comm:(ab", "bad regular expression: missing ), unterminated subpattern at position 1"),
         ("comm:a**", "bad regular expression: multiple repeat at position 3"),
-        ("cmd:(a+)+$", "a repeat inside a repeat"),
-        ("cmd:(x|(a*b)*)*c", "a repeat inside a repeat"),
-        ("cmd:.*a.*b.*c.*d.*e", "a repeat inside a repeat"),
+        ("cmd:(a{0,32}){0,32}b", "too large with its repeats written out"),
+        ("cmd:(?=a)b", "look-around is not supported"),
         ("user:no-such-user-here", "no such user on this machine"),
         ("comm:" + "a" * 600, "longer than 500 characters"),
     ],
@@ -218,9 +217,7 @@ def test_only_the_beginning_of_a_command_line_is_searched() -> None:
     assert not Pattern.parse("cmd:end").matches(info, list)
 
 
-@pytest.mark.parametrize(
-    "extra", ["prog:(a)\\\\1", "prog:(?i)CODER", "prog:(?P<n>x)y", "comm:^z$", "user:0"]
-)
+@pytest.mark.parametrize("extra", ["prog:(?i)CODER", "prog:(?P<n>x)y", "comm:^z$", "user:0"])
 def test_looking_at_all_names_at_once_changes_no_answer(tmp_path: Path, extra: str) -> None:
     text = (
         f'rules:\n- name: a\n  match: ["prog:co.*r", "prog:run x"]\n- name: b\n  match: "{extra}"\n'

@@ -55,3 +55,20 @@ def test_any_other_scalar_is_a_value_or_a_line(text: str) -> None:
 def test_what_the_parser_itself_fails_on(text: str) -> None:
     with pytest.raises(UserError, match=r"^--set .*: not a YAML value$"):
         catalog.parse_set([f"vfs.pressure={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" + "a," * 100_000 + "]", "more than 20000 values"),
+        ("a: " + ":1" * 100_000, "more than 10000 characters"),
+        ("a: 0x" + "f" * 100_000, "more than 10000 characters"),
+        ("? " + "k" * 100_000 + "\n: 1", "more than 10000 characters"),
+        ("[" * 33 + "]" * 33, "nested deeper"),
+        ("a: &x [1]\nb: *x", "aliases"),
+    ],
+)
+def test_what_costs_more_than_it_can_mean_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        Document(text, "f.yaml")
+    assert said in one_line(error)
