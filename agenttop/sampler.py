@@ -171,7 +171,7 @@ class Sampler:
         words = by_slot.view(np.uint64).reshape(*by_slot.shape, -1).sum(axis=1)
         total = words.view(rows.dtype)[:, 0]
         sums = {name: total[name].tolist() for name, _ in layout.ROW_FIELDS}
-        per_cpu = rows["steps"].T.tolist()
+        per_cpu, cpus = rows["steps"].T.tolist(), tracer.cpu_rows.cpus
         lite = tracer.level == "lite"
         marked = tracer.steps.marked()
         tracer.causes.follow_contexts(tracer.steps.keeps())
@@ -217,7 +217,7 @@ class Sampler:
                     compute_parts_ns=sums["compute_ns"][i],
                     tail_steps=sums["tail_steps"][i],
                     tail_sum_ns=sums["tail_ns"][i],
-                    cpu_steps={str(cpu): n for cpu, n in enumerate(per_cpu[i]) if n},
+                    cpu_steps={str(cpu): n for cpu, n in zip(cpus, per_cpu[i], strict=True) if n},
                     causes=causes,
                     explained_stage_ns=explained,
                     run_ns=agent.cpu_ns(),

@@ -246,6 +246,6 @@ def test_a_slots_next_agent_starts_with_a_full_bucket(tracer: Tracer) -> None:
 
 def test_layout_has_a_cell_for_each_cpu_and_slot(tracer: Tracer) -> None:
     windows = tracer.windows
-    cells = {windows.cell_of_cpu(cpu) for cpu in range(tracer._cpus)}
+    cells = {windows.cell_of_cpu(cpu) for cpu in range(tracer.cpu_rows.span)}
     cells |= {windows.cell_of(slot) for slot in range(layout.SLOTS)}
     assert cells == set(range(windows.wiring.size))

@@ -12,6 +12,7 @@ from agenttop import paths
 from agenttop.collectors.bpf import programs
 from agenttop.collectors.bpf.btf import Btf, BtfError
 from agenttop.collectors.bpf.causes_loader import OPTIONAL, PROGRAMS, lacks
+from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
 from agenttop.collectors.bpf.loader import bcc as import_bcc
 from agenttop.collectors.freq import no_frequency
@@ -129,7 +130,7 @@ def _bcc(deep: bool) -> Item:
 def _programs(btf: Btf) -> Item:
     """The loader's own decision, so that the doctor never promises what it would refuse."""
     try:
-        plan = programs.plan(btf, "lite")
+        plan = programs.plan(btf, "lite", CpuRows.present())
     except programs.UnsupportedError as error:
         return Item(
             key="programs",

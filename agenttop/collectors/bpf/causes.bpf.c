@@ -63,9 +63,9 @@ static __always_inline int in_compute(struct thread *t)
 
 static __always_inline struct delivery *this_delivery(void)
 {
-	u32 zero = 0;
+	u32 row = this_row();
 
-	return delivery.lookup(&zero);
+	return delivery.lookup(&row);
 }
 
 /* Begun anew where its end was not seen. */

@@ -26,6 +26,7 @@ from agenttop.collectors.bpf.causes_loader import (
     CauseLoading,
     LoadedCauses,
 )
+from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import LoadError
 from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.files import parse_cpulist, read_text
@@ -51,11 +52,17 @@ class Causes:
     """Switches causes on and off; ``loading`` is to be watched while it is not None."""
 
     def __init__(
-        self, level: str, maps: Mapping[str, int], power: Power, unavailable: str = ""
+        self,
+        level: str,
+        maps: Mapping[str, int],
+        rows: CpuRows,
+        power: Power,
+        unavailable: str = "",
     ) -> None:
         """``unavailable``: why causes cannot be had with these maps, if so."""
         self._level = level
         self._maps = maps
+        self._rows = rows
         self._power = power
         self._unavailable = unavailable
         self._no_frequency = no_frequency() or ""
@@ -87,7 +94,7 @@ class Causes:
             self._attach()
         elif (self._wanted or self._contexts) and self.loading is None:
             try:
-                self.loading = CauseLoading(self._level, self._maps)
+                self.loading = CauseLoading(self._level, self._maps, self._rows)
             except LoadError as error:
                 self._unavailable = str(error)
 

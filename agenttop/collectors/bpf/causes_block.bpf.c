@@ -32,19 +32,19 @@ struct finished {
 	u32 slot;
 	u32 woke;
 	u32 pad;
-};
+} PER_CPU;
 
 BPF_HASH(requests, u64, struct request, 16384);
-BPF_PERCPU_ARRAY(finished, struct finished, 1);
+BPF_F_TABLE("array", u32, struct finished, finished, CPU_ROWS, MMAPABLE);
 
 #define BACKGROUND	(1ULL << 8)
 #define CAUSES_OF_BLOCK	(1U << CAUSE_BLOCK | 1U << CAUSE_BLOCK_IN_COMPUTE)
 
 static __always_inline struct finished *last_finished(void)
 {
-	u32 zero = 0;
+	u32 row = this_row();
 
-	return finished.lookup(&zero);
+	return finished.lookup(&row);
 }
 
 /* The agent for which the current task works; io_uring's workers are their process's. */

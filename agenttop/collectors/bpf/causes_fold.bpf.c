@@ -210,7 +210,7 @@ static __always_inline void causes_fold(struct thread *t)
 	t->folding = 0;
 	if (slot == NO_SLOT || slot >= SLOTS)
 		return;
-	row = bpf_get_smp_processor_id() * SLOTS + slot;
+	row = this_row() * SLOTS + slot;
 	r = cause_rows.lookup(&row);
 	h = (void *)cause_hist.lookup(&slot);
 	if (!r || !h)

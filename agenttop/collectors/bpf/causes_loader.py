@@ -1,9 +1,10 @@
 """The programs of causes: loaded when first wanted, onto the maps of the chain that runs.
 
-    python -m agenttop.collectors.bpf.causes_loader FD LEVEL MAPS
+    python -m agenttop.collectors.bpf.causes_loader FD LEVEL MAPS CPUS
 
-MAPS is JSON: the descriptors of the maps by name. As the loader, this
-process goes when the programs are in the kernel; it attaches none.
+MAPS is JSON: the descriptors of the maps by name. CPUS too: those that have
+rows in the maps. As the loader, this process goes when the programs are in the
+kernel; it attaches none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import Child, LoadError, bcc, hand_over
 from agenttop.collectors.files import read_text
 
@@ -30,6 +32,8 @@ _CLOCK_MONOTONIC_COARSE: Final = 6
 MAPS: Final = (
     "threads",
     "cpus",
+    "cpu_rows",
+    "lost_apart",
     "cause_rows",
     "cause_hist",
     "cause_wanted",
@@ -246,12 +250,13 @@ class LoadedCauses:
 class CauseLoading(Child):
     """A load under way, as loader.Loading."""
 
-    def __init__(self, level: str, maps: Mapping[str, int]) -> None:
+    def __init__(self, level: str, maps: Mapping[str, int], rows: CpuRows) -> None:
         used = {name: maps[name] for name in MAPS}
         super().__init__(
             "agenttop.collectors.bpf.causes_loader",
             level,
             json.dumps(used),
+            json.dumps(rows.cpus),
             pass_fds=tuple(used.values()),
         )
 
@@ -261,13 +266,14 @@ class CauseLoading(Child):
         return LoadedCauses(dict(zip(answer["programs"], fds, strict=True)), answer["refused"])
 
 
-def _load(level: str, maps: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
+def _load(level: str, maps: dict[str, int], rows: CpuRows) -> tuple[dict[str, Any], list[int]]:
     from agenttop.collectors.bpf import compiled, kernel, programs
     from agenttop.collectors.bpf.btf import Btf, BtfError
 
     try:
         btf = Btf.load()
-        text = programs.cause_text(btf, "full" if level == "full" else "lite", _facts(btf))
+        facts = _facts(btf, rows)
+        text = programs.cause_text(btf, "full" if level == "full" else "lite", rows, facts)
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
     names = [f"p_{name}" for name in _names(level)]
@@ -300,10 +306,8 @@ def tick_ns() -> int:
     return round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
 
 
-def _facts(btf: Btf) -> str:
+def _facts(btf: Btf, rows: CpuRows) -> str:
     """C: the fields and system calls that only the programs of causes look at."""
-    from agenttop.collectors.bpf import programs
-
     offsets = {
         "OFF_THROTTLED": btf.field_offset("task_struct", "throttled"),
         "OFF_CFS_RQ": btf.field_offset("task_struct", "se", "cfs_rq"),
@@ -319,7 +323,7 @@ def _facts(btf: Btf) -> str:
     text += f"#define RING_HAS_CQE {int(btf.tracepoint_passes_pointer('io_uring_complete', 2))}\n"
     text += f"#define TICK_NS {tick_ns()}ULL\n"
     # NR_CPUS + 1; kernel_max is the highest of the NR_CPUS.
-    most = read_text("/sys/devices/system/cpu/kernel_max") or str(programs.possible_cpus() - 1)
+    most = read_text("/sys/devices/system/cpu/kernel_max") or str(rows.span - 1)
     text += f"#define MIN_NAPI_ID {int(most) + 2}\n"
     # include/uapi/linux/if.h, include/linux/socket.h
     text += "#define IFF_LOOPBACK 0x8\n#define AF_INET 2\n#define AF_INET6 10\n"
@@ -391,7 +395,8 @@ def _into_kernel(
 
 def main() -> int:
     """Answer on the socket with JSON and the descriptors, or with the reason."""
-    return hand_over(lambda: _load(sys.argv[2], json.loads(sys.argv[3])))
+    maps, cpus = json.loads(sys.argv[3]), json.loads(sys.argv[4])
+    return hand_over(lambda: _load(sys.argv[2], maps, CpuRows(cpus)))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ static __always_inline void run_note(struct run_cpu *c, void *next, u64 now)
 		e->idle = ~0ULL;
 		e->kind = RAN_NONE;
 	}
+	c->cpu = bpf_get_smp_processor_id();
 	barrier();
 	c->head++;
 }
@@ -172,35 +173,46 @@ static __always_inline void ran_take(struct thread *t, struct run_cpu *c,
 	}
 }
 
-/* The longest that one allowed CPU was idle meanwhile: others may have been too. */
+/*
+ * The longest that one allowed CPU was idle meanwhile: others may have been too.
+ * Without branches in the loop: the verifier follows each of them through all
+ * the turns that are left, and would give up with 70 CPUs.
+ */
 static __always_inline void avoidable_take(struct thread *t, void *task,
 					   struct look *l, u32 on)
 {
 	struct run_cpu *c;
 	struct told *told;
-	u64 ns;
-	u32 cpu;
+	u64 ns, more, cpu;
+	u32 row;
 
 	l->allowed[0] = KERNEL_U64(task, OFF_CPUS_MASK);
-#if NR_CPUS > 64
+	l->allowed[1] = 0;
+#if CPU_SPAN > 64
 	l->allowed[1] = KERNEL_U64(task, OFF_CPUS_MASK + 8);
 #endif
+	if (on < AVOIDABLE_CPUS)
+		l->allowed[on / 64 & 1] &= ~(1ULL << on % 64);
+	if (!l->allowed[0] && !l->allowed[1])
+		return;
 	l->idle_ns = 0;
+	l->idle_cpu = 0;
 #pragma clang loop unroll(disable)
-	for (cpu = 0; cpu < AVOIDABLE_CPUS && cpu < NR_CPUS; cpu++) {
-		u32 id = cpu;
+	for (row = 0; row < AVOIDABLE_CPUS && row < CPU_ROWS; row++) {
+		u32 id = row;
 
 		barrier();
-		if (cpu == on || !(l->allowed[cpu / 64] >> cpu % 64 & 1))
-			continue;
 		c = run_cpus.lookup(&id);
 		if (!c)
 			break;
+		cpu = c->cpu;
 		ns = idle_until(c, t->in) - idle_until(c, l->from);
-		if ((s64)ns > (s64)l->idle_ns) {
-			l->idle_ns = ns;
-			l->idle_cpu = cpu;
-		}
+		ns &= -(l->allowed[cpu / 64 & 1] >> (cpu & 63) & 1);
+		ns &= (u64)((s64)(cpu - AVOIDABLE_CPUS) >> 63);
+		/* All ones if it was idle for longer; the shift keeps the sign. */
+		more = (u64)((s64)(l->idle_ns - ns) >> 63);
+		l->idle_ns += (ns - l->idle_ns) & more;
+		l->idle_cpu += (cpu - l->idle_cpu) & more;
 		barrier();
 	}
 	if (l->idle_ns < AVOIDABLE_NS)
@@ -229,10 +241,10 @@ static __always_inline void idle_take(struct thread *t, struct power_cpu *p)
 /* The thread is in behind its wake-up. */
 static __always_inline void run_take(struct thread *t, void *task, u32 wanted)
 {
-	u32 here = t->cpu, on = here;
+	u32 here = t->cpu, on = here, row = row_of(here);
 	u64 wait = t->stage[STAGE_QUEUE];
-	struct power_cpu *p = power_cpus.lookup(&here);
-	struct run_cpu *c = run_cpus.lookup(&here);
+	struct power_cpu *p = power_cpus.lookup(&row);
+	struct run_cpu *c = run_cpus.lookup(&row);
 	struct told *told;
 	struct look *l;
 
@@ -257,7 +269,8 @@ static __always_inline void run_take(struct thread *t, void *task, u32 wanted)
 	if (!wait || !(wanted & CAUSES_LOOKING_BACK))
 		return;
 	l = &c->look;
-	c = run_cpus.lookup(&on);
+	row = row_of(on);
+	c = run_cpus.lookup(&row);
 	if (!c)
 		return;
 	ran_take(t, c, l, t->in - wait);
@@ -272,11 +285,12 @@ int p_cause_run(args_t ctx)
 {
 	void *prev = (void *)ctx[1], *next = (void *)ctx[2];
 	u32 here = bpf_get_smp_processor_id(), wanted = causes_wanted();
+	u32 row = row_of(here);
 	struct run_cpu *c;
 	struct thread *t;
 
 	if (wanted & CAUSES_LOOKING_BACK) {
-		c = run_cpus.lookup(&here);
+		c = run_cpus.lookup(&row);
 		if (c)
 			run_note(c, next, bpf_ktime_get_ns());
 	}
@@ -298,12 +312,12 @@ int p_cause_run(args_t ctx)
  */
 int p_cause_idle(args_t ctx)
 {
-	u32 id = bpf_get_smp_processor_id();
+	u32 row = this_row();
 	struct run_cpu *c;
 
 	if ((u32)ctx[0] == (u32)-1)
 		return 0;
-	c = run_cpus.lookup(&id);
+	c = run_cpus.lookup(&row);
 	if (c && !c->ran[(c->head - 1) & (RAN_KEPT - 1)].idle)
 		run_note(c, current_task(), bpf_ktime_get_ns());
 	return 0;
@@ -312,8 +326,8 @@ int p_cause_idle(args_t ctx)
 /* cpu_idle_miss(cpu, state, below): the governor's choice, once it is known to be wrong. */
 int p_cause_idle_miss(args_t ctx)
 {
-	u32 id = bpf_get_smp_processor_id();
-	struct power_cpu *p = power_cpus.lookup(&id);
+	u32 row = this_row();
+	struct power_cpu *p = power_cpus.lookup(&row);
 
 	if (!p)
 		return 0;
@@ -325,8 +339,8 @@ int p_cause_idle_miss(args_t ctx)
 /* cpu_frequency(khz, cpu): it may fire on another CPU than that. */
 int p_cause_frequency(args_t ctx)
 {
-	u32 id = ctx[1], khz = ctx[0];
-	struct power_cpu *p = power_cpus.lookup(&id);
+	u32 row = row_of(ctx[1]), khz = ctx[0];
+	struct power_cpu *p = power_cpus.lookup(&row);
 	u32 at;
 
 	if (!p)

@@ -37,16 +37,16 @@ struct ring_done {
 	u32 slot;
 	u32 woke;
 	u32 lane;		/* told by user_data */
-};
+} PER_CPU;
 
 BPF_ARRAY(ring_sets, struct ring_set, SLOTS * RING_SETS);
-BPF_PERCPU_ARRAY(ring_done, struct ring_done, 1);
+BPF_F_TABLE("array", u32, struct ring_done, ring_done, CPU_ROWS, MMAPABLE);
 
 static __always_inline struct ring_done *last_done(void)
 {
-	u32 zero = 0;
+	u32 row = this_row();
 
-	return ring_done.lookup(&zero);
+	return ring_done.lookup(&row);
 }
 
 /* A pointer as a number: the verifier lets nobody compute with a pointer. */

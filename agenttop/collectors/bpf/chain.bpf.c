@@ -78,10 +78,12 @@ static __always_inline void step_end(struct thread *t, u64 end)
 
 	if (slot == NO_SLOT || slot >= SLOTS)
 		return;
-	id = bpf_get_smp_processor_id() * SLOTS + slot;
+	id = this_row() * SLOTS + slot;
 	r = rows.lookup(&id);
-	if (!r)
+	if (!r) {
+		lose(LOSS_NEW_CPU);
 		return;
+	}
 #if LEVEL_FULL
 	if (!t->in) {
 		/* The gate returned at once: saturation, not a step. */

@@ -61,9 +61,10 @@ class BpfCpus:
         turns = -(-len(counters) // AT_ONCE)
         self._reads += 1
         for place, cpu in enumerate(counters):
-            if cpu.cpu >= len(raw):
+            row = self._tracer.cpu_rows.row(cpu.cpu)
+            if row is None:
                 continue
-            record = raw[cpu.cpu]
+            record = raw[row]
             cpu.vectors |= _activities(VECTORS, record["vector_count"], record["vector_ns"])
             cpu.softirqs = _activities(SOFTIRQS, record["softirq_count"], record["softirq_ns"])
             came = self._came.setdefault(cpu.cpu, set())
@@ -72,7 +73,7 @@ class BpfCpus:
                 if (old := before.get(name)) is None or old.count != activity.count:
                     came.add(name)
             if full or place % turns == self._reads % turns:
-                cpu.softirq_latency = self._tracer.softirq_latency(cpu.cpu, full, came)
+                cpu.softirq_latency = self._tracer.softirq_latency(row, full, came)
                 came.clear()
             self._softirqs[cpu.cpu] = cpu.softirqs
             if "cpu_idle" not in missing and cpu.idle:
@@ -102,14 +103,17 @@ class BpfCpus:
             if line.isdigit() and int(line) < layout.IRQS:
                 times[line] = self._tracer.irq(int(line)) if total != first else None
         for cpu in counters:
+            row = self._tracer.cpu_rows.row(cpu.cpu)
+            if row is None:
+                continue
             for line, activity in cpu.irqs.items():
                 if line not in times:
                     continue
                 spent = times[line]
                 if spent is None:
                     activity.time_ns = 0
-                elif cpu.cpu < len(spent):
-                    activity.time_ns = spent[cpu.cpu][1]
+                else:
+                    activity.time_ns = spent[row][1]
 
 
 def _activities(names: tuple[str, ...], counts: Record, times: Record) -> dict[str, Activity]:

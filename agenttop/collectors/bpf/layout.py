@@ -93,40 +93,59 @@ LOSSES: Final = (
     "labels_full",
     # No room for one more request to a disk.
     "requests_full",
+    # Steps that ended on a CPU that came after the programs were loaded (cpurows.py).
+    "new_cpu",
 )
 
 #: Sources in the kernel: 0 is unknown, then words.SOURCES.
 SOURCE_NAMES: Final = ("unknown", *SOURCES)
 
+Fields = tuple[tuple[str, int], ...]
+
+#: Bytes that what a CPU writes on its own is a multiple of: two cache lines, which the processor
+#: fetches together.
+CPU_ALIGN: Final = 128
+
+
+def _apart(fields: Fields) -> Fields:
+    """With as much at the end as no other CPU's shares a cache line with it."""
+    over = sum(size for _, size in fields) * 8 % CPU_ALIGN
+    return (*fields, ("pad", (CPU_ALIGN - over) // 8)) if over else fields
+
+
 #: Context of a CPU, then its counters.
-CPU_FIELDS: Final = (
-    ("hard", 1),  # kind of the hard interrupt that runs: 0 none, 1 line, 2 vector
-    ("hard_id", 1),
-    ("hard_ts", 1),
-    ("hard_idle", 1),  # the CPU was idle when it came
-    ("hrtimer", 1),  # an hrtimer's function runs
-    ("hrtimer_late", 1),  # how long after its expiry, ns
-    ("block_ts", 1),  # last block_rq_complete
-    ("soft", 1),  # a softirq runs
-    ("soft_vec", 1),
-    ("soft_ts", 1),
-    ("soft_event", 1),  # first kernel event of what raised it
-    ("idle_now", 1),  # idle state + 1, 0 when not idle
-    ("idle_enter", 1),
-    ("idle_last", 1),  # idle state that was left last
-    ("idle_exit", 1),  # when
-    ("raise_ts", len(SOFTIRQS)),  # 0: not raised
-    ("raise_event", len(SOFTIRQS)),
-    ("vector_count", len(VECTORS)),
-    ("vector_ns", len(VECTORS)),
-    ("softirq_count", len(SOFTIRQS)),
-    ("softirq_ns", len(SOFTIRQS)),
-    ("idle_count", IDLE_STATES),
-    ("idle_ns", IDLE_STATES),
-    ("freq_khz", 1),
-    ("stolen_ns", 1),  # in interrupts and softirqs, each moment once
-    ("losses", len(LOSSES)),
+CPU_FIELDS: Final = _apart(
+    (
+        ("hard", 1),  # kind of the hard interrupt that runs: 0 none, 1 line, 2 vector
+        ("hard_id", 1),
+        ("hard_ts", 1),
+        ("hard_idle", 1),  # the CPU was idle when it came
+        ("hrtimer", 1),  # an hrtimer's function runs
+        ("hrtimer_late", 1),  # how long after its expiry, ns
+        ("block_ts", 1),  # last block_rq_complete
+        ("soft", 1),  # a softirq runs
+        ("soft_vec", 1),
+        ("soft_ts", 1),
+        ("soft_event", 1),  # first kernel event of what raised it
+        ("idle_now", 1),  # idle state + 1, 0 when not idle
+        ("idle_enter", 1),
+        ("idle_last", 1),  # idle state that was left last
+        ("idle_exit", 1),  # when
+        ("raise_ts", len(SOFTIRQS)),  # 0: not raised
+        ("raise_event", len(SOFTIRQS)),
+        ("vector_count", len(VECTORS)),
+        ("vector_ns", len(VECTORS)),
+        ("softirq_count", len(SOFTIRQS)),
+        ("softirq_ns", len(SOFTIRQS)),
+        ("idle_count", IDLE_STATES),
+        ("idle_ns", IDLE_STATES),
+        ("freq_khz", 1),
+        ("stolen_ns", 1),  # in interrupts and softirqs, each moment once
+        ("losses", len(LOSSES)),
+    )
 )
+#: An interrupt line on a CPU.
+IRQ_FIELDS: Final = (("count", 1), ("ns", 1))
 
 #: Counters of one agent on one CPU. Only that CPU writes; seq is odd while it does.
 ROW_FIELDS: Final = (
@@ -291,23 +310,23 @@ RAMPS_KEPT: Final = 32
 KHZ_STEP: Final = 100_000
 
 #: What causes know of a CPU's power; its other CPUs may write it too.
-POWER_FIELDS: Final = (
-    ("khz", 1),  # 0: not known; user space writes the first
-    ("idle_kind", 1),  # which of the sets of idle states it has; user space writes it
-    ("miss_at", 1),  # the idle governor's last miss
-    ("miss_below", 1),  # it was too shallow, not too deep
-    ("ramps", 1),  # how often the frequency rose
-    ("ramp_at", RAMPS_KEPT),  # the last times, kHz before and after
-    ("ramp_from", RAMPS_KEPT),
-    ("ramp_to", RAMPS_KEPT),
+POWER_FIELDS: Final = _apart(
+    (
+        ("khz", 1),  # 0: not known; user space writes the first
+        ("idle_kind", 1),  # which of the sets of idle states it has; user space writes it
+        ("miss_at", 1),  # the idle governor's last miss
+        ("miss_below", 1),  # it was too shallow, not too deep
+        ("ramps", 1),  # how often the frequency rose
+        ("ramp_at", RAMPS_KEPT),  # the last times, kHz before and after
+        ("ramp_from", RAMPS_KEPT),
+        ("ramp_to", RAMPS_KEPT),
+    )
 )
 
 #: Slot of a thread that asked to be an agent and has not been given one yet.
 PENDING_SLOT: Final = SLOTS
 #: Slot of a thread that is not measured (any more).
 NO_SLOT: Final = 0
-
-Fields = tuple[tuple[str, int], ...]
 
 
 def c_struct(name: str, fields: Fields) -> str:
@@ -360,6 +379,7 @@ def prelude() -> str:
         "NR_IDLE": IDLE_STATES,
         "NR_IRQ": IRQS,
         "NR_LOSSES": len(LOSSES),
+        "CPU_ALIGN": CPU_ALIGN,
         "NR_LOOP_GATES": len(LOOP_GATES),
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,
@@ -416,6 +436,7 @@ def prelude() -> str:
     text += _enum("RAN", RAN)
     for name, fields in (
         ("cpu", CPU_FIELDS),
+        ("irq_row", IRQ_FIELDS),
         ("row", ROW_FIELDS),
         ("cause_row", CAUSE_ROW_FIELDS),
         ("detail_key", DETAIL_KEY_FIELDS),

@@ -13,6 +13,7 @@ import array
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from agenttop import descriptors, isolated
+from agenttop.collectors.bpf.cpurows import CpuRows
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.btf import Btf
@@ -51,6 +53,8 @@ MAPS: Final = (
     "cpus",
     "irqs",
     "irq_source",
+    "cpu_rows",
+    "lost_apart",
     "learned",
     "assignments",
     "edges",
@@ -91,6 +95,8 @@ class Loaded:
     edge_pages: int
     slow_pages: int
     armed_pages: int
+    #: The CPUs that have a row in the maps.
+    rows: CpuRows
 
 
 def bcc() -> Any:
@@ -120,14 +126,15 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
 
     try:
         btf = Btf.load()
-        plan = programs.plan(btf, "full" if level == "full" else "lite", raw=raw)
+        rows = CpuRows.present()
+        plan = programs.plan(btf, "full" if level == "full" else "lite", rows, raw=raw)
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
     names = [f"p_{name}" for name in plan.tracepoints] + ["p_iter_task"] * plan.iterator
     known = compiled.recall(plan.text, names)
     if known is not None:
         try:
-            return _attach(plan, btf, known)
+            return _attach(plan, btf, rows, known)
         except (OSError, KeyError):
             pass  # not what it was said to be: compile
     os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
@@ -137,7 +144,7 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
     except Exception as error:  # BCC raises plain Exceptions
         raise LoadError(f"BCC could not compile the programs: {error}") from None
     try:
-        result = _attach(plan, btf, made)
+        result = _attach(plan, btf, rows, made)
     except OSError as error:
         said = f"the kernel refused a program: {error.strerror or error}"
         raise LoadError(descriptors.why(error, said)) from None
@@ -145,10 +152,15 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
     return result
 
 
-def _attach(plan: Plan, btf: Btf, made: Compiled) -> tuple[dict[str, Any], list[int]]:
+def _attach(
+    plan: Plan, btf: Btf, rows: CpuRows, made: Compiled
+) -> tuple[dict[str, Any], list[int]]:
     from agenttop.collectors.bpf import kernel, programs
 
     maps = made.create_maps()
+    table = maps[MAPS.index("cpu_rows")]
+    for cpu, row in enumerate(rows.table()):
+        kernel.map_update(table, struct.pack("<I", cpu), row)
 
     def code(name: str) -> bytes:
         return kernel.link_calls(made.code(f"p_{name}", maps), plan.calls)
@@ -191,6 +203,7 @@ def _attach(plan: Plan, btf: Btf, made: Compiled) -> tuple[dict[str, Any], list[
         "edge_pages": programs.EDGE_PAGES,
         "slow_pages": programs.SLOW_PAGES,
         "armed_pages": programs.ARMED_PAGES,
+        "cpus": rows.cpus,
     }
     return answer, [*maps, *loaded.values(), *links, *iterator]
 
@@ -315,6 +328,7 @@ def _unpack(answer: dict[str, Any], fds: list[int]) -> Loaded:
         edge_pages=answer["edge_pages"],
         slow_pages=answer["slow_pages"],
         armed_pages=answer["armed_pages"],
+        rows=CpuRows(answer["cpus"]),
     )
 
 

@@ -216,6 +216,9 @@ struct worker {
 	u64 since;
 };
 
+/* Two cache lines: the processor fetches them in pairs. */
+#define PER_CPU __attribute__((aligned(CPU_ALIGN)))
+
 /* What each CPU is doing, as far as only causes need it (causes_wake.bpf.c). */
 struct delivery {
 	struct {
@@ -254,7 +257,7 @@ struct delivery {
 		u32 slot;
 		u64 label[LABEL_WORDS];
 	} polled[MAX_POLLED];	/* woken in this poll */
-};
+} PER_CPU;
 
 struct kept_set {
 	struct kept at[KEPT_WAYS];
@@ -290,39 +293,44 @@ struct look {
 /* What a CPU ran lately; others look at it too (causes_run.bpf.c). */
 struct run_cpu {
 	struct look look;
+	u64 cpu;		/* its number */
 	u64 head;
 	struct ran ran[RAN_KEPT];
-};
-
-struct irq_row {
-	u64 count;
-	u64 ns;
-};
+} PER_CPU;
 
 struct assignment {
 	u32 slot;
 	u32 alone;
 };
 
+/*
+ * Arrays with a row for each CPU take the place of per-CPU maps, which have one
+ * for each CPU that could ever be plugged in (cpurows.py). MMAPABLE also makes
+ * them begin on a page: with PER_CPU no two CPUs write to one cache line.
+ */
 #define MMAPABLE (1U << 10)
+/* CPU -> row, where they differ. */
+BPF_ARRAY(cpu_rows, u32, CPU_SPAN);
+/* What got lost on CPUs that have no row. */
+BPF_F_TABLE("array", u32, u64, lost_apart, NR_LOSSES, MMAPABLE);
 BPF_F_TABLE("array", u32, struct agent_hist_stub, hist, SLOTS, MMAPABLE);
-BPF_F_TABLE("array", u32, struct row, rows, SLOTS * NR_CPUS, MMAPABLE);
-BPF_F_TABLE("array", u32, struct cause_row, cause_rows, SLOTS * NR_CPUS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct row, rows, SLOTS * CPU_ROWS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct cause_row, cause_rows, SLOTS * CPU_ROWS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct agent_hist_stub, cause_hist, SLOTS, MMAPABLE);
 /* The causes that are observed, one bit each; some programs see several. */
 BPF_ARRAY(cause_wanted, u32, 1);
 BPF_TABLE("hash", struct detail_key, struct detail, cause_details, MAX_LABELS);
 BPF_F_TABLE("array", u32, struct labels, cause_labels, SLOTS, MMAPABLE);
-BPF_PERCPU_ARRAY(delivery, struct delivery, 1);
+BPF_F_TABLE("array", u32, struct delivery, delivery, CPU_ROWS, MMAPABLE);
 BPF_ARRAY(works, struct queued_work, WORKS);
 BPF_ARRAY(workers, struct worker, WORKERS);
-BPF_ARRAY(run_cpus, struct run_cpu, NR_CPUS);
-BPF_F_TABLE("array", u32, struct power_cpu, power_cpus, NR_CPUS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct run_cpu, run_cpus, CPU_ROWS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct power_cpu, power_cpus, CPU_ROWS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, SLOTS, MMAPABLE);
-BPF_F_TABLE("array", u32, struct one_hist, soft_hist, NR_CPUS * NR_SOFTIRQ, MMAPABLE);
+BPF_F_TABLE("array", u32, struct one_hist, soft_hist, CPU_ROWS * NR_SOFTIRQ, MMAPABLE);
 BPF_F_TABLE("array", u32, struct one_hist, idle_hist, NR_IDLE, MMAPABLE);
-BPF_PERCPU_ARRAY(cpus, struct cpu, 1);
-BPF_PERCPU_ARRAY(irqs, struct irq_row, NR_IRQ);
+BPF_F_TABLE("array", u32, struct cpu, cpus, CPU_ROWS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct irq_row, irqs, CPU_ROWS * NR_IRQ, MMAPABLE);
 /* Line -> source of the wake-ups from it, by the line's name; user space fills it. */
 BPF_ARRAY(irq_source, u32, NR_IRQ);
 BPF_ARRAY(learned, struct learned, 1);
@@ -334,8 +342,8 @@ BPF_HASH(assignments, u32, struct assignment, 16384);
 BPF_RINGBUF_OUTPUT(edges, EDGE_PAGES);
 BPF_RINGBUF_OUTPUT(slows, SLOW_PAGES);
 BPF_F_TABLE("array", u32, struct window, windows, SLOTS, MMAPABLE);
-/* One for each CPU, then one for each slot. */
-BPF_F_TABLE("array", u32, struct cell, cells, NR_CPUS + SLOTS, MMAPABLE);
+/* One for each number of a CPU, then one for each slot. */
+BPF_F_TABLE("array", u32, struct cell, cells, CPU_SPAN + SLOTS, MMAPABLE);
 BPF_RINGBUF_OUTPUT(armed, ARMED_PAGES);
 #if TASK_STORAGE
 BPF_TASK_STORAGE(threads, struct thread);
@@ -384,19 +392,44 @@ static void (*preempt_on)(void) = (void *)CALL_PREEMPT_ENABLE;
 #define preempt_on()
 #endif
 
+/* A CPU's row; one that came later has none: what is looked up with it is not there. */
+static __always_inline u32 row_of(u32 cpu)
+{
+#if CPU_GAPS
+	u32 *row = cpu_rows.lookup(&cpu);
+
+	return row ? *row : CPU_ROWS;
+#else
+	return cpu;
+#endif
+}
+
+static __always_inline u32 this_row(void)
+{
+	return row_of(bpf_get_smp_processor_id());
+}
+
 static __always_inline struct cpu *this_cpu(void)
 {
-	u32 zero = 0;
+	u32 row = this_row();
 
-	return cpus.lookup(&zero);
+	return cpus.lookup(&row);
 }
 
 static __always_inline void lose(u32 what)
 {
 	struct cpu *cpu = this_cpu();
+	u64 *apart;
 
-	if (cpu && what < NR_LOSSES)
+	if (what >= NR_LOSSES)
+		return;
+	if (cpu) {
 		cpu->losses[what]++;
+		return;
+	}
+	apart = lost_apart.lookup(&what);
+	if (apart)
+		__sync_fetch_and_add(apart, 1);
 }
 
 /*

@@ -30,14 +30,16 @@ int p_irq_handler_entry(args_t ctx)
 int p_irq_handler_exit(args_t ctx)
 {
 	struct cpu *cpu = this_cpu();
-	u32 irq = ctx[0];
-	struct irq_row *row;
+	u32 irq = ctx[0], at;
+	struct irq_row *row = 0;
 	u64 ns;
 
 	if (!cpu)
 		return 0;
 	if (cpu->hard == WAKER_LINE) {
-		row = irqs.lookup(&irq);
+		at = this_row() * NR_IRQ + irq;
+		if (irq < NR_IRQ)
+			row = irqs.lookup(&at);
 		if (row) {
 			ns = bpf_ktime_get_ns() - cpu->hard_ts;
 			row->count++;
@@ -166,7 +168,7 @@ int p_softirq_entry(args_t ctx)
 	cpu->soft_event = now;
 	if (cpu->raise_ts[vec]) {
 		cpu->soft_event = cpu->raise_event[vec];
-		id = bpf_get_smp_processor_id() * NR_SOFTIRQ + vec;
+		id = this_row() * NR_SOFTIRQ + vec;
 		h = soft_hist.lookup(&id);
 		i = bucket_of(now - cpu->raise_ts[vec]);
 		if (h)

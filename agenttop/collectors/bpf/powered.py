@@ -8,6 +8,7 @@ from typing import Final
 
 from agenttop import paths
 from agenttop.collectors.bpf import layout
+from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.files import read_number
 from agenttop.collectors.idle import Idle
@@ -23,25 +24,25 @@ def _cpus() -> Path:
 class Power:
     """Names for what the programs of causes number, and what they cannot know by themselves."""
 
-    def __init__(self, maps: Mapping[str, int], cpus: int) -> None:
-        #: What the kernel side keeps of each CPU (layout.POWER_FIELDS).
-        self.live = mapped(maps["power_cpus"], _POWER, cpus)
-        self._cpus = list(range(cpus))
+    def __init__(self, maps: Mapping[str, int], rows: CpuRows) -> None:
+        #: What the kernel side keeps of each CPU, by row (layout.POWER_FIELDS).
+        self.live = mapped(maps["power_cpus"], _POWER, len(rows))
+        self._cpus = list(rows.cpus)
         self._kinds: list[list[IdleState]] = []
 
     def refresh(self) -> None:
         """Look at sysfs; to be called before causes are observed."""
         idle = Idle(self._cpus)
         kinds: list[list[IdleState]] = []
-        for cpu in self._cpus:
+        for row, cpu in enumerate(self._cpus):
             states = idle.of(cpu)
             if states not in kinds:
                 kinds.append(states)
-            self.live["idle_kind"][cpu] = kinds.index(states)
+            self.live["idle_kind"][row] = kinds.index(states)
             khz = read_number(f"{_cpus()}/cpu{cpu}/cpufreq/scaling_cur_freq")
             # What the tracepoint has told is newer.
-            if khz and not self.live["khz"][cpu]:
-                self.live["khz"][cpu] = khz
+            if khz and not self.live["khz"][row]:
+                self.live["khz"][row] = khz
         self._kinds = kinds
 
     def state(self, kind: int, number: int) -> IdleState | None:

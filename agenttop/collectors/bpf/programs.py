@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.btf import Btf
+from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.step import MARKER
 from agenttop.words import GATES
 
@@ -163,13 +164,7 @@ class Plan:
     calls: dict[int, int]
 
 
-def possible_cpus() -> int:
-    """Highest possible CPU number and one, /sys/devices/system/cpu/possible."""
-    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(text.replace(",", "-").split("-")[-1]) + 1
-
-
-def plan(btf: Btf, level: Literal["lite", "full"], raw: bool = False) -> Plan:
+def plan(btf: Btf, level: Literal["lite", "full"], rows: CpuRows, raw: bool = False) -> Plan:
     """Choose by facts, never by version. Raises UnsupportedError with the reason.
 
     ``raw`` asks for the fall-back (raw tracepoints and a hash) on a kernel
@@ -189,7 +184,7 @@ def plan(btf: Btf, level: Literal["lite", "full"], raw: bool = False) -> Plan:
     return Plan(
         mode="tp_btf" if storage else "raw_tp",
         level=level,
-        text=_prelude(btf, level, storage) + _sources(),
+        text=_prelude(btf, level, storage, rows) + _sources(),
         tracepoints=there,
         iterator=iterator,
         missing=tuple(name for name in wanted if name not in there),
@@ -211,9 +206,9 @@ def kernel_calls(btf: Btf) -> dict[int, int]:
     return {KERNEL_CALLS[name]: btf.function(name) or 0 for name in _kernel_calls(btf)}
 
 
-def cause_text(btf: Btf, level: Literal["lite", "full"], more: str) -> str:
+def cause_text(btf: Btf, level: Literal["lite", "full"], rows: CpuRows, more: str) -> str:
     """What the programs of causes are compiled from; ``more`` is what only they need to know."""
-    return _prelude(btf, level, storage=True) + more + _sources(CAUSE_SOURCES)
+    return _prelude(btf, level, True, rows) + more + _sources(CAUSE_SOURCES)
 
 
 def _sources(names: tuple[str, ...] = SOURCES) -> str:
@@ -244,7 +239,7 @@ def _offsets(btf: Btf) -> dict[str, int | None]:
     }
 
 
-def _prelude(btf: Btf, level: str, storage: bool) -> str:
+def _prelude(btf: Btf, level: str, storage: bool, rows: CpuRows) -> str:
     offsets = _offsets(btf)
     optional = {"OFF_THREAD_FLAGS"}
     if not storage:
@@ -260,7 +255,9 @@ def _prelude(btf: Btf, level: str, storage: bool) -> str:
         "CALL_PREEMPT_ENABLE": KERNEL_CALLS["bpf_preempt_enable"],
         "SWITCH_HAS_STATE": int((btf.tracepoint_args("sched_switch") or 0) >= 4),
         "HRTIMER_NOW_IS_POINTER": int(btf.tracepoint_passes_pointer("hrtimer_expire_entry", 1)),
-        "NR_CPUS": possible_cpus(),
+        "CPU_ROWS": len(rows),
+        "CPU_SPAN": rows.span,
+        "CPU_GAPS": int(rows.gaps),
         "NR_GATES": len(GATES),
         "NR_PRCTL": _PRCTL,
         "NR_SCHED_SETATTR": _SCHED_SETATTR,

@@ -22,7 +22,6 @@ from agenttop.collectors.bpf.details import Details
 from agenttop.collectors.bpf.loader import Loaded
 from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.powered import Power
-from agenttop.collectors.bpf.programs import possible_cpus
 from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.rows import Rows
 from agenttop.collectors.bpf.steps import Steps
@@ -34,6 +33,7 @@ from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS, STAGES
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)
 _CAUSE_ROW: Final = layout.dtype(layout.CAUSE_ROW_FIELDS)
 _CPU: Final = layout.dtype(layout.CPU_FIELDS)
+_IRQ: Final = layout.dtype(layout.IRQ_FIELDS)
 _LEARNED: Final = layout.dtype(layout.LEARNED_FIELDS)
 _CONTROL: Final = layout.dtype(layout.CONTROL_FIELDS)
 _SLOW: Final = layout.dtype(layout.SLOW_FIELDS)
@@ -134,21 +134,24 @@ class Tracer:
         self.level = loaded.level
         self.missing = loaded.missing
         self._loaded = loaded
-        self._cpus = possible_cpus()
+        #: The CPUs that are measured.
+        self.cpu_rows = loaded.rows
+        cpus = len(loaded.rows)
         maps = loaded.maps
         #: Slot -> its histograms, mapped while it is in use (a mapped page counts as resident).
         self._hists: dict[int, _Changes] = {}
         self._rows, self._cause_rows = (
-            Rows(mapped(maps[name], row, layout.SLOTS * self._cpus).reshape(self._cpus, -1))
+            Rows(mapped(maps[name], row, layout.SLOTS * cpus).reshape(cpus, -1))
             for name, row in (("rows", _ROW), ("cause_rows", _CAUSE_ROW))
         )
         self._cause_hists: dict[int, _Changes] = {}
-        self.power = Power(maps, self._cpus)
+        self.power = Power(maps, loaded.rows)
         self.details = Details(maps, self.power, lambda: self.causes.unmeasured())
         #: What stages were spent on: switched on and off here.
         self.causes = Causes(
             loaded.level,
             maps,
+            loaded.rows,
             self.power,
             "" if loaded.mode == "tp_btf" else "causes need task-local storage (Linux 5.11)",
         )
@@ -156,18 +159,19 @@ class Tracer:
         self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
         self.steps = Steps(maps, lambda live: _Changes(live).take)
         self._keep = self._controls["keep"]
-        self.windows = Windows(maps, loaded.armed_pages, self._cpus, self._controls)
-        soft = mapped(maps["soft_hist"], _U32, self._cpus * len(SOFTIRQS) * BUCKETS)
+        self.windows = Windows(maps, loaded.armed_pages, loaded.rows.span, self._controls)
+        soft = mapped(maps["soft_hist"], _U32, cpus * len(SOFTIRQS) * BUCKETS)
         self._soft = [
-            [_Changes(one) for one in cpu]
-            for cpu in soft.reshape(self._cpus, len(SOFTIRQS), BUCKETS)
+            [_Changes(one) for one in cpu] for cpu in soft.reshape(cpus, len(SOFTIRQS), BUCKETS)
         ]
         idle = mapped(maps["idle_hist"], _U32, layout.IDLE_STATES * BUCKETS)
         self._idle = [_Changes(one) for one in idle.reshape(layout.IDLE_STATES, BUCKETS)]
         self._edges = Ring(maps["edges"], loaded.edge_pages)
         self._slows = Ring(maps["slows"], loaded.slow_pages)
-        self._cpu_buffer = ctypes.create_string_buffer(_CPU.itemsize * self._cpus)
-        self._irq_buffer = ctypes.create_string_buffer(16 * self._cpus)
+        self._cpus = mapped(maps["cpus"], _CPU, cpus)
+        self._irqs = mapped(maps["irqs"], _IRQ, cpus * layout.IRQS).reshape(cpus, layout.IRQS)
+        #: What got lost on CPUs that have no row.
+        self._lost_apart = mapped(maps["lost_apart"], _U64, len(layout.LOSSES))
         self._stats_fd: int | None = None
         #: Processes and threads that found no room in a map.
         self._refused = 0
@@ -377,14 +381,14 @@ class Tracer:
         start = MEASURES.index("slowpath") * BUCKETS
         return changes.live[start : start + BUCKETS].copy()
 
-    def softirq_latency(self, cpu: int, full: bool, came: Container[str]) -> dict[str, Histogram]:
-        """Softirq vector -> raise-to-entry latency, as ``histograms``.
+    def softirq_latency(self, row: int, full: bool, came: Container[str]) -> dict[str, Histogram]:
+        """Softirq vector -> raise-to-entry latency of the CPU of this row, as ``histograms``.
 
         ``came``: the vectors that ran since the last call; only they are looked at.
         """
         return {
             name: histogram
-            for name, changes in zip(SOFTIRQS, self._soft[cpu], strict=True)
+            for name, changes in zip(SOFTIRQS, self._soft[row], strict=True)
             if (full or name in came) and (histogram := _histogram(changes, full)) is not None
         }
 
@@ -397,18 +401,15 @@ class Tracer:
         }
 
     def cpus(self) -> Record:
-        """Context and counters of every possible CPU, shape (CPUs,)."""
-        kernel.map_lookup_into(self._loaded.maps["cpus"], b"\0\0\0\0", self._cpu_buffer)
-        return np.frombuffer(self._cpu_buffer.raw, dtype=_CPU)
+        """Context and counters of every CPU, shape (rows,)."""
+        return self._cpus.copy()
 
     def irq(self, line: int) -> list[tuple[int, int]]:
-        """(count, ns) of an interrupt line per CPU."""
-        if line >= layout.IRQS or not kernel.map_lookup_into(
-            self._loaded.maps["irqs"], struct.pack("<I", line), self._irq_buffer
-        ):
-            return [(0, 0)] * self._cpus
-        values = struct.unpack(f"<{2 * self._cpus}Q", self._irq_buffer.raw)
-        return list(zip(values[::2], values[1::2], strict=True))
+        """(count, ns) of an interrupt line by CPU row."""
+        if line >= layout.IRQS:
+            return [(0, 0)] * len(self.cpu_rows)
+        times: list[tuple[int, int]] = self._irqs[:, line].tolist()
+        return times
 
     def set_irq_source(self, line: int, source: str) -> None:
         """What wake-ups straight from this line's handler mean."""
@@ -421,7 +422,7 @@ class Tracer:
 
     def losses(self, cpus: Record) -> dict[str, int]:
         """Kind of loss -> count, from what ``cpus`` read."""
-        totals = cpus["losses"].sum(axis=0).tolist()
+        totals = (cpus["losses"].sum(axis=0) + self._lost_apart).tolist()
         losses = dict(zip(layout.LOSSES, totals, strict=True))
         losses["storage_full"] += self._refused
         losses["torn"] = self._rows.torn + self._cause_rows.torn

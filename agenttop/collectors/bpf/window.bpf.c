@@ -123,7 +123,7 @@ static __always_inline void window_open(struct thread *t, u64 now)
 	if (!c || !c->window_ns)
 		return;
 	b = windows.lookup(&slot);
-	if (!b || cpu >= NR_CPUS)
+	if (!b || cpu >= CPU_SPAN)
 		return;
 	until = now + c->window_ns;
 	cost = b->cost_ns;
@@ -146,7 +146,7 @@ static __always_inline void window_open(struct thread *t, u64 now)
 	if (old)
 		__sync_fetch_and_add(&b->held_ns, old);
 	if (b->floor)
-		hold(NR_CPUS + slot, slot, until, now);
+		hold(CPU_SPAN + slot, slot, until, now);
 }
 
 /* At the switch-in: the scheduler may have chosen another CPU. Already paid for. */
@@ -157,7 +157,7 @@ static __always_inline void window_follow(struct thread *t, u64 now)
 	u32 slot = t->slot;
 	u64 more;
 
-	if (!w->until || w->held == t->cpu || w->until <= now)
+	if (!w->until || w->held == t->cpu || t->cpu >= CPU_SPAN || w->until <= now)
 		return;
 	more = hold(t->cpu, slot, w->until, now);
 	b = windows.lookup(&slot);

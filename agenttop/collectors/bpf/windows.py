@@ -42,11 +42,12 @@ class Opened(NamedTuple):
 class Windows:
     """Not more than one for the loaded programs; slots are the registry's."""
 
-    def __init__(self, maps: dict[str, int], pages: int, cpus: int, controls: NDArray[Any]) -> None:
-        self._cpus = cpus
+    def __init__(self, maps: dict[str, int], pages: int, span: int, controls: NDArray[Any]) -> None:
+        """``span``: one more than the highest CPU; one without a row is never held."""
+        self._cpus = span
         self._length: NDArray[Any] = controls["window_ns"]
         self._windows = mapped(maps["windows"], _WINDOW, layout.SLOTS)
-        count = cpus + layout.SLOTS
+        count = span + layout.SLOTS
         self._cells = mapped(maps["cells"], _CELL, count)
         self.wiring = Wiring(maps["armed"], maps["cells"], pages, count)
 
