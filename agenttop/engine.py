@@ -23,6 +23,7 @@ import msgspec
 
 from agenttop import descriptors
 from agenttop.agents import Rules
+from agenttop.collectors.bpf.causes_loader import CauseLoading
 from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.hostinfo import host
@@ -128,6 +129,8 @@ class Engine:
         self._events: list[Event] = []
         self._host: Host | None = None
         self._missing: dict[str, str] = {}
+        #: The causes that are observed (options.causes_of).
+        self._causes = options.causes
         self._wanted = list(options.policies)
         self._guardian: int | None = None
         #: When process edges were taken in last, and when they are to be again.
@@ -135,6 +138,8 @@ class Engine:
         #: When the next Sample is due, and how many come soon.
         self._next_sample, self._soon = time.monotonic(), 0
         self._next_edges = math.inf
+        #: CPUs that came later, and were looked at.
+        self._known_later: frozenset[int] = frozenset()
         #: The policy whose plan somebody looks at.
         self._planned = ""
 
@@ -188,25 +193,78 @@ class Engine:
         assert loading is not None
         self._selector.unregister(loading)
         try:
-            self._tracer = Tracer(loading.result())
+            tracer = Tracer(loading.result())
         except LoadError as error:
-            self._without_bpf(str(error))
+            if self._tracer is None:
+                self._without_bpf(str(error))
+            else:
+                self._not_measured(error)
+                return
         else:
+            measure_cost = self._options.bpf_stats
+            if self._tracer is not None:
+                measure_cost = self._tracer.cost_measured
+                self._detach()
+            self._tracer = tracer
             self._missing.pop("chains", None)
             self._sampler.attach(self._tracer)
             self._scan()
             self._next_edges = time.monotonic()
             self._policies.attach(self._tracer.windows)
-            self._observe(self._options.causes)
-            self._tracer.measure_cost(self._options.bpf_stats)
+            self._observe(self._causes)
+            self._tracer.measure_cost(measure_cost)
             for name in self._tracer.missing:
                 if why := _lost_without(name):
                     self._missing[f"tracepoint {name}"] = why
         self._describe()
         self._soon = 2
 
+    def _detach(self) -> None:
+        """End what the programs measured: others take their place.
+
+        Policies go off and come on again with the next Sample. The guardian
+        follows the maps of these programs, and what a policy chose holds for
+        the CPUs that were there.
+        """
+        assert self._tracer is not None
+        again = [name for name in self._policies.names if self._policies.is_on(name)]
+        for name in again:
+            self._switch(name, False)
+        self._wanted += again
+        watched = (self._tracer.edges_fd, self._tracer.causes.loading)
+        for fileobj in watched:
+            if fileobj is not None and _number(fileobj) in self._selector.get_map():
+                self._selector.unregister(fileobj)
+        self._tracer.close()
+
+    def _not_measured(self, error: LoadError) -> None:
+        text = f"CPUs that came later are not measured: {error}"
+        self._events.append(Event(time.monotonic_ns(), "error", text))
+
+    def _look_for_cpus(self) -> None:
+        """Where CPUs came later, have them measured too: a boundary, as a policy's toggle is."""
+        later = self._sampler.later_cpus
+        if not later - self._known_later or self._loading is not None:
+            return
+        self._known_later |= later
+        names = ", ".join(str(cpu) for cpu in sorted(later))
+        text = f"CPU {names} came online: counters start again with the CPUs that are there now"
+        self._events.append(Event(time.monotonic_ns(), "warning", text))
+        if self._tracer is None:
+            self._sampler.look_again()
+            self._describe()
+            return
+        raw = self._tracer.mode != "tp_btf"
+        try:
+            self._loading = Loading(self._options.level, raw=raw)
+        except LoadError as error:
+            self._not_measured(error)
+            return
+        self._selector.register(self._loading, selectors.EVENT_READ, self._loaded)
+
     def _observe(self, spec: str) -> None:
         """Causes on and off."""
+        self._causes = spec
         if self._tracer is None:
             return
         try:
@@ -300,6 +358,8 @@ class Engine:
 
     def _edges_came(self) -> None:
         assert self._tracer is not None
+        if self._tracer.edges_fd not in self._selector.get_map():
+            return  # it was of programs that others have just taken the place of
         self._selector.unregister(self._tracer.edges_fd)
         self._next_edges = max(time.monotonic(), self._edges_taken + EDGES_S)
 
@@ -325,6 +385,7 @@ class Engine:
         if descriptors.noted() and _DESCRIPTORS not in self._missing:
             self._missing[_DESCRIPTORS] = descriptors.lack()
             self._describe()
+        self._look_for_cpus()
         self._watch_causes()
         self._targets.update(sample)
         if self._wanted and self._loading is None and self._registry.scanned:
@@ -460,6 +521,10 @@ class Engine:
         except UserError as error:
             self._events.append(Event(time.monotonic_ns(), "error", str(error)))
         self._tick_policies()
+
+
+def _number(fileobj: int | Loading | CauseLoading) -> int:
+    return fileobj if isinstance(fileobj, int) else fileobj.fileno()
 
 
 def _lost_without(tracepoint: str) -> str | None:

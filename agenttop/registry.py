@@ -131,9 +131,18 @@ class Registry:
         return self._complete
 
     def attach(self, tracer: Tracer) -> None:
-        """From now on the kernel measures. The next scan finds the agents anew."""
+        """From now on the kernel measures, or measures anew: what was counted before is over.
+
+        The next scan finds the agents again, under new ids. Threads that opted
+        in would not be found: they have said so once.
+        """
+        opted_in = [agent for agent in self._agents.values() if agent.tid is not None]
         self._tracer = tracer
         self._agents.clear()
+        self._backlog.clear()
+        self._free = list(range(layout.SLOTS - 1, 0, -1))
+        for old in opted_in:
+            self._opt_in(old.key, old.name, old.rule, old.root, old.tid)
         self._scanned, self._complete = -math.inf, False
 
     def forget(self) -> None:
@@ -311,13 +320,18 @@ class Registry:
             return False
         comm = procinfo.read_file(f"/proc/{edge.tgid}/task/{edge.tid}/comm", 64)
         name = printable(procinfo.text(comm).strip() if comm else info.comm, 32)
-        agent = Agent(self._next_id, key, name, edge.kind, edge.tgid, tid=edge.tid)
-        agent.pids = [edge.tgid]
+        self._opt_in(key, name, edge.kind, edge.tgid, edge.tid)
+        return True
+
+    def _opt_in(self, key: AgentKey, name: str, kind: str, tgid: int, tid: int | None) -> None:
+        assert self._tracer is not None
+        assert tid is not None
+        agent = Agent(self._next_id, key, name, kind, tgid, tid=tid)
+        agent.pids = [tgid]
         self._next_id += 1
         self._agents[key] = agent
         if self._take_slot(agent):
-            self._tracer.assign({}, {edge.tid: agent.slot})
-        return True
+            self._tracer.assign({}, {tid: agent.slot})
 
     def _take_slot(self, agent: Agent) -> bool:
         assert self._tracer is not None

@@ -81,6 +81,18 @@ class Sampler:
         # The files that were kept open until now are closed with this.
         self._procfs = self._cpus.procfs
         self._registry.attach(tracer)
+        self._tails.clear()
+        self._lost_edges = self._misses = 0
+        self._full = True
+
+    @property
+    def later_cpus(self) -> frozenset[int]:
+        """CPUs that run and came after ``attach``: they are not measured."""
+        return self.procfs.later
+
+    def look_again(self) -> None:
+        """Without BPF: the CPUs that are there now, from the next Sample on."""
+        self._procfs = ProcfsCpus()
         self._full = True
 
     def ask_full(self) -> None:
@@ -111,6 +123,7 @@ class Sampler:
             counters = [_from_schedstat(agent) for agent in self._registry.agents()]
         else:
             cpus, raw = self._cpus.read(full)
+            tracer.causes.follow_cpus(frozenset(cpu.cpu for cpu in cpus if cpu.online))
             idle_exit = tracer.idle_exit(full)
             now = time.monotonic_ns()
             counters = self._from_rows(tracer, full)

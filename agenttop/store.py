@@ -239,7 +239,7 @@ class Store:
 
         One that lies before the last one starts a new run, and so does a
         change of how or how finely is measured (from /proc to BPF when that
-        has loaded): the counters are others then.
+        has loaded) or of the CPUs that are: the counters are others then.
         """
         last = self._last
         if last is not None and (
@@ -287,7 +287,8 @@ class Store:
     def _differs(self, host: Host | None) -> bool:
         if host is None or self.host is None:
             return False
-        return (host.mode, host.level) != (self.host.mode, self.host.level)
+        now, before = host, self.host
+        return (now.mode, now.level, now.cpus) != (before.mode, before.level, before.cpus)
 
     def _take_agents(
         self, sample: Sample, since_ns: int, first: bool

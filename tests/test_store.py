@@ -462,6 +462,23 @@ def test_from_proc_to_bpf_the_counters_are_others() -> None:
     assert all(load.per_s >= 0 for cpu in snapshot.cpus for load in cpu.irqs.values())
 
 
+def test_with_another_number_of_cpus_the_counters_are_others() -> None:
+    before, after = Synth(cpus=2), Synth(cpus=3)
+    store = fresh()
+    for sample in before.samples(4):
+        store.feed(sample)
+    after.t_ns, after.seq = before.t_ns, before.seq
+    samples = after.samples(4)
+    samples[0].host = after._host()
+    for sample in samples:
+        store.feed(sample)
+    snapshot = shot(store)
+    assert len(snapshot.cpus) == 3
+    assert store.started_ns == samples[0].t_ns, "what came before is another interval"
+    assert telescopes(snapshot)
+    assert all(load.per_s >= 0 for cpu in snapshot.cpus for load in cpu.irqs.values())
+
+
 def test_what_a_level_does_not_measure_is_null_and_the_rest_adds_up() -> None:
     store, synth = fresh(), Synth(level="lite")
     for sample in synth.samples(4):

@@ -38,11 +38,14 @@ class ProcfsCpus:
         #: States, driver and governor are here also when the counters are skipped.
         self.idle = Idle(self.cpus)
         self.freq = Freq(self.cpus)
+        #: CPUs that run and were not there when this was made; as of the last ``read``.
+        self.later: frozenset[int] = frozenset()
 
     def read(self) -> list[CpuCounters]:
         """One entry per CPU, in order; monotonic, also over a CPU's offline time."""
         skip = self._skip
         online = self._topology.online()
+        self.later = (online or frozenset()).difference(self.cpus)
         times = self._stat.read()
         irqs, vectors = ({}, {}) if "irq" in skip else self._interrupts.read()
         softirqs = {} if "softirq" in skip else self._softirqs.read()

@@ -72,6 +72,8 @@ class Causes:
         self._failed: dict[str, str] = {}
         self.loading: CauseLoading | None = None
         self._contexts = False
+        #: The CPUs that software events were opened on, or those that run if there are none yet.
+        self._online = _online()
         #: Whether there ever was a cause to be counted.
         self.used = False
 
@@ -97,6 +99,16 @@ class Causes:
                 self.loading = CauseLoading(self._level, self._maps, self._rows)
             except LoadError as error:
                 self._unavailable = str(error)
+
+    def follow_cpus(self, online: frozenset[int]) -> None:
+        """Software events belong to one CPU each: open them again where other CPUs run now."""
+        if online == self._online:
+            return
+        self._online = online
+        for name in SOFTWARE_EVENTS.keys() & self._links.keys():
+            _close(self._links.pop(name))
+        if self._loaded is not None:
+            self._attach()
 
     def finish(self) -> None:
         """Take over what ``loading`` has loaded."""
@@ -201,11 +213,15 @@ class Causes:
             self._loaded = None
 
 
+def _online() -> frozenset[int]:
+    return frozenset(parse_cpulist(read_text("/sys/devices/system/cpu/online") or "0"))
+
+
 def _link(name: str, program: int) -> list[int]:
     if name not in SOFTWARE_EVENTS:
         return [kernel.attach_raw_tracepoint(program)]
     links: list[int] = []
-    for cpu in parse_cpulist(read_text("/sys/devices/system/cpu/online") or "0"):
+    for cpu in sorted(_online()):
         try:
             links.append(kernel.attach_software_event(program, SOFTWARE_EVENTS[name], cpu))
         except OSError as error:

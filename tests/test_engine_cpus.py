@@ -1,0 +1,72 @@
+"""CPUs that come while the engine runs: they are measured, and nothing is booked wrongly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from engines import agent, engine, needs_bpf
+from loops import loop
+
+from agenttop.model import Command
+
+
+@pytest.fixture
+def cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree in which there is one CPU."""
+    folder = tmp_path / "devices/system/cpu"
+    folder.mkdir(parents=True)
+    say(folder, "0")
+    monkeypatch.setenv("AGENTTOP_SYS", str(tmp_path))
+    return folder
+
+
+def say(folder: Path, there: str) -> None:
+    for name in ("online", "present"):
+        (folder / name).write_text(f"{there}\n")
+
+
+@pytest.mark.bpf
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs two CPUs")
+def test_steps_on_a_cpu_that_came_later_are_lost_until_its_arrays_are_there(cpus: Path) -> None:
+    needs_bpf()
+    options = ("--interval-us", 500, "--for", 120, "--cpu", 1, "--name", "laterloop")
+    with (
+        loop(*options) as one,
+        engine(agent_patterns=["comm:^laterloop$"], bpf_stats=True, causes="idle") as running,
+    ):
+        one.go()
+        running.measuring()
+        lost = running.until(lambda s: s.trust.drops.get("new_cpu", 0) > 0)
+        found = agent(lost, one.pid)
+        assert found is not None
+        assert not found.cpu_steps, "there is no row for them"
+        say(cpus, "0-1")
+        again = running.until(lambda s: s.host is not None and s.host.cpus == 2)
+        assert [cpu.cpu for cpu in again.cpus] == [0, 1]
+        assert again.trust.drops["new_cpu"] == 0, "counters start again"
+        assert any("CPU 1 came online" in text for text in running.events)
+        found = agent(running.until(lambda s: bool((a := agent(s, one.pid)) and a.steps)), one.pid)
+        assert found is not None
+        assert set(found.cpu_steps) == {"1"}
+        snapshot = running.store.snapshot()
+        assert snapshot is not None
+        assert all(load.per_s >= 0 for cpu in snapshot.cpus for load in cpu.softirqs.values())
+        running.until(lambda s: any(c.name == "idle" and c.state == "on" for c in s.causes))
+        running.until(lambda s: bool(s.trust.bpf_ns))
+        # Commands are obeyed as before.
+        running.client.send(Command("causes", name="off"))
+        running.until(lambda s: all(c.state != "on" for c in s.causes))
+
+
+@pytest.mark.live
+def test_without_bpf_a_cpu_that_came_later_is_seen(cpus: Path) -> None:
+    with engine(bpf="off") as running:
+        first = running.until(lambda s: s.host is not None)
+        assert [cpu.cpu for cpu in first.cpus] == [0]
+        say(cpus, "0-1")
+        running.until(lambda s: [cpu.cpu for cpu in s.cpus] == [0, 1])
+        assert running.store.host is not None
+        assert running.store.host.cpus == 2
+        assert sum("came online" in text for text in running.events) == 1
