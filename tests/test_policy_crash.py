@@ -232,7 +232,7 @@ def test_restore_says_what_it_did(tmp_path: Path, victim: Victim) -> None:
         os.sched_setaffinity(theirs, others)
         said = restore(state)
         assert f"tid {theirs} " in said
-        assert "changed by somebody else since" in said
+        assert "changed by another process since" in said
         assert os.sched_getaffinity(theirs) == others
         ours = victim.tids()[1]
         assert f"affinity of tid {ours} " in said

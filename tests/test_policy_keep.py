@@ -170,6 +170,6 @@ def test_what_somebody_else_has_set_since_is_left_alone(shell: Shell) -> None:
     PRESSURE.write_text("77\n")
     code, out, _ = shell.run("restore")
     assert code == 0
-    assert "changed by somebody else since" in out
+    assert "changed by another process since" in out
     assert PRESSURE.read_text() == "77\n"
     assert os.listdir(shell.env["AGENTTOP_STATE"]) in ([], ["lock"])

@@ -560,7 +560,7 @@ class TestManaged:
         path.write_text("50\n")  # what a window would write, but none is open
         events = manager.set("window", False, targets(CODER, cpus=2))
         assert [e.text for e in events if e.kind == "warning"] == [
-            f"{path}: changed by somebody else since (now 50): left as it is"
+            f"{path}: changed by another process since (now 50): left as it is"
         ]
         assert path.read_text() == "50\n"
         assert not (sys / "state/journal").exists()

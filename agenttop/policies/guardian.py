@@ -6,23 +6,7 @@ When the engine dies, falls silent or says so, everything is restored from
 what the journal holds. When the guardian itself is killed, the kernel drops
 its /dev/cpu_dma_latency request and the engine restores the rest.
 
-Messages are JSON, one per packet of a SOCK_SEQPACKET pair:
-
-to the guardian
-    ``{"op": "beat"}``; ``{"op": "apply", "id", "changes": [Change...]}``;
-    ``{"op": "undo", "id", "keys": [[kind, target]...]}``;
-    ``{"op": "heirs", "id", "groups": [[pid...]...]}``; ``{"op": "close", "id"}``;
-    ``{"op": "keep", "id"}``: end, and leave applied what can be;
-    ``{"op": "watch", "pages", "size"}`` with two map descriptors (window_watch.py);
-    ``{"op": "follow", "id", "changes", "cells": [[cell...]...]}``: knobs that are
-    not written now but each time the kernel says that a window holds their cells
-from the guardian
-    ``{"op": "ready"}``; ``{"op": "alive", "watch"}``, the answer to a beat, with the
-    figures of the windows if there are any;
-    ``{"op": "done", "id", "results"}``;
-    ``{"op": "reverted", "why", "policy", "outcomes"}`` for what it undid unasked;
-    ``{"op": "lost", "why", "outcomes"}``, the same and its last word;
-    ``{"op": "more", "rows"}``, the first of the rows that the next message brings
+What they say to each other is in wire.py, one message a packet of a SOCK_SEQPACKET pair.
 
 Signals: SIGTERM reverts everything and ends it. SIGUSR1 reverts the policy
 named in the file ``request`` of the state directory, everything without one.
@@ -35,18 +19,21 @@ only what it needs to start in some 30 ms and to stay at a few MB.
 from __future__ import annotations
 
 import _socket
-import json
+import contextlib
+import errno
 import os
 import select
 import signal
 import struct
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from agenttop.policies import journal as journals
+from agenttop.policies import wire
 from agenttop.policies.aside import Aside
 from agenttop.policies.cpusets import as_found
 from agenttop.policies.heirs import release_heirs
@@ -57,16 +44,16 @@ from agenttop.policies.outcome import Outcome, left_alone, words
 from agenttop.policies.undo import undo_all
 from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
-from agenttop.ready import readable
+from agenttop.ready import readable, writable
 
 #: No renewal for this long and the lease is over.
 LEASE_S = 1.5
 #: If the guardian itself was not run for this long, the engine gets another chance.
 STALL_S = 1.0
-#: Largest message.
-MAX_MESSAGE = 1 << 17
-#: Outcomes that fit into one.
-ROWS = 300
+#: The engine, waiting for an answer, reads within this.
+SEND_S = 1.0
+#: And hears this often that a request which takes long goes on.
+BUSY_S = 0.25
 REQUEST = "request"
 
 
@@ -90,6 +77,7 @@ class Guardian:
         #: anybody gets them, and at the end.
         self._left = set(self._journal.holds)
         self._kept = False
+        self._told = 0.0
         self._signals: set[int] = set()
         self._deadline = time.monotonic() + LEASE_S
         self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -114,12 +102,12 @@ class Guardian:
         """Serve until the lease ends; returns with everything restored that can be."""
         why = "the guardian failed"
         try:
-            self._send({"op": "ready"})
+            self._send(wire.Ready())
             why = self._serve()
         finally:
             outcomes = [] if self._kept else self._undo(None)
             self._journal.close()
-            self._report({"op": "lost", "why": why}, "outcomes", outcomes)
+            self._report(outcomes, lambda last: wire.Lost(why, last))
 
     def _serve(self) -> str:
         while True:
@@ -165,42 +153,65 @@ class Guardian:
     def _receive(self) -> str | None:
         """One message; the reason to end, if it is one."""
         data, fds = self._read()
-        if not data:
+        if not data and self._hung_up():
             return "agenttop has gone"
-        message = json.loads(data)
+        try:
+            message = wire.decode(data)
+        except wire.WireError as error:
+            # It renews nothing; the engine, if it was the engine, tells by the answer.
+            _close(fds)
+            self._send(wire.Refused(f"the guardian cannot read it: {error}"))
+            return None
         self._deadline = time.monotonic() + LEASE_S
-        op = message["op"]
-        if op == "beat":
-            alive: dict[str, Any] = {"op": "alive"}
-            if self._watch is not None:
-                alive["watch"] = self._watch.figures()
-            self._send(alive)
-        elif op == "close":
-            self._done(message, self._undo(None))
-            return "agenttop ended"
-        elif op == "keep":
-            self._done(message, self._keep())
-            return "agenttop ended"
-        elif op == "apply":
-            self._done(message, self._apply([Change(*c) for c in message["changes"]]))
-        elif op == "undo":
-            self._done(message, self._undo([(k, t) for k, t in message["keys"]]))
-        elif op == "heirs":
-            self._done(message, self._release(message["groups"]))
-        elif op == "watch" and len(fds) == 2 and self._watch is None:
-            ring, map_fd = fds
-            self._watch = Watch(ring, map_fd, message["pages"], message["size"])
-            self._poll.register(self._watch.fileno(), select.POLLIN)
-        elif op == "follow":
-            changes = [Change(*c) for c in message["changes"]]
-            self._done(message, self._follow(changes, message["cells"]))
+        watching = self._watch is not None
+        try:
+            return self._obey(message, fds)
+        except Exception as error:
+            # Whatever it was: what is held stays held, and this process lives to restore it.
+            self._send(wire.Refused(f"{type(error).__name__}: {error}"[:200]))
+            return None
+        finally:
+            if watching or self._watch is None:
+                _close(fds)
+
+    def _obey(self, message: wire.Message, fds: list[int]) -> str | None:
+        """Do what it asks for; the reason to end, if it is one."""
+        match message:
+            case wire.Beat():
+                self._send(wire.Alive(self._watch.figures() if self._watch is not None else {}))
+            case wire.Close(id=number):
+                self._done(number, self._undo(None))
+                return "agenttop ended"
+            case wire.Keep(id=number):
+                self._done(number, self._keep())
+                return "agenttop ended"
+            case wire.Apply(id=number, changes=changes):
+                self._done(number, self._apply(changes))
+            case wire.Undo(id=number, keys=keys):
+                self._done(number, self._undo(keys))
+            case wire.Heirs(id=number, groups=groups):
+                self._done(number, self._release(groups))
+            case wire.Watched(pages=pages, size=size) if len(fds) == 2 and self._watch is None:
+                ring, cells = fds
+                self._watch = Watch(ring, cells, pages, size)
+                self._poll.register(self._watch.fileno(), select.POLLIN)
+            case wire.Follow(id=number, changes=changes, cells=cells):
+                self._done(number, self._follow(changes, cells))
+            case _:
+                self._send(wire.Refused("the guardian does no such thing"))
         return None
+
+    def _hung_up(self) -> bool:
+        """Whether the other end is closed: reading nothing may be an empty packet."""
+        poll = select.poll()
+        poll.register(self._channel, 0)
+        return bool(poll.poll(0))
 
     def _read(self) -> tuple[bytes, list[int]]:
         """A packet, and the descriptors that came with it; nothing when the engine has gone."""
         try:
             data, ancillary, _, _ = self._socket.recvmsg(
-                MAX_MESSAGE, _socket.CMSG_SPACE(8), _socket.MSG_CMSG_CLOEXEC
+                wire.MAX_BYTES + 1, _socket.CMSG_SPACE(8), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError:
             return b"", []
@@ -214,6 +225,13 @@ class Guardian:
 
     def _apply(self, changes: list[Change]) -> list[list[str]]:
         """Write knobs, journal first: for each [status, text], see lease.Result."""
+        refused = _unfit(changes)
+        fit = [change for number, change in enumerate(changes) if number not in refused]
+        results = iter(self._apply_fit(fit))
+        return [refused[n] if n in refused else next(results) for n in range(len(changes))]
+
+    def _apply_fit(self, changes: list[Change]) -> list[list[str]]:
+        """The same for settings that the journal can have, each named once."""
         self._try_again(changes)
         fresh = {change.key for change in changes} - self._journal.holds.keys()
         changes = [as_found(change) if change.key in fresh else change for change in changes]
@@ -246,6 +264,10 @@ class Guardian:
         """Have knobs follow the kernel's cells: journalled once, tried once, then left to it."""
         if self._watch is None:
             return [["refused", "the guardian sees no windows"]] * len(changes)
+        if refused := _unfit(changes):
+            fit = [n for n in range(len(changes)) if n not in refused]
+            rest = iter(self._follow([changes[n] for n in fit], [cells[n] for n in fit]))
+            return [refused[n] if n in refused else next(rest) for n in range(len(changes))]
         self._try_again(changes)
         held = self._journal.holds
         # One that gets another value starts anew, from the value that it was found with.
@@ -274,7 +296,7 @@ class Guardian:
         holds = self._journal.holds
         left = [left_alone(holds[key], now) for key, now in theirs.items() if key in holds]
         rest = [key for key in (holds if keys is None else keys) if key not in theirs]
-        outcomes = undo_all(self._journal, rest, self._record)
+        outcomes = undo_all(self._journal, rest, self._record, self._step)
         self._journal.undone(theirs)
         self._left.update((o.kind, o.target) for o in outcomes if not o.settled)
         self._left.intersection_update(holds)
@@ -318,6 +340,7 @@ class Guardian:
 
     def _check(self, change: Change) -> tuple[str, str]:
         """Whether the knob still has the value that the plan saw: ("", "") if so."""
+        self._step()
         knob = KNOBS[change.kind]
         hold = self._journal.holds.get(change.key)
         if self._watch is not None and change.key in self._watch and hold is not None:
@@ -339,6 +362,7 @@ class Guardian:
         return "changed", current
 
     def _write(self, change: Change) -> tuple[str, str]:
+        self._step()
         knob = KNOBS[change.kind]
         try:
             knob.write(change.target, change.after)
@@ -380,23 +404,63 @@ class Guardian:
         keys = [key for key, hold in self._journal.holds.items() if policy in ("", hold.policy)]
         outcomes = self._undo(keys)
         why = "reverted by 'agenttop policy revert'"
-        self._report({"op": "reverted", "why": why, "policy": policy}, "outcomes", outcomes)
+        self._report(outcomes, lambda last: wire.Reverted(why, policy, last))
 
-    def _done(self, message: dict[str, Any], results: list[Any]) -> None:
-        self._report({"op": "done", "id": message["id"]}, "results", results)
+    def _done(self, number: int, rows: Iterable[Sequence[Any]]) -> None:
+        self._report(rows, lambda last: wire.Done(number, last))
 
-    def _report(self, message: dict[str, Any], key: str, rows: list[Any]) -> None:
+    def _report(
+        self, rows: Iterable[Sequence[Any]], message: Callable[[list[wire.Row]], wire.Message]
+    ) -> None:
         """Send a message with as many rows as fit, and the others before it."""
-        *parts, last = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)] or [[]]
+        *parts, last = wire.split(map(list, rows))
         for part in parts:
-            self._send({"op": "more", "rows": part})
-        self._send({**message, key: last})
+            self._send(wire.More(part))
+        self._send(message(last))
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _step(self) -> None:
+        """One of many settings has been dealt with."""
+        now = time.monotonic()
+        if now - self._told >= BUSY_S:
+            self._told = now
+            with suppress(OSError):  # Full: the engine does not wait for it.
+                os.write(self._channel, wire.encode(wire.Busy()))
+
+    def _send(self, message: wire.Message) -> None:
         try:
-            os.write(self._channel, json.dumps(message, separators=(",", ":")).encode())
-        except OSError:
-            pass  # The engine has gone, or does not read: poll will tell.
+            data = wire.encode(message)
+        except wire.WireError as error:
+            data = wire.encode(wire.Refused(str(error)))
+        until = time.monotonic() + SEND_S
+        while True:
+            try:
+                os.write(self._channel, data)
+                return
+            except OSError as error:
+                # Full: the engine reads while it waits for an answer. Else it has gone.
+                left = until - time.monotonic()
+                if error.errno not in (errno.EAGAIN, errno.ENOBUFS) or left <= 0:
+                    return
+            writable(self._channel, left)
+
+
+def _unfit(changes: list[Change]) -> dict[int, list[str]]:
+    """Those that are not even tried, by number: [status, text]."""
+    found: dict[int, list[str]] = {}
+    seen: set[journals.Key] = set()
+    for number, change in enumerate(changes):
+        if not journals.valid(change):
+            found[number] = ["refused", "no setting that the journal could restore"]
+        elif change.key in seen:
+            found[number] = ["refused", "named twice in one request"]
+        seen.add(change.key)
+    return found
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def _stay_alive() -> None:

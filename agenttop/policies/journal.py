@@ -25,7 +25,7 @@ VERSION = 1
 NAME = "journal"
 #: A journal beyond this is not ours (it is rewritten long before).
 MAX_BYTES = 16 << 20
-#: Size from which it is rewritten with what is still held.
+#: It is rewritten with what is still held beyond this, and twice the size that it had then.
 COMPACT_BYTES = 256 << 10
 
 Key = tuple[str, str]
@@ -172,6 +172,11 @@ def _valid_set(record: dict[str, Any]) -> bool:
     )
 
 
+def valid(change: Change) -> bool:
+    """Whether the reader of a journal would believe this change."""
+    return _valid_set(_set(*change, 0))
+
+
 def fold(data: bytes) -> Loaded:
     """What the bytes of a journal say is held. Never raises on content, whatever it is.
 
@@ -234,6 +239,7 @@ class Journal:
         self._dir_fd = dir_fd
         self._fd: int | None = None
         self._size = 0
+        self._limit = COMPACT_BYTES
         self.holds: dict[Key, Hold] = {hold.key: hold for hold in holds}
 
     def record(self, changes: Iterable[Change]) -> None:
@@ -290,7 +296,7 @@ class Journal:
             self._fd = None
 
     def _append(self, data: bytes, sync: bool = True) -> None:
-        if self._fd is None or self._size + len(data) > COMPACT_BYTES:
+        if self._fd is None or self._size + len(data) > self._limit:
             # A new file has all holds, so the lines to append are in it already.
             self._rewrite()
             return
@@ -333,6 +339,7 @@ class Journal:
         self.close()
         self._fd = fd
         self._size = len(data)
+        self._limit = max(COMPACT_BYTES, 2 * self._size)
 
     def discard(self) -> None:
         """Remove the file whatever it holds."""

@@ -6,28 +6,32 @@ does not answer, the engine ends it and undoes what the journal holds.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from agenttop.policies import inherit_bpf, lock
-from agenttop.policies.guardian import LEASE_S, MAX_MESSAGE
+from agenttop.policies import inherit_bpf, lock, wire
+from agenttop.policies.guardian import LEASE_S
 from agenttop.policies.heart import Heart
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
 from agenttop.policies.knobs import Change
 from agenttop.policies.undo import Outcome, recover
-from agenttop.ready import readable
+from agenttop.ready import readable, writable
 
 #: The guardian starts within some 40 ms; a loaded or emulated machine gets more.
 START_S: Final = 20.0
-#: It answers within a millisecond or two.
+#: It answers within a millisecond or two, or says that it is busy (guardian.BUSY_S).
 ANSWER_S: Final = 2.0
+#: And for each new setting so much more: they are noted on a disk together.
+EACH_S: Final = 0.02
+#: asm-generic/socket.h; needs CAP_NET_ADMIN.
+_SO_SNDBUFFORCE: Final = 32
 #: Changes in one message.
 BATCH: Final = 200
 #: Processes in one.
@@ -68,13 +72,22 @@ class LeaseLostError(Exception):
         self.notice = notice
 
 
+#: The types of an Outcome's fields.
+_OUTCOME: Final = [str, str, str, str, bool, bool]
+#: Words that it could not say itself.
+_KILLED: Final = wire.Lost("the guardian was killed", [])
+_DEAF: Final = wire.Lost("the guardian does not answer", [])
+
+Request = wire.Apply | wire.Follow | wire.Undo | wire.Heirs | wire.Close | wire.Keep
+
+
 class Lease:
     """One lease. Raises LockedError and JournalError when it cannot be had."""
 
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir
         self._lock = lock.acquire(state_dir)
-        self._inbox: list[dict[str, Any]] = []
+        self._inbox: list[wire.Message] = []
         #: Those that came before the message that they belong to.
         self._rows: list[Any] = []
         self._id = 0
@@ -106,7 +119,7 @@ class Lease:
 
         The journal stays, marked, for ``agenttop restore``. Raises LeaseLostError.
         """
-        outcomes = _outcomes(self._request({"op": "keep"}))
+        outcomes = _outcomes(self._request(wire.Keep(self._next())))
         try:
             self._guardian.wait(ANSWER_S)
         except subprocess.TimeoutExpired:
@@ -118,6 +131,10 @@ class Lease:
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            # A packet has to fit, whatever net.core.wmem_default is.
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * wire.MAX_BYTES)
         try:
             engine = os.pidfd_open(os.getpid())
         except (AttributeError, OSError):
@@ -147,7 +164,7 @@ class Lease:
             self._pidfd = -1
         lock.sign(self._lock, os.getpid(), self._guardian.pid)
         message = self._read(START_S)
-        if message is None or message.get("op") != "ready":
+        if not isinstance(message, wire.Ready):
             self._end_guardian()
             raise JournalError("the guardian process did not start; no policy without it")
         self._heart = Heart(self._renew)
@@ -172,20 +189,20 @@ class Lease:
         self._renew()
 
     def _renew(self) -> None:
-        self._send({"op": "beat"})
+        self._send(wire.Beat())
 
     def poll(self) -> list[Notice]:
         """What happened by itself. After one with ``lost`` the lease is of no more use."""
         while (message := self._read(0)) is not None:
             self._inbox.append(message)
-            if message["op"] in ("lost", "closed"):
+            if isinstance(message, wire.Lost):
                 break
         notices = []
         for message in self._inbox:
-            if message["op"] == "reverted":
-                outcomes = _outcomes(message["outcomes"])
-                notices.append(Notice(message["why"], outcomes, False, message["policy"]))
-            elif message["op"] in ("lost", "closed"):
+            if isinstance(message, wire.Reverted):
+                outcomes = _outcomes(message.rows)
+                notices.append(Notice(message.why, outcomes, False, message.policy))
+            elif isinstance(message, wire.Lost):
                 notices.append(self._lost(message))
                 break
         self._inbox.clear()
@@ -195,43 +212,43 @@ class Lease:
             if stalled:  # It was us who did not run.
                 self._unanswered = now
             elif not any(notice.lost for notice in notices):
-                notices.append(self._lost({"op": "closed", "why": "the guardian does not answer"}))
+                notices.append(self._lost(_DEAF))
         return notices
 
     def apply(self, changes: Sequence[Change]) -> list[Result]:
         """Write knobs. Raises LeaseLostError."""
-        results = []
-        for start in range(0, len(changes), BATCH):
-            batch = changes[start : start + BATCH]
-            answers = self._request({"op": "apply", "changes": batch})
-            results += [Result(c, *answer) for c, answer in zip(batch, answers, strict=True)]
-        return results
+        results: dict[int, Result] = {}
+        for batch in _batches(changes, results):
+            wanted = [changes[n] for n in batch]
+            rows = self._request(wire.Apply(self._next(), wanted), len(batch))
+            results.update(zip(batch, map(_result, wanted, rows), strict=True))
+        return [results[n] for n in range(len(changes))]
 
     def watch(self, ring: int, cells: int, pages: int, size: int) -> None:
         """Have the guardian watch the kernel's windows: two maps, and what is in them."""
-        message = {"op": "watch", "pages": pages, "size": size}
+        data = wire.encode(wire.Watched(pages, size))
         try:
-            socket.send_fds(self._channel, [_packed(message)], [ring, cells], socket.MSG_DONTWAIT)
+            socket.send_fds(self._channel, [data], [ring, cells], socket.MSG_DONTWAIT)
             self.watching = True
         except OSError:
             pass  # Reading tells what became of the guardian.
 
     def follow(self, changes: Sequence[Change], cells: Sequence[Sequence[int]]) -> list[Result]:
         """Have knobs changed while a window holds one of their cells. Raises LeaseLostError."""
-        results = []
-        for start in range(0, len(changes), BATCH):
-            batch, where = changes[start : start + BATCH], cells[start : start + BATCH]
-            answers = self._request({"op": "follow", "changes": batch, "cells": where})
-            results += [Result(c, *answer) for c, answer in zip(batch, answers, strict=True)]
+        results: dict[int, Result] = {}
+        for batch in _batches(changes, results, cells):
+            wanted, where = [changes[n] for n in batch], [list(cells[n]) for n in batch]
+            rows = self._request(wire.Follow(self._next(), wanted, where), len(batch))
+            results.update(zip(batch, map(_result, wanted, rows), strict=True))
             self.figures.pop("foreign", None)  # Told before these began.
-        return results
+        return [results[n] for n in range(len(changes))]
 
     def undo(self, keys: Sequence[Key]) -> list[Outcome]:
         """Give knobs back. Raises LeaseLostError."""
         outcomes = []
-        for start in range(0, len(keys), BATCH):
-            batch = keys[start : start + BATCH]
-            outcomes += _outcomes(self._request({"op": "undo", "keys": batch}))
+        for batch in wire.split(map(list, keys)):
+            wanted = [(kind, target) for kind, target in batch]
+            outcomes += _outcomes(self._request(wire.Undo(self._next(), wanted)))
         return outcomes
 
     def release_heirs(self, groups: Iterable[Iterable[int]]) -> list[Outcome]:
@@ -245,16 +262,16 @@ class Lease:
         for group in groups:
             pids = sorted(group)[:HEIRS]
             if len(pids) > room:
-                outcomes += _outcomes(self._request({"op": "heirs", "groups": message}))
+                outcomes += _outcomes(self._request(wire.Heirs(self._next(), message)))
                 message, room = [], HEIRS
             message.append(pids)
             room -= len(pids)
-        return outcomes + _outcomes(self._request({"op": "heirs", "groups": message}))
+        return outcomes + _outcomes(self._request(wire.Heirs(self._next(), message)))
 
     def close(self) -> list[Outcome]:
         """Give everything back and end the guardian."""
         try:
-            outcomes = _outcomes(self._request({"op": "close"}))
+            outcomes = _outcomes(self._request(wire.Close(self._next())))
         except LeaseLostError as lost:
             return lost.notice.outcomes
         try:
@@ -266,65 +283,96 @@ class Lease:
 
     # ----------------------------------------------------------------- the channel
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _next(self) -> int:
+        """The number of a new request."""
+        self._id += 1
+        return self._id
+
+    def _send(self, message: wire.Message, patience: float = 0) -> None:
+        data = wire.encode(message)
         try:
-            self._channel.send(_packed(message), socket.MSG_DONTWAIT)
-        except OSError:
+            if writable(self._channel.fileno(), patience):
+                self._channel.send(data, socket.MSG_DONTWAIT)
+        except (OSError, ValueError):
             pass  # Reading tells what became of the guardian.
 
-    def _read(self, timeout: float) -> dict[str, Any] | None:
-        """The next message; None when none came in time; "closed" once the guardian is dead."""
+    def _read(self, timeout: float) -> wire.Message | None:
+        """The next message; None when none came in time; Lost once the guardian is dead."""
         if not readable(self._channel.fileno(), timeout):
             return None
         try:
-            data = self._channel.recv(MAX_MESSAGE * 2, socket.MSG_DONTWAIT)
+            data = self._receive()
         except BlockingIOError:
             return None
         except OSError:
             data = b""
         if not data:
-            return {"op": "closed", "why": "the guardian was killed"}
-        message: dict[str, Any] = json.loads(data)
-        if message["op"] == "more":
-            self._rows += message["rows"]
-            return self._read(timeout)
-        if message["op"] == "alive":
-            self._unanswered = None
-            self.figures = message.get("watch", {})
-        for key in ("results", "outcomes"):
-            if key in message:
-                message[key] = self._rows + message[key]
+            return _KILLED
+        try:
+            message = wire.decode(data)
+        except wire.WireError:
+            return None  # Without its answer a request ends the lease.
+        match message:
+            case wire.More(rows=rows):
+                self._rows += rows
+                return wire.Busy()
+            case wire.Busy():
+                self._unanswered = None
+            case wire.Alive(figures=figures):
+                self._unanswered = None
+                self.figures = figures
+            case wire.Done(rows=rows) | wire.Reverted(rows=rows) | wire.Lost(rows=rows):
+                message = message._replace(rows=self._rows + rows)
                 self._rows = []
         return message
 
-    def _request(self, message: dict[str, Any]) -> list[Any]:
-        self._id += 1
-        self._send({**message, "id": self._id})
-        deadline = time.monotonic() + ANSWER_S
-        while (left := deadline - time.monotonic()) > 0:
-            answer = self._read(left)
-            if answer is None:
-                continue
-            if answer["op"] == "done" and answer["id"] == self._id:
-                results: list[Any] = answer["results"]
-                return results
-            if answer["op"] in ("lost", "closed"):
-                raise LeaseLostError(self._lost(answer))
-            self._inbox.append(answer)
-        raise LeaseLostError(self._lost({"op": "closed", "why": "the guardian does not answer"}))
+    def _receive(self) -> bytes:
+        """A packet; nothing once the other end is closed. Raises BlockingIOError, OSError."""
+        try:
+            return self._channel.recv(wire.MAX_BYTES + 1, socket.MSG_DONTWAIT)
+        except ConnectionResetError:
+            # It ended with a beat unread. Said once, and before what it had sent
+            # (net/unix/af_unix.c, unix_release_sock).
+            return self._channel.recv(wire.MAX_BYTES + 1, socket.MSG_DONTWAIT)
+
+    def _request(self, message: Request, count: int | None = None) -> list[wire.Row]:
+        """The rows of its answer, ``count`` of them if so many are due. Raises LeaseLostError.
+
+        However long it takes, as long as the guardian says that it goes on.
+        """
+        silence = ANSWER_S + (count or 0) * EACH_S
+        self._send(message, ANSWER_S)
+        until = time.monotonic() + silence
+        while True:
+            left = until - time.monotonic()
+            match self._read(max(0.0, left)):
+                case None if left <= 0:
+                    raise LeaseLostError(self._lost(_DEAF))
+                case None:
+                    continue
+                case wire.Busy():
+                    until = time.monotonic() + silence
+                case wire.Done(id=message.id, rows=rows) if count in (None, len(rows)):
+                    return rows
+                case wire.Refused(why=why):
+                    return [["refused", why]] * (count or 0)
+                case wire.Lost() as lost:
+                    raise LeaseLostError(self._lost(lost))
+                case answer:
+                    self._inbox.append(answer)
 
     # ----------------------------------------------------------------- the end
 
-    def _lost(self, message: dict[str, Any]) -> Notice:
+    def _lost(self, message: wire.Lost) -> Notice:
         """The guardian is dead, dying or deaf: make sure, and undo what it has left."""
-        outcomes = _outcomes(message.get("outcomes", []))
-        if message["op"] == "lost":
+        if message not in (_KILLED, _DEAF):
             try:
                 self._guardian.wait(ANSWER_S)
             except subprocess.TimeoutExpired:
                 pass
         self._end_guardian()
-        return Notice(message["why"], self._repair(outcomes), True)
+        outcomes = _outcomes(self._rows + message.rows)
+        return Notice(message.why, self._repair(outcomes), True)
 
     def _repair(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Undo what the guardian has left; ``outcomes``: what it did, to which that is added."""
@@ -374,9 +422,32 @@ def kept(state_dir: str) -> bool:
     return found is not None and found.kept
 
 
-def _packed(message: dict[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode()
+def _batches(
+    changes: Sequence[Change], refused: dict[int, Result], cells: Sequence[Sequence[int]] = ()
+) -> Iterator[list[int]]:
+    """Numbers of changes for a packet each; ``refused`` gets those that fit into none."""
+    batch: list[int] = []
+    taken = 0
+    for n, change in enumerate(changes):
+        part = [*change, list(cells[n]) if cells else []]
+        if not wire.fits(part):
+            refused[n] = Result(change, "refused", "too long for a message to the guardian")
+            continue
+        size = wire.size(part)
+        if batch and (len(batch) == BATCH or not wire.has_room(taken + size)):
+            yield batch
+            batch, taken = [], 0
+        batch.append(n)
+        taken += size
+    if batch:
+        yield batch
 
 
-def _outcomes(rows: list[list[Any]]) -> list[Outcome]:
-    return [Outcome(*row) for row in rows]
+def _result(change: Change, row: wire.Row) -> Result:
+    status, text = (*row, "", "")[:2]
+    return Result(change, str(status), str(text))
+
+
+def _outcomes(rows: list[wire.Row]) -> list[Outcome]:
+    """Outcomes as the guardian sent them; others are left out."""
+    return [Outcome(*row) for row in rows if [type(one) for one in row] == _OUTCOME]

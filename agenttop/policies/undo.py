@@ -8,7 +8,7 @@ exactly those that are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agenttop.policies.heirs import THREAD_KINDS, release_all, release_heirs
 from agenttop.policies.inherited import Inherited
@@ -64,12 +64,16 @@ def _back(hold: Hold, current: str) -> str:
 
 
 def undo_all(
-    journal: Journal, keys: Iterable[Key] | None = None, record: Inherited | None = None
+    journal: Journal,
+    keys: Iterable[Key] | None = None,
+    record: Inherited | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Undo holds (all of them without ``keys``), newest first. Never raises.
 
     Each is noted in the journal as soon as it is undone; one of a thread once
-    those that inherited from it have been looked for too.
+    those that inherited from it have been looked for too. ``step`` is called
+    after each: altogether it may take long.
     """
     wanted = set(journal.holds if keys is None else keys)
     holds = [hold for key, hold in reversed(journal.holds.items()) if key in wanted]
@@ -83,6 +87,7 @@ def undo_all(
             threads.append(hold.key)
         elif outcome.settled:
             journal.undone([hold.key])
+        step()
     mine = [hold for hold in holds if hold.kind in THREAD_KINDS]
     released, unfinished = release_all(mine, held, record)
     journal.undone(key for key in threads if key not in unfinished)
