@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from typing import Any, Final, NamedTuple
 
 #: Places of a pattern with its repeats written out: bounds time by character and memory.
@@ -48,7 +49,10 @@ class Linear:
     def __init__(self, pattern: str, most: int = MOST_PLACES) -> None:
         self._parser: Any = importlib.import_module("re._parser")
         self._compiler: Any = importlib.import_module("re._compiler")
-        tree = self._parser.parse(pattern)
+        with warnings.catch_warnings():
+            # "[[a]" will mean something else in some later Python: nothing for a user to see.
+            warnings.simplefilter("ignore", FutureWarning)
+            tree = self._parser.parse(pattern)
         if _size(tree) > most:
             raise TooComplexError("too large with its repeats written out")
         self._state = tree.state

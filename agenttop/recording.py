@@ -12,6 +12,7 @@ per second) before a Store sees it.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import struct
@@ -47,6 +48,11 @@ MAX_DECODED: Final = 32 << 20
 _PIECE: Final = 1 << 16
 _INFLATED: Final = 1 << 18
 _LENGTH: Final = struct.Struct("<I")
+
+
+@functools.cache
+def _scale() -> Scale:
+    return Scale(Sample)
 
 
 class Header(msgspec.Struct, omit_defaults=False):
@@ -131,7 +137,7 @@ class Recording:
         #: Samples given so far, and what the last one takes in memory at most, bytes.
         self.samples = 0
         self.weight = 0
-        self._scale = Scale(Sample)
+        self._scale = _scale()
         try:
             self._file = self.path.open("rb", buffering=0)
         except OSError as error:

@@ -6,12 +6,14 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
 from textual.binding import Binding
 from textual.geometry import Size
 
+from agenttop import outfile
 from agenttop.model import Command, Failure
 from agenttop.screens.driver import ThriftyFile
 from agenttop.screens.frames import FrameSaver
@@ -593,13 +595,15 @@ async def test_export_writes_json_and_svg(tmp_path: Path, monkeypatch: pytest.Mo
 async def test_an_export_that_cannot_be_written_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, data: bytes) -> int:
+    def refuse(file: BinaryIO, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(outfile, "_put", refuse)
     async with rig() as made:
         await made.press("x")
         assert "No space left on device" in made.lines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 async def test_copy_takes_the_agents_figures() -> None:
