@@ -30,6 +30,7 @@ from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
 from agenttop.rolling import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
 from agenttop.words import (
     COMPUTE_PARTS,
+    EVENTS,
     GATES,
     MEASURES,
     OVERFLOW,
@@ -498,13 +499,14 @@ def losses(old: Trust, now: Trust) -> tuple[dict[str, int], int | None]:
 
 
 def lost(drops: Mapping[str, int], misses: int | None) -> int:
-    """What ``losses`` told, in all."""
-    return sum(n for kind, n in drops.items() if kind != OVERFLOW) + (misses or 0)
+    """What ``losses`` told of steps, in all."""
+    return sum(n for kind, n in drops.items() if kind not in (OVERFLOW, EVENTS)) + (misses or 0)
 
 
 def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.TrustLine:
     old, now = view.start.trust, view.end.trust
     drops, misses = losses(old, now)
+    events = drops.pop(EVENTS, 0)
     chains = view.host.mode != "procfs" and "chains" not in view.host.missing
     forgotten = Named.of(view.sums.forgotten)
     shown = sum(agent.steps or 0 for agent in agents)
@@ -529,4 +531,6 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
         slots_full=now.slots_full,
         steps_per_s=_rate(steps, interval) if steps is not None else None,
         steps_of_others=forgotten.steps,
+        events_dropped=events,
+        slots_full_by_user=now.slots_full_by_user,
     )

@@ -297,6 +297,8 @@ class Trust(Struct):
     read_ns: int = 0
     #: Agents that are not measured now because all slots are taken.
     slots_full: int = 0
+    #: User id (as text) -> those, for the users with most of them.
+    slots_full_by_user: dict[str, int] = {}
 
 
 class Change(Struct):

@@ -140,6 +140,17 @@ def is_ending(tid: int) -> bool:
     return not stat or bool(_flags(stat) & _PF_EXITING)
 
 
+def process_of(tid: int) -> int:
+    """The process of a thread; 0 if it is gone."""
+    status = read_file(f"{paths.proc()}/{tid}/status", 4096) or b""
+    return parse_number(status, b"Tgid") or 0
+
+
+def owner_of(pid: int) -> int | None:
+    """The real user of a process, as this user namespace numbers them; None if it is gone."""
+    return parse_uid(read_file(f"{paths.proc()}/{pid}/status", 4096) or b"")
+
+
 def _fields(raw: bytes) -> list[bytes]:
     """What follows the name in a stat line: the state first."""
     return raw[raw.rfind(b")") + 1 :].split()
@@ -202,9 +213,14 @@ def parse_cgroups(raw: bytes) -> tuple[str, ...]:
 
 def parse_uid(raw: bytes) -> int | None:
     """The real user id of /proc/PID/status."""
-    at = raw.find(b"\nUid:")
+    return parse_number(raw, b"Uid")
+
+
+def parse_number(raw: bytes, name: bytes) -> int | None:
+    """The first number of a line of /proc/PID/status."""
+    at = raw.find(b"\n" + name + b":")
     try:
-        return int(raw[at + 5 :].split(None, 1)[0]) if at >= 0 else None
+        return int(raw[at + len(name) + 2 :].split(None, 1)[0]) if at >= 0 else None
     except (IndexError, ValueError):
         return None
 

@@ -18,7 +18,7 @@ from typing import Final
 from agenttop import agents, paths, procinfo
 from agenttop.agents import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.tracer import Edge, Thread, Tracer
+from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.collectors.schedstat import TreeSchedstat
 from agenttop.collectors.treecpu import TreeCpu
 from agenttop.procinfo import printable
@@ -201,7 +201,7 @@ class Registry:
     def edges(self, edges: Iterable[Edge], lost: bool) -> None:
         """Take in what happened to processes; ``lost``: some of it was not told."""
         self._rescan |= lost
-        room = OPT_IN_SLOTS - sum(agent.tid is not None for agent in self._agents.values())
+        room = self._opt_in_room()
         for edge in edges:
             if edge.kind in ("exec", "rename", "cgroup"):
                 if len(self._backlog) < EDGE_BACKLOG:
@@ -211,7 +211,8 @@ class Registry:
                 else:
                     self._rescan = True
             elif edge.kind in ("marker", "sched_setattr"):
-                room -= self._opted_in(edge, room)
+                asks = Asking(edge.kind, edge.tgid, edge.tid, edge.slot, time.monotonic_ns())
+                room -= self._opted_in(asks, room)
         until = time.thread_time() + EDGE_BUDGET_S
         while self._backlog and time.thread_time() < until:
             pid = next(iter(self._backlog))
@@ -241,6 +242,7 @@ class Registry:
         by_slot: dict[int, list[Thread]] = defaultdict(list)
         for thread in self._tracer.threads():
             by_slot[thread.slot].append(thread)
+        self._seat_asking()
         for agent in self._agents.values():
             if agent.slot == layout.NO_SLOT:
                 agent.alive = agent.alive and any(map(_lives, agent.pids))
@@ -304,8 +306,22 @@ class Registry:
                 self._tracer.assign({pid: layout.NO_SLOT}, {})
                 return
 
-    def _opted_in(self, edge: Edge, room: int) -> bool:
+    def _opt_in_room(self) -> int:
+        return OPT_IN_SLOTS - sum(agent.tid is not None for agent in self._agents.values())
+
+    def _seat_asking(self) -> None:
+        """Whoever opted in and waits: the ring may have dropped that."""
+        assert self._tracer is not None
+        since = time.monotonic_ns() - ASKED_S * 1e9
+        room = self._opt_in_room()
+        for asks in sorted(self._tracer.asking(), key=lambda one: one.asked_ns):
+            if asks.asked_ns > since:
+                room -= self._opted_in(asks, room)
+
+    def _opted_in(self, edge: Asking, room: int) -> bool:
         """Whether the thread has become one more agent; ``room``: so many may."""
+        if not edge.tgid:  # the hash knows threads only
+            edge = edge._replace(tgid=procinfo.process_of(edge.tid))
         key = (edge.kind, "", edge.tid, edge.tgid)
         if self._tracer is None or key in self._agents:
             return False

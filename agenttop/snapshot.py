@@ -246,6 +246,11 @@ class TrustLine(Base):
     steps_per_s: float | None = None
     #: Of ``steps``, those of ended agents that are too many to be among ``agents``.
     steps_of_others: int = 0
+    #: Process events (exec, rename, cgroup move) that the kernel dropped: no step is lost by that,
+    #: a scan of /proc finds the agents.
+    events_dropped: int = 0
+    #: User id (as text) -> agents without a slot, for the users with most of them.
+    slots_full_by_user: dict[str, int] = {}
 
 
 class Snapshot(Base):

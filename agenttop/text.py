@@ -114,8 +114,17 @@ def _head(snapshot: Snapshot, width: int) -> list[str]:
         f"self {percent(trust.self_ratio)}",
         f"bpf {percent(trust.bpf_ratio)}",
     ]
+    if trust.events_dropped:
+        facts.append(
+            f"process events dropped {count(trust.events_dropped)} (the next scan finds the agents)"
+        )
     if trust.slots_full:
-        facts.append(f"{count(trust.slots_full)} agents found no slot")
+        users = ", ".join(
+            f"uid {clean(user, 12)}: {count(n)}" for user, n in trust.slots_full_by_user.items()
+        )
+        facts.append(
+            f"{count(trust.slots_full)} agents found no slot" + (f" ({users})" if users else "")
+        )
     lines = [*_flow(first, width), *_flow(facts, width)]
     if host.banner:
         lines += _wrapped("note: ", clean(host.banner), width)

@@ -77,6 +77,9 @@ SOFTIRQS: Final = (
 #: Of Trust.drops, what is no loss: values beyond the histograms' range are counted in the last
 #: bucket, and their sums are exact.
 OVERFLOW: Final = "overflow"
+#: Kind of loss: process events (exec, rename, cgroup move), which cost no step; anybody can cause
+#: any number of them, and a scan of /proc finds the agents that they told of.
+EVENTS: Final = "edge_ring_full"
 #: Interrupt vectors that bypass the irq lines, from events/irq_vectors (x86).
 VECTORS: Final = (
     "local_timer",

@@ -345,3 +345,50 @@ def test_a_full_ring_is_counted() -> None:
         assert told + lost >= 5000
     finally:
         tracer.close()
+
+
+def renamed(tracer: Tracer, comms: int) -> int:
+    """Records in the ring of this many renames of this process."""
+    tracer.edges(1 << 20)
+    for number in range(comms):
+        Path("/proc/self/comm").write_text(f"name {number}")
+    return sum(edge.kind == "rename" and edge.tgid == os.getpid() for edge in tracer.edges(1 << 20))
+
+
+def test_a_process_that_renames_itself_takes_one_place_in_the_ring(tracer: Tracer) -> None:
+    before = tracer.losses(tracer.cpus())["edge_ring_full"]
+    own = Path("/proc/self/comm").read_text()
+    try:
+        assert renamed(tracer, 20_000) <= 2
+        # The one after the ring was read is told again.
+        assert renamed(tracer, 1) == 1
+    finally:
+        Path("/proc/self/comm").write_text(own.strip())
+    assert tracer.losses(tracer.cpus())["edge_ring_full"] == before
+
+
+def test_a_thread_that_waits_for_a_slot_is_listed_with_its_user(tracer: Tracer, slot: int) -> None:
+    nobody = 65534
+    script = (
+        "import ctypes, time\n"
+        "prctl = ctypes.CDLL(None).prctl\n"
+        "while True: prctl(0x41475354, 7, 0, 0, 1); time.sleep(0.05)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], user=nobody) as child:
+        try:
+
+            def asking() -> bool:
+                tracer.threads()
+                mine = [one for one in tracer.asking() if one.tid == child.pid]
+                return [(one.kind, one.uid) for one in mine] == [("marker", nobody)]
+
+            assert until(asking)
+            tracer.assign({}, {child.pid: slot})
+            assert not asking()
+            tracer.shut(slot)
+            tracer.threads()
+            assert until(asking)
+            assert tracer.members(slot) == 0
+        finally:
+            child.kill()
+            tracer.clear(slot)

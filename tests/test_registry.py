@@ -13,7 +13,7 @@ from trees import Tree
 from agenttop import registry as module
 from agenttop.agents import Rules
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.tracer import Edge, Thread, Tracer
+from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.registry import OPT_IN_SLOTS, UNLISTED, Registry
 
 ME = os.getpid()
@@ -25,6 +25,7 @@ class Kernel:
     def __init__(self) -> None:
         self.slots: dict[int, int] = {}
         self.ghosts: dict[int, int] = {}
+        self.waiting: list[Asking] = []
 
     def assign(self, processes: dict[int, int], threads: dict[int, int]) -> None:
         self.slots |= processes | threads
@@ -35,6 +36,9 @@ class Kernel:
 
     def members(self, slot: int) -> int:
         return sum(s == slot for s in self.slots.values()) + self.ghosts.get(slot, 0)
+
+    def asking(self) -> list[Asking]:
+        return self.waiting
 
     def clear(self, slot: int) -> None:
         self.ghosts.pop(slot, None)
@@ -137,3 +141,15 @@ def test_a_daemon_that_names_itself_leaves_the_tree_all_the_same(
     execs = [Edge("exec", pid, pid, slot) for pid in (21, 30)]
     made.edges([*execs, Edge("rename", 21, 21, 0), Edge("rename", 30, 30, 0)], lost=False)
     assert kernel.slots == {20: slot, 21: slot, 30: layout.NO_SLOT}
+
+
+def test_who_asks_is_found_though_the_ring_dropped_that(registry: Registry, kernel: Kernel) -> None:
+    """A rename flood fills the ring: that a thread waits for a slot is listed all the same."""
+    now = time.monotonic_ns()
+    kernel.waiting = [
+        Asking("marker", ME, ME, 0, now),
+        Asking("marker", ME, ME + 1, 0, now - int(2 * module.ASKED_S * 1e9)),  # asks no more
+    ]
+    registry.refresh()
+    assert [agent.tid for agent in registry.agents()] == [ME]
+    assert kernel.slots == {ME: only(registry, ME).slot}

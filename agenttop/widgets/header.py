@@ -116,6 +116,10 @@ def trust_pieces(trust: TrustLine, host: Host, age_ns: int, stale: bool) -> list
             (0 if thin else 5, [("coverage ", "dim"),
              (percent(coverage) + (" threads missing" if thin else ""), _mood(thin, "warn"))])
         )  # fmt: skip
+        if trust.events_dropped:
+            pieces.append(
+                (4, [("process events dropped ", "dim"), (f"{trust.events_dropped:,}", "warn")])
+            )
         if trust.slots_full:
             pieces.append((0, [(f"{trust.slots_full} agents WITHOUT A SLOT", "alarm")]))
     else:

@@ -81,6 +81,7 @@ RETELL_NS: Final = 1_000_000_000
 
 #: What can get lost, and is counted.
 LOSSES: Final = (
+    # Process events, not steps: the next scan of /proc finds what they told of.
     "edge_ring_full",
     "slow_ring_full",
     "storage_full",
@@ -95,6 +96,8 @@ LOSSES: Final = (
     "requests_full",
     # Steps that ended on a CPU that came after the programs were loaded (cpurows.py).
     "new_cpu",
+    # The guardian was not told of a window that opened.
+    "window_ring_full",
 )
 
 #: Sources in the kernel: 0 is unknown, then words.SOURCES.
@@ -193,6 +196,7 @@ CONTROL_FIELDS: Final = (
     ("tail_ns", 1),  # slowpath above which a step counts as tail; 0: not set
     ("threads", 1),
     ("window_ns", 1),  # length of the agent's latency window; 0: it has none
+    ("closed", 1),  # another agent gets the slot: the iterator takes it from its threads
 )
 
 #: What the step markers of an agent's threads told (steps.bpf.c).
@@ -282,9 +286,13 @@ THREAD_FIELDS: Final = (
     ("steps", 1),
     ("last_ns", 1),
     ("cpu", 1),
+    ("uid", 1),  # of one that asks for a slot, and by which of EDGES
+    ("asks", 1),
 )
 
-#: What happens to processes, as it crosses the ring.
+#: Processes of which it is remembered that a record is in the ring (a power of two).
+EDGE_TOLD: Final = 1024
+#: What happens to processes, as it crosses the ring; slot is the user of a thread that opts in.
 EDGE_FIELDS: Final = (("kind", 1), ("pid_tgid", 1), ("slot", 1))
 EDGES: Final = ("exec", "rename", "cgroup", "exit", "marker", "sched_setattr")
 
@@ -384,6 +392,7 @@ def prelude() -> str:
         "LOOP_MEMORY_NS": f"{LOOP_MEMORY_NS}ULL",
         "RACE_NS": RACE_NS,
         "RETELL_NS": f"{RETELL_NS}ULL",
+        "EDGE_TOLD": EDGE_TOLD,
         "NAMES_EACH": NAMES_EACH,
         "NAMES_NEAR": NAMES_NEAR,
         "NAME_WORDS": NAME_BYTES // 8,

@@ -3,6 +3,10 @@
  * Who is measured: threads inherit at fork, opt in, or are adopted by the
  * iterator. On exec, rename and cgroup moves user space decides; a ring tells
  * it of them.
+ *
+ * Anybody can fill the ring. What it drops is found by user space's next scan
+ * of /proc, and threads that opted in by the iterator: that they wait for a
+ * slot is a state, not an event.
  */
 
 static __always_inline void tell(u64 kind, u64 pid_tgid, u64 slot)
@@ -18,6 +22,26 @@ static __always_inline void tell(u64 kind, u64 pid_tgid, u64 slot)
 	e->slot = slot;
 	/* Wakes the engine if it has seen all before; it does not look again at once. */
 	edges.ringbuf_submit(e, 0);
+}
+
+/*
+ * Of renames and cgroup moves one record per process is enough until user
+ * space takes it: it looks at what the process is then. The place of another
+ * process with the same low bits is taken over, which costs a record more.
+ */
+static __always_inline void tell_once(u64 kind, u64 pid_tgid)
+{
+	u32 zero = 0, tgid = pid_tgid >> 32, place = tgid & (EDGE_TOLD - 1);
+	u64 *round = edge_round.lookup(&zero), *told = edge_told.lookup(&place);
+	u64 mark;
+
+	if (round && told) {
+		mark = (u64)tgid << 32 | (u32)*round;
+		if (*told == mark)
+			return;
+		*told = mark;
+	}
+	tell(kind, pid_tgid, 0);
 }
 
 /* Returns what is left. */
@@ -51,6 +75,8 @@ static __always_inline void join(struct thread *t, u32 slot, u32 alone)
 		return;
 	if (slot != NO_SLOT && slot < SLOTS)
 		c = controls.lookup(&slot);
+	if (c && c->closed)
+		return;
 	if (c)
 		__sync_fetch_and_add(&c->threads, 1);
 	leave(exchange(t, slot));
@@ -149,7 +175,7 @@ int p_task_rename(args_t ctx)
 	u64 tid = KERNEL_U32(ctx[0], OFF_PID);
 	u64 tgid = KERNEL_U32(ctx[0], OFF_TGID);
 
-	tell(EDGE_RENAME, tgid << 32 | tid, 0);
+	tell_once(EDGE_RENAME, tgid << 32 | tid);
 	return 0;
 }
 
@@ -159,14 +185,14 @@ int p_cgroup_attach_task(args_t ctx)
 	u64 tid = KERNEL_U32(ctx[2], OFF_PID);
 	u64 tgid = KERNEL_U32(ctx[2], OFF_TGID);
 
-	tell(EDGE_CGROUP, tgid << 32 | tid, 0);
+	tell_once(EDGE_CGROUP, tgid << 32 | tid);
 	return 0;
 }
 
 /*
  * The state remembers when the thread asked, in t->last. One that has got no
  * slot asks again, but not more often than once in RETELL_NS: there was no room
- * for it, or in the ring.
+ * for it. The record in the ring only makes it known sooner than the iterator.
  */
 static __always_inline struct thread *opt_in(u64 kind)
 {
@@ -188,7 +214,9 @@ static __always_inline struct thread *opt_in(u64 kind)
 		return t;
 	}
 	t->last = now;
-	tell(kind, bpf_get_current_pid_tgid(), 0);
+	t->uid = bpf_get_current_uid_gid();
+	t->asks = kind;
+	tell(kind, bpf_get_current_pid_tgid(), t->uid);
 	return t;
 }
 
@@ -310,9 +338,17 @@ static __always_inline void adopt(struct thread *t, void *task, u32 slot, u32 al
 		leave(exchange(t, NO_SLOT));
 }
 
+static __always_inline int closed(u32 slot)
+{
+	struct control *c = slot < SLOTS ? controls.lookup(&slot) : 0;
+
+	return c && c->closed;
+}
+
 /*
  * The task iterator, run by reading its file: adopts whom user space has put
- * into assignments (processes by tgid, threads by tid), lists who is measured.
+ * into assignments (processes by tgid, threads by tid), lists who is measured
+ * and who waits for a slot, and takes slots that are closed from their threads.
  */
 int p_iter_task(args_t ctx)
 {
@@ -343,13 +379,19 @@ int p_iter_task(args_t ctx)
 	} else {
 		t = thread_of(task);
 	}
-	if (!t || t->slot == NO_SLOT || t->slot >= SLOTS)
+	if (!t || t->slot == NO_SLOT || t->slot > PENDING_SLOT)
 		return 0;
+	if (closed(t->slot)) {
+		leave(exchange(t, NO_SLOT));
+		return 0;
+	}
 	l.pid_tgid = (u64)tgid << 32 | tid;
 	l.slot = t->slot;
 	l.steps = t->steps;
 	l.last_ns = t->last;
 	l.cpu = t->cpu;
+	l.uid = t->uid;
+	l.asks = t->asks;
 	seq = (void *)KERNEL_U64(meta, OFF_ITER_SEQ);
 	bpf_seq_write(seq, &l, sizeof(l));
 	return 0;

@@ -58,6 +58,8 @@ MAPS: Final = (
     "learned",
     "assignments",
     "edges",
+    "edge_round",
+    "edge_told",
     "slows",
     "threads",
     "windows",

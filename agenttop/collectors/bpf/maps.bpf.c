@@ -114,10 +114,12 @@ struct ran_by {
 
 /* What is known of a thread. Only the thread itself writes, but for slot, wake and given. */
 struct thread {
-	u64 slot;		/* these four are read by user space */
+	u64 slot;		/* these six are read by user space */
 	u64 steps;
-	u64 last;		/* end of the last step */
+	u64 last;		/* end of the last step; asked last (PENDING_SLOT) */
 	u32 cpu;
+	u32 uid;		/* real user that asked, by the machine's numbers */
+	u32 asks;		/* EDGE_*: how it asked */
 	u32 gate;		/* index into words.GATES */
 	u32 pend_gate;
 	u32 seen;		/* sequence number of the wake-up taken last */
@@ -340,6 +342,9 @@ BPF_F_TABLE("array", u32, struct kept_set, kept, SLOTS * KEPT_SETS, MMAPABLE);
 /* tgid or tid -> slot: whom the iterator adopts. */
 BPF_HASH(assignments, u32, struct assignment, 16384);
 BPF_RINGBUF_OUTPUT(edges, EDGE_PAGES);
+/* The round in which user space takes edges, and processes with one in the ring. */
+BPF_F_TABLE("array", u32, u64, edge_round, 1, MMAPABLE);
+BPF_ARRAY(edge_told, u64, EDGE_TOLD);
 BPF_RINGBUF_OUTPUT(slows, SLOW_PAGES);
 BPF_F_TABLE("array", u32, struct window, windows, SLOTS, MMAPABLE);
 /* One for each number of a CPU, then one for each slot. */

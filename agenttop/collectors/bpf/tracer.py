@@ -53,6 +53,9 @@ _BOUNDS: Final = np.arange(len(MEASURES) + 1) * BUCKETS
 #: Half of what the map assignments holds: the kernel may find no room for the last ones.
 _ASSIGNED_AT_ONCE: Final = 8192
 
+#: Threads that ask for a slot of which is told, for each user.
+ASKING_EACH: Final = 64
+
 #: Tries to learn flags, and how many sleeping threads must agree on them.
 _LEARN_TRIES: Final = 8
 _LEARN_SLEEPERS: Final = 2
@@ -78,7 +81,21 @@ class Edge(NamedTuple):
     kind: str
     tgid: int
     tid: int
+    #: Its slot; of a thread that opts in (marker, sched_setattr) its real user.
     slot: int
+
+
+class Asking(NamedTuple):
+    """A thread that opted in and has no slot."""
+
+    #: How: marker or sched_setattr.
+    kind: str
+    tgid: int
+    tid: int
+    #: Its real user, as the machine (not a container) numbers them.
+    uid: int
+    #: CLOCK_MONOTONIC when it asked last.
+    asked_ns: int
 
 
 class _Changes:
@@ -124,6 +141,16 @@ def _spread(buckets: NDArray[np.intp], totals: NDArray[np.uint64]) -> Histogram:
     counts[::2] //= 2
     counts[1::2] -= counts[::2]
     return Histogram(both.tobytes(), counts.tobytes())
+
+
+def _each_users_first(asking: Record) -> Record:
+    """Of each user's records the ASKING_EACH with the newest time."""
+    if len(asking) <= ASKING_EACH:
+        return asking
+    asking = asking[np.lexsort((-asking["last_ns"].astype(np.int64), asking["uid"]))]
+    _, starts, counts = np.unique(asking["uid"], return_index=True, return_counts=True)
+    place = np.arange(len(asking)) - np.repeat(starts, counts)
+    return asking[place < ASKING_EACH]
 
 
 class Tracer:
@@ -173,6 +200,9 @@ class Tracer:
         #: What got lost on CPUs that have no row.
         self._lost_apart = mapped(maps["lost_apart"], _U64, len(layout.LOSSES))
         self._stats_fd: int | None = None
+        #: Threads that opted in and have no slot, as listed last.
+        self._asking: list[Asking] = []
+        self._round = mapped(maps["edge_round"], _U64, 1)
         #: Processes and threads that found no room in a map.
         self._refused = 0
         if self.level == "lite" and loaded.iterator is not None:
@@ -231,10 +261,31 @@ class Tracer:
         finally:
             os.close(fd)
         listed = np.frombuffer(b"".join(chunks), dtype=_THREAD)
+        pending = listed["slot"] == layout.PENDING_SLOT
+        self._asking = [
+            Asking(layout.EDGES[asks], pid >> 32, pid & 0xFFFFFFFF, uid, last)
+            for pid, _, _, last, _, uid, asks in _each_users_first(listed[pending]).tolist()
+        ]
         return [
             Thread(pid >> 32, pid & 0xFFFFFFFF, slot, steps, last, cpu)
-            for pid, slot, steps, last, cpu in listed.tolist()
+            for pid, slot, steps, last, cpu, _, _ in listed[~pending].tolist()
         ]
+
+    def asking(self) -> list[Asking]:
+        """Threads that opted in and had no slot when ``threads`` was called last.
+
+        Of each user the ASKING_EACH that asked last.
+        """
+        return self._asking
+
+    def shut(self, slot: int) -> None:
+        """No thread has or inherits this slot from the next ``threads`` on."""
+        self._controls["closed"][slot] = 1
+        if self._loaded.iterator is None:
+            fd = self._loaded.maps["threads"]
+            for thread in self._threads_hash():
+                if thread.slot == slot:
+                    kernel.map_delete(fd, struct.pack("<I", thread.tid))
 
     def members(self, slot: int) -> int:
         """Number of live measured threads of a slot."""
@@ -319,12 +370,20 @@ class Tracer:
         fd = self._loaded.maps["threads"]
         value = ctypes.create_string_buffer(self._loaded.thread_size)
         out = []
+        pending = []
         for key in kernel.map_keys(fd, 4):
             if kernel.map_lookup_into(fd, key, value):
-                slot, steps, last, cpu = struct.unpack_from("<QQQI", value)
+                slot, steps, last, cpu, uid, asks = struct.unpack_from("<QQQ3I", value)
                 (tid,) = struct.unpack("<I", key)
                 if 0 < slot < layout.SLOTS:
                     out.append(Thread(0, tid, slot, steps, last, cpu))
+                elif slot == layout.PENDING_SLOT:
+                    pending.append((tid, slot, steps, last, cpu, uid, asks))
+        first = _each_users_first(np.array(pending, dtype=_THREAD))
+        self._asking = [
+            Asking(layout.EDGES[asks], 0, tid, uid, last)
+            for tid, _, _, last, _, uid, asks in first.tolist()
+        ]
         return out
 
     # ------------------------------------------------------------------ counters
@@ -437,6 +496,8 @@ class Tracer:
 
     def edges(self, limit: int = 512) -> list[Edge]:
         """What happened to processes since the last call."""
+        # Before the first is taken: who is told of from now on is looked at again.
+        self._round[0] += 1
         out = []
         for record in self._edges.records(limit):
             kind, pid, slot = struct.unpack_from("<QQQ", record)

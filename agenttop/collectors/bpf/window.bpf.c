@@ -27,7 +27,7 @@ static __always_inline void tell_armed(struct cell *x, u32 cell, u32 slot, u64 n
 		return;
 	e = armed.ringbuf_reserve(sizeof(*e));
 	if (!e) {
-		lose(LOSS_EDGE_RING_FULL);
+		lose(LOSS_WINDOW_RING_FULL);
 		x->told = 0;
 		return;
 	}
