@@ -45,11 +45,20 @@ class Rule:
     as_: As = "tree"
     #: How its agents are called, with {program}, {comm}, {pid}, {rule}; None: by the rule's name.
     label: str | None = None
+    #: Only processes of these users (their real user id); empty: of anybody.
+    users: tuple[Pattern, ...] = ()
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it holds by what nobody can fake: anybody may take a program's name."""
+        return bool(self.users) or all(p.kind in ("pid", "user", "cgroup") for p in self.patterns)
 
     def matches(self, info: ProcInfo, names: list[Program]) -> bool:
         """Does the rule hold for this process, known by these names?"""
-        return any(p.matches(info, lambda: names) for p in self.patterns) and not any(
-            p.matches(info, lambda: names) for p in self.unless
+        return (
+            any(p.matches(info, lambda: names) for p in self.patterns)
+            and not any(p.matches(info, lambda: names) for p in self.unless)
+            and (not self.users or any(p.matches(info, lambda: names) for p in self.users))
         )
 
     def group_of(self, info: ProcInfo) -> str | None:
@@ -110,6 +119,7 @@ class _RuleSpec(msgspec.Struct, forbid_unknown_fields=True):
     background: bool = False
     as_: As = msgspec.field(default="tree", name="as")
     label: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    users: str | list[str] = msgspec.field(default_factory=list)
 
 
 class _FileSpec(msgspec.Struct, forbid_unknown_fields=True):
@@ -132,7 +142,7 @@ class Rules:
     _beside_programs: tuple[Rule, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        kinds = {p.kind for r in self.rules for p in (*r.patterns, *r.unless)}
+        kinds = {p.kind for r in self.rules for p in (*r.patterns, *r.unless, *r.users)}
         object.__setattr__(self, "_needs_uid", "user" in kinds)
         grouped = "cgroup" in kinds or any(r.as_ == "cgroup" for r in self.rules)
         object.__setattr__(self, "_needs_cgroups", grouped)
@@ -224,7 +234,8 @@ def _read(path: Path) -> Rules:
         if not matched:
             raise document.error(f"{place}.match", "no pattern: the rule could never match")
         unless = _patterns(document, f"{place}.unless", item.unless)
-        rules.append(Rule(item.name, matched, unless, item.background, item.as_, item.label))
+        users = _patterns(document, f"{place}.users", item.users, "user:")
+        rules.append(Rule(item.name, matched, unless, item.background, item.as_, item.label, users))
     if spec.builtin and path != BUILTIN:
         rules += [rule for rule in _read(BUILTIN).rules if rule.name not in names]
     if not rules:
@@ -233,12 +244,12 @@ def _read(path: Path) -> Rules:
 
 
 def _patterns(
-    document: yamlfile.Document, place: str, given: str | list[str]
+    document: yamlfile.Document, place: str, given: str | list[str], kind: str = ""
 ) -> tuple[Pattern, ...]:
     found = []
     for i, text in enumerate([given] if isinstance(given, str) else given):
         try:
-            found.append(Pattern.parse(text))
+            found.append(Pattern.parse(kind + text))
         except UserError as error:
             where = place if isinstance(given, str) else f"{place}[{i}]"
             raise document.error(where, str(error)) from None

@@ -10,25 +10,31 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from agenttop import agents, paths, procinfo
+from agenttop import agents, paths, procinfo, seats
 from agenttop.agents import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.collectors.schedstat import TreeSchedstat
 from agenttop.collectors.treecpu import TreeCpu
+from agenttop.patterns import NO_USER
 from agenttop.procinfo import printable
+from agenttop.seats import Seat
 from agenttop.slices import whole
 
-#: Slots that opted-in threads may take together: anybody can opt in, rules come first.
+#: Slots that opted-in threads may take together: anybody can opt in.
 OPT_IN_SLOTS: Final = 64
 #: A thread that was turned away counts as waiting for so long after it asked last; it asks again
 #: with its markers (layout.RETELL_NS).
 ASKED_S: Final = 5.0
+#: Agents of a user that wait for a slot with all that is known of them; more are only counted.
+WAITING_EACH: Final = 32
+#: Users told of in a Sample, of those with agents without a slot.
+TOLD_USERS: Final = 8
 #: Process-table scans without BPF, and after lost edges.
 SCAN_EVERY_S: Final = 2.0
 #: CPU time that looking at edges may take per call.
@@ -42,6 +48,8 @@ COUNT_EVERY: Final = 10
 #: Refreshes in a row that list no thread of an agent, after which it has ended whatever the
 #: kernel's count says: a thread's end that no program saw would keep it for ever.
 UNLISTED: Final = 3
+#: Samples after which a slot that is closed has no thread, whatever is counted.
+DRAINS: Final = 6
 #: Processes told of in a Sample per agent.
 MAX_PIDS: Final = 64
 #: Processes whose CPU time is read at each Sample per agent, half a microsecond each.
@@ -60,6 +68,11 @@ class Agent:
     rule: str
     root: int
     background: bool = False
+    #: Whose it is, and whether root chose it in a way that nobody can fake (seats.py).
+    user: int = 0
+    chosen: bool = False
+    #: Its slot goes to another agent, as soon as no thread of it has it any more.
+    leaving: bool = False
     #: Its slot in the kernel's maps; layout.NO_SLOT without BPF.
     slot: int = layout.NO_SLOT
     #: The one thread that opted in, None for a tree.
@@ -75,6 +88,11 @@ class Agent:
     #: Refreshes since one of its threads was listed.
     unlisted: int = 0
     _cpu: TreeCpu = field(default_factory=TreeCpu)
+
+    @property
+    def seated(self) -> bool:
+        """Whether it is measured; only then it is in Samples."""
+        return self.slot != layout.NO_SLOT or self.schedstat is not None
 
     @property
     def told(self) -> list[int]:
@@ -104,8 +122,10 @@ class Registry:
         self._complete = False
         self._rescan = False
         self._refreshes = 0
-        #: Threads that asked to be agents when too many had asked already, and when.
-        self._turned_away: dict[int, float] = {}
+        #: User -> threads that opted in and found no room, as of the last refresh.
+        self._turned_away: Counter[int] = Counter()
+        #: Agents without a slot of whom no more is kept than whose they are.
+        self._counted: dict[AgentKey, int] = {}
 
     def agents(self) -> list[Agent]:
         """All of them, oldest first; ended ones until ``forget``."""
@@ -114,11 +134,16 @@ class Registry:
     @property
     def slots_full(self) -> int:
         """Agents that are not measured now, as all slots are taken, and threads turned away."""
-        if self._tracer is None:
-            return 0
-        since = time.monotonic() - ASKED_S
-        self._turned_away = {tid: at for tid, at in self._turned_away.items() if at > since}
-        return len(self._turned_away) + len(self._waiting())
+        return self._without_slot().total()
+
+    @property
+    def slots_full_by_user(self) -> dict[str, int]:
+        """Those, of the users with most of them."""
+        return seats.most(self._without_slot(), TOLD_USERS)
+
+    def _without_slot(self) -> Counter[int]:
+        waiting = Counter(agent.user for agent in self._waiting())
+        return self._turned_away + waiting + Counter(self._counted.values())
 
     @property
     def behind(self) -> bool:
@@ -136,19 +161,20 @@ class Registry:
         The next scan finds the agents again, under new ids. Threads that opted
         in would not be found: they have said so once.
         """
-        opted_in = [agent for agent in self._agents.values() if agent.tid is not None]
+        opted_in = [a for a in self._agents.values() if a.tid is not None and a.alive]
         self._tracer = tracer
         self._agents.clear()
         self._backlog.clear()
+        self._counted.clear()
         self._free = list(range(layout.SLOTS - 1, 0, -1))
         for old in opted_in:
-            self._opt_in(old.key, old.name, old.rule, old.root, old.tid)
+            self._opt_in(old.key, old.name, old.rule, old.root, old.tid, old.user)
         self._scanned, self._complete = -math.inf, False
 
     def forget(self) -> None:
         """Drop the ended agents, once a Sample has told of their end."""
         for key, agent in list(self._agents.items()):
-            if not agent.alive:
+            if not agent.alive and not self._drains(agent):
                 if agent.schedstat is not None:
                     agent.schedstat.close()
                 if agent.slot != layout.NO_SLOT:
@@ -156,6 +182,15 @@ class Registry:
                     if self._tracer is not None:
                         self._tracer.release(agent.slot)
                 del self._agents[key]
+                if agent.leaving and agent.tid is None and any(map(_lives, agent.pids)):
+                    self._wait(replace(agent, schedstat=None, slot=layout.NO_SLOT, _cpu=TreeCpu()))
+
+    def _drains(self, agent: Agent) -> bool:
+        """Whether threads of an agent that leaves its slot may have it still."""
+        if not agent.leaving or self._tracer is None:
+            return False
+        agent.unlisted += 1
+        return agent.unlisted < DRAINS and self._tracer.members(agent.slot) > 0
 
     # ------------------------------------------------------------------ finding
 
@@ -172,7 +207,9 @@ class Registry:
         if self._scanned == -math.inf:
             return True
         overdue = time.monotonic() - self._scanned > SCAN_EVERY_S
-        return overdue and self._processes.due and (self._tracer is None or self._rescan)
+        # Of agents that are only counted nothing but a scan tells that they have ended.
+        asked = self._tracer is None or self._rescan or bool(self._counted)
+        return overdue and self._processes.due and asked
 
     def scanning(self) -> Generator[None, None, None]:
         """``scan``, with a yield after each process."""
@@ -181,6 +218,7 @@ class Registry:
         # With BPF this is the only look at those that were there before: at all of them.
         yield from self._processes.look(anew=self._tracer is not None)
         found = {f.key: f for f in (yield from agents.group(self._processes))}
+        self._counted = {key: user for key, user in self._counted.items() if key in found}
         for key, one in found.items():
             agent = self._agents.get(key)
             if agent is None:
@@ -196,12 +234,13 @@ class Registry:
         if self._tracer is None:
             for key, agent in self._agents.items():
                 agent.alive = agent.alive and key in found
+            self._seat()
         self._complete = True
 
     def edges(self, edges: Iterable[Edge], lost: bool) -> None:
         """Take in what happened to processes; ``lost``: some of it was not told."""
         self._rescan |= lost
-        room = self._opt_in_room()
+        crowded = bool(self._waiting())
         for edge in edges:
             if edge.kind in ("exec", "rename", "cgroup"):
                 if len(self._backlog) < EDGE_BACKLOG:
@@ -212,7 +251,8 @@ class Registry:
                     self._rescan = True
             elif edge.kind in ("marker", "sched_setattr"):
                 asks = Asking(edge.kind, edge.tgid, edge.tid, edge.slot, time.monotonic_ns())
-                room -= self._opted_in(asks, room)
+                if not crowded and self._free and self._opt_in_room() > 0:
+                    self._opted_in(asks)
         until = time.thread_time() + EDGE_BUDGET_S
         while self._backlog and time.thread_time() < until:
             pid = next(iter(self._backlog))
@@ -237,12 +277,10 @@ class Registry:
         self._refreshes += 1
         if self._refreshes % 2 and len(self._agents) > MANY:
             return
-        if self._free:
-            self._seat()
         by_slot: dict[int, list[Thread]] = defaultdict(list)
         for thread in self._tracer.threads():
             by_slot[thread.slot].append(thread)
-        self._seat_asking()
+        self._seat()
         for agent in self._agents.values():
             if agent.slot == layout.NO_SLOT:
                 agent.alive = agent.alive and any(map(_lives, agent.pids))
@@ -278,17 +316,28 @@ class Registry:
             rule=found.rule.name,
             root=found.root,
             background=found.rule.background,
-            pids=list(found.pids),
-        )
-        self._next_id += 1
-        self._agents[found.key] = agent
-        if self._tracer is None:
-            agent.schedstat = TreeSchedstat()
-            return
-        if self._take_slot(agent):
             # The root and, when an exec edge names one process of a tree that
             # nobody knew, that process.
-            self._tracer.assign(dict.fromkeys({found.root, *found.pids}, agent.slot), {})
+            pids=list(dict.fromkeys((found.root, *found.pids))),
+            user=_user(found.root),
+            chosen=found.rule.chosen,
+        )
+        if self._room and not self._waiting():
+            self._next_id += 1
+            self._agents[found.key] = agent
+            self._take_seat(agent)
+        else:
+            self._wait(agent)
+
+    def _wait(self, agent: Agent) -> None:
+        """Keep an agent that has no slot until there is one, or count it."""
+        if sum(other.user == agent.user for other in self._waiting()) >= WAITING_EACH:
+            self._counted[agent.key] = agent.user
+            return
+        self._counted.pop(agent.key, None)
+        agent.id, agent.alive, agent.leaving, agent.unlisted = self._next_id, True, False, 0
+        self._next_id += 1
+        self._agents[agent.key] = agent
 
     def _part(self, pid: int, slot: int) -> None:
         """A process that left its tree (a daemon: its parent is gone) is no part of the agent."""
@@ -309,67 +358,92 @@ class Registry:
     def _opt_in_room(self) -> int:
         return OPT_IN_SLOTS - sum(agent.tid is not None for agent in self._agents.values())
 
-    def _seat_asking(self) -> None:
-        """Whoever opted in and waits: the ring may have dropped that."""
-        assert self._tracer is not None
+    def _asking(self) -> list[Asking]:
+        """Threads that opted in and wait: the ring may have dropped that they did."""
+        if self._tracer is None:
+            return []
         since = time.monotonic_ns() - ASKED_S * 1e9
-        room = self._opt_in_room()
-        for asks in sorted(self._tracer.asking(), key=lambda one: one.asked_ns):
-            if asks.asked_ns > since:
-                room -= self._opted_in(asks, room)
+        asking = (asks for asks in self._tracer.asking() if asks.asked_ns > since)
+        return sorted(asking, key=lambda asks: asks.asked_ns)
 
-    def _opted_in(self, edge: Asking, room: int) -> bool:
-        """Whether the thread has become one more agent; ``room``: so many may."""
-        if not edge.tgid:  # the hash knows threads only
-            edge = edge._replace(tgid=procinfo.process_of(edge.tid))
-        key = (edge.kind, "", edge.tid, edge.tgid)
-        if self._tracer is None or key in self._agents:
-            return False
-        # Before looking at the process, which costs: anybody can start any number of them.
-        if room <= 0:
-            if len(self._turned_away) < EDGE_BACKLOG or edge.tid in self._turned_away:
-                self._turned_away[edge.tid] = time.monotonic()
-            return False
-        self._turned_away.pop(edge.tid, None)
-        info = procinfo.read(edge.tgid)
+    def _opted_in(self, asks: Asking) -> None:
+        """The thread becomes an agent; there is room."""
+        if not asks.tgid:  # the hash knows threads only
+            asks = asks._replace(tgid=procinfo.process_of(asks.tid))
+        key = (asks.kind, "", asks.tid, asks.tgid)
+        if key in self._agents:
+            return
+        info = procinfo.read(asks.tgid)
         if info is None:
-            return False
-        comm = procinfo.read_file(f"/proc/{edge.tgid}/task/{edge.tid}/comm", 64)
+            return
+        comm = procinfo.read_file(f"/proc/{asks.tgid}/task/{asks.tid}/comm", 64)
         name = printable(procinfo.text(comm).strip() if comm else info.comm, 32)
-        self._opt_in(key, name, edge.kind, edge.tgid, edge.tid)
-        return True
+        user = seats.user_of(asks.uid)
+        self._opt_in(key, name, asks.kind, asks.tgid, asks.tid, user)
 
-    def _opt_in(self, key: AgentKey, name: str, kind: str, tgid: int, tid: int | None) -> None:
-        assert self._tracer is not None
+    def _opt_in(
+        self, key: AgentKey, name: str, kind: str, tgid: int, tid: int | None, user: int
+    ) -> None:
         assert tid is not None
-        agent = Agent(self._next_id, key, name, kind, tgid, tid=tid)
+        agent = Agent(self._next_id, key, name, kind, tgid, tid=tid, user=user)
         agent.pids = [tgid]
         self._next_id += 1
         self._agents[key] = agent
-        if self._take_slot(agent):
-            self._tracer.assign({}, {tid: agent.slot})
+        self._take_seat(agent)
 
-    def _take_slot(self, agent: Agent) -> bool:
-        assert self._tracer is not None
-        if not self._free:
-            return False
+    @property
+    def _room(self) -> int:
+        """Seats that nobody has."""
+        if self._tracer is not None:
+            return len(self._free)
+        return layout.SLOTS - 1 - sum(agent.seated for agent in self._agents.values())
+
+    def _take_seat(self, agent: Agent) -> None:
+        """One of those; from then on it is measured."""
+        if self._tracer is None:
+            agent.schedstat = TreeSchedstat()
+            return
         agent.slot = self._free.pop()
         self._tracer.clear(agent.slot)
-        return True
+        if agent.tid is not None:
+            self._tracer.assign({}, {agent.tid: agent.slot})
+        else:
+            self._tracer.assign(dict.fromkeys(agent.pids, agent.slot), {})
 
     def _waiting(self) -> list[Agent]:
-        return [a for a in self._agents.values() if a.alive and a.slot == layout.NO_SLOT]
+        return [a for a in self._agents.values() if a.alive and not a.seated]
 
     def _seat(self) -> None:
-        """Agents that found no slot get those that have become free."""
-        assert self._tracer is not None
-        for agent in self._waiting():
-            if not self._take_slot(agent):
-                return
-            if agent.tid is not None:
-                self._tracer.assign({}, {agent.tid: agent.slot})
+        """Seats for those that have none: free ones, or those of users with more (seats.py)."""
+        waiting, asking = self._waiting(), self._asking()
+        self._turned_away.clear()
+        if not waiting and not asking:
+            return
+        having = [a for a in self._agents.values() if a.alive and a.seated]
+        claims = [Seat(a.chosen, a.user, a.id) for a in waiting]
+        claims += [
+            Seat(False, seats.user_of(asks.uid), self._next_id + i, True)
+            for i, asks in enumerate(asking)
+        ]
+        made = seats.plan(
+            claims,
+            [Seat(a.chosen, a.user, a.id, a.tid is not None) for a in having],
+            self._room,
+            sum(a.leaving for a in self._agents.values()),
+            OPT_IN_SLOTS,
+        )
+        self._turned_away.update(claim.user for claim in claims[len(waiting) :])
+        for place in made.seated:
+            if place < len(waiting):
+                self._take_seat(waiting[place])
             else:
-                self._tracer.assign(dict.fromkeys(agent.pids, agent.slot), {})
+                self._opted_in(asking[place - len(waiting)])
+                self._turned_away[claims[place].user] -= 1
+        for place in made.evicted:
+            agent = having[place]
+            agent.alive, agent.leaving, agent.unlisted = False, True, 0
+            if self._tracer is not None:
+                self._tracer.shut(agent.slot)
 
     def _adopt(self, agent: Agent, pids: list[int]) -> None:
         if self._tracer is not None and agent.slot != layout.NO_SLOT and pids:
@@ -386,3 +460,8 @@ def _threads_of(pid: int) -> int:
 
 def _lives(pid: int) -> bool:
     return procinfo.read(pid) is not None
+
+
+def _user(pid: int) -> int:
+    uid = procinfo.owner_of(pid)
+    return NO_USER if uid is None else seats.user_of(uid)

@@ -111,7 +111,10 @@ class Sampler:
         self._registry.refresh()
         full = self._full or self._seq % FULL_EVERY == 0
         self._full = False
-        trust = Trust(slots_full=self._registry.slots_full)
+        trust = Trust(
+            slots_full=self._registry.slots_full,
+            slots_full_by_user=self._registry.slots_full_by_user,
+        )
         causes: list[CauseState] = []
         cpus: list[CpuCounters]
         idle_exit: dict[str, Histogram] = {}
@@ -120,7 +123,7 @@ class Sampler:
         if tracer is None or self._cpus is None:
             cpus = self._procfs.read()
             now = time.monotonic_ns()
-            counters = [_from_schedstat(agent) for agent in self._registry.agents()]
+            counters = [_from_schedstat(one) for one in self._registry.agents() if one.seated]
         else:
             cpus, raw = self._cpus.read(full)
             tracer.causes.follow_cpus(frozenset(cpu.cpu for cpu in cpus if cpu.online))
@@ -175,7 +178,7 @@ class Sampler:
     def _from_rows(self, tracer: Tracer, full: bool) -> list[AgentCounters]:
         agents = self._registry.agents()
         measured = [agent for agent in agents if agent.slot != layout.NO_SLOT]
-        out = [_identity(agent) for agent in agents if agent.slot == layout.NO_SLOT]
+        out: list[AgentCounters] = []
         if not measured:
             return out
         rows = tracer.rows(agent.slot for agent in measured)
