@@ -2,8 +2,8 @@
 
 An agent is the topmost process that matches a rule, with its descendants,
 except those that match a different rule (an MCP server that a coding agent
-started is an agent of its own). Kernel threads and agenttop's own processes
-never are; ``agenttop loop`` is, it exists to be measured.
+started is an agent of its own). Kernel threads and this agenttop's own processes
+(own.py) never are; ``agenttop loop`` is, it exists to be measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 
 from agenttop import paths, procinfo, yamlfile
 from agenttop.errors import UserError
+from agenttop.own import is_own
 from agenttop.patterns import AnyProgram, Pattern
 from agenttop.processes import ProcessTable
 from agenttop.procinfo import ProcInfo, printable
@@ -184,23 +185,15 @@ class Rules:
         """``match``, and whether it is a process of agenttop itself."""
         if info.kernel or not (info.cmdline or info.comm):
             return None, False
-        names = programs(info.cmdline, info.comm)
-        if info.pid == os.getpid() or is_own(names):
+        if is_own(info):
             return None, True
+        names = programs(info.cmdline, info.comm)
         # Nearly every process runs no program that any rule names: one look tells.
         rules = self.rules if self._programs.may_match(names) else self._beside_programs
         for rule in rules:
             if rule.matches(info, names):
                 return rule, False
         return None, False
-
-
-def is_own(names: list[Program]) -> bool:
-    """Is it a process of agenttop other than a ``loop``?"""
-    return any(
-        (name == "agenttop" and command != "loop") or name.startswith("agenttop.")
-        for name, command in names
-    )
 
 
 def _rule_of_option(text: str) -> Rule:

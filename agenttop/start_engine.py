@@ -30,8 +30,9 @@ def main() -> int:
             loading = Loading(options["level"], raw=options["bpf"] == "raw")
         except LoadError as error:
             loading = error
-    from agenttop import engine
+    from agenttop import engine, own
 
+    own.begin()
     return engine.main(channel, sys.argv[2], loading)
 
 

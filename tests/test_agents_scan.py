@@ -11,7 +11,7 @@ import pytest
 from loops import until
 from trees import Tree
 
-from agenttop import procinfo
+from agenttop import own, procinfo
 from agenttop.agents import ExecFilter, Rules, scan
 from agenttop.errors import UserError
 from agenttop.registry import Registry
@@ -53,14 +53,22 @@ def test_two_sessions_are_two_agents_oldest_first(tree: Tree) -> None:
     assert list(agents()) == [20, 40]
 
 
-def test_agenttops_own_processes_are_no_agents_but_its_loops_are(tree: Tree) -> None:
+def test_agenttops_own_processes_are_known_by_their_tree_not_by_name(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_engine", 22)
+    monkeypatch.setattr(own, "_known", frozenset({21, 22}))
     tree.process(20, "claude", ppid=10)
-    tree.process(21, "/venv/bin/python /venv/bin/agenttop demo", ppid=20)
-    tree.process(22, "/venv/bin/python -m agenttop.engine", ppid=21)
+    tree.process(21, "python renamed", ppid=20)  # the view
+    tree.process(22, "python engine", ppid=21)
+    tree.process(25, "python guardian", ppid=22)
     tree.process(23, "/venv/bin/python -m agenttop loop", ppid=21, comm="voice")
     tree.process(24, "sha1sum /dev/zero", ppid=21)
+    # A stranger's, by a name that agenttop's own have.
+    tree.process(30, "python -m agenttop.engine", ppid=10)
     assert agents() == {20: ("claude", (20,)), 23: ("voice", (23,))}
-    assert 22 not in agents("comm:python")
+    assert {21, 22, 25}.isdisjoint(agents("comm:python"))
+    assert 30 in agents("cmd:agenttop.engine")
 
 
 def test_this_process_is_never_an_agent(tree: Tree) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from agenttop import procinfo
-from agenttop.agents import is_own
+from agenttop.own import is_own
 from agenttop.patterns import Pattern
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs import thread_stat
@@ -62,7 +62,7 @@ class Chosen:
                 continue
             info = infos[pid]
             # Without a command line: a zombie.
-            if not info.cmdline or is_own(_names(info)):
+            if not info.cmdline or is_own(info):
                 continue
             stat = thread_stat(pid, pid)
             if stat is None or stat.start != info.starttime:

@@ -12,13 +12,12 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from agenttop import paths, procinfo
-from agenttop.agents import is_own
 from agenttop.errors import UserError
+from agenttop.own import is_own
 from agenttop.policies import cgroups
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs_cgroup import CPUSET, mount, valid_path
 from agenttop.procinfo import printable
-from agenttop.programs import programs
 
 #: Every so many looks processes that were found to be harmless are read again.
 REREAD: Final = 10
@@ -99,7 +98,7 @@ class ChosenGroups:
                 continue
             if info.ppid == 2:
                 return f"the kernel thread {printable(info.comm, 32)} is in it"
-            if is_own(programs(info.cmdline, info.comm)):
+            if is_own(info):
                 return "agenttop itself is in it"
             self._harmless.add(pid)
         return None
