@@ -82,6 +82,8 @@ class EngineTargets:
                 {int(cpu): n for cpu, n in steps.get(agent.id, {}).items()},
                 agent.slot,
                 agent.background,
+                agent.user,
+                agent.chosen,
             )
             for agent in self._registry.agents()
             if agent.alive

@@ -657,3 +657,21 @@ def test_delays_are_told_within_an_eighth() -> None:
     assert 500_000 <= p50 <= 500_000 * 1.125
     assert 990_000 <= p99 <= 1_000_000
     assert Delays().told() == [0, 0, 0, 0]
+
+
+def test_a_crowd_of_one_user_shares_its_budgets_and_others_keep_theirs(sys: Path) -> None:
+    window, kernel = made()
+    crowd = [Agent(n, "claude", slot=n, user=666) for n in range(1, 65)]
+    hers = Agent(100, "coder", slot=100, user=1000)
+    named = [Agent(n, "chosen", slot=n, user=666, chosen=True) for n in range(110, 130)]
+    window.wanted(targets(*crowd, hers, *named), {})
+    window.start()
+    whole = Rates.of(Terms())
+    rates = {slot: opened[1] for slot, opened in kernel.open_slots.items()}
+    # 64 agents with 16 budgets: an arming costs four times as much of the time that refills.
+    assert {rates[n].cost_ns for n in range(1, 65)} == {4 * whole.cost_ns}
+    assert rates[100] == whole
+    assert {rates[n] for n in range(110, 130)} == {whole}
+    now = time.monotonic_ns()
+    assert window.budgets(now)["1"].capacity == Terms().capacity / 4
+    assert window.budgets(now)["100"].capacity == Terms().capacity

@@ -63,6 +63,9 @@ class Agent:
     slot: int = 0
     #: It works for nobody who waits.
     background: bool = False
+    #: Whose it is; and whether root chose it in a way that nobody can fake (seats.py).
+    user: int = 0
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

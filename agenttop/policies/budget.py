@@ -80,13 +80,16 @@ class Rates:
     price: int
 
     @classmethod
-    def of(cls, terms: Terms, watts: float | None = None) -> Rates:
-        """``watts``: what a held CPU loses; needed for a price in joules. Raises ValueError."""
+    def of(cls, terms: Terms, watts: float | None = None, part: float = 1.0) -> Rates:
+        """``watts``: what a held CPU loses; needed for a price in joules. Raises ValueError.
+
+        ``part`` (above 0, at most 1) of the capacity and the refill is the bucket's.
+        """
         if terms.price == "joules" and watts is None:
             raise ValueError("a price in joules needs the power that is lost")
         per_us = {"arming": 0.0, "time": 1.0, "joules": watts or 0.0}[terms.price]
-        token_ns = 1e9 / terms.refill_per_s
-        cap_ns = max(1, round(terms.capacity * token_ns))
+        token_ns = 1e9 / (terms.refill_per_s * part)
+        cap_ns = max(1, round(terms.capacity * part * token_ns))
         by_time = terms.price != "arming"
         cost_ns = 0 if by_time else min(cap_ns, max(1, round(terms.cost * token_ns)))
         mark_ns = min(cap_ns, max(cost_ns, round(terms.recovery * cap_ns)))

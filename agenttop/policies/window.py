@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
@@ -45,6 +46,9 @@ _LimitUs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 _Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
+#: Budgets that a user's agents may have together; with more agents each gets a part. Agents that
+#: root chose in a way that nobody can fake have whole ones.
+BUDGETS_EACH: Final = 16
 #: An agent's throttling is told of at most this often, ns.
 TELL_NS: Final = 10_000_000_000
 #: Why there is no window before the kernel side is loaded.
@@ -171,6 +175,8 @@ class Window:
 
     def reset(self) -> None:
         self._chosen: dict[int, _Chosen] = {}
+        #: User -> the part of a budget that each of its agents gets.
+        self._parts: dict[int, float] = {}
         self._closed: dict[int, list[Closed]] = {}
         self._kept: dict[int, str] = {}
         self._online: frozenset[int] = frozenset()
@@ -197,6 +203,8 @@ class Window:
             if agent.slot and self.params.selects(agent):
                 terms = self.params.of(agent.name)
                 self._chosen[agent.slot] = _Chosen(agent, terms)
+        users = Counter(c.agent.user for c in self._chosen.values() if not c.agent.chosen)
+        self._parts = {user: min(1.0, BUDGETS_EACH / n) for user, n in users.items()}
         self._cells = {}
         settings = self._guard(targets, held) if self._chosen else {}
         if self._power is not None:
@@ -273,7 +281,11 @@ class Window:
         terms = chosen.terms.budget
         if terms.price == "joules" and self._lost.watts is None:
             return None
-        return Rates.of(terms, self._lost.watts)
+        return Rates.of(terms, self._lost.watts, self._part(chosen.agent))
+
+    def _part(self, agent: Agent) -> float:
+        """Of a whole budget, 0..1: a user's agents have BUDGETS_EACH of them together."""
+        return 1.0 if agent.chosen else self._parts.get(agent.user, 1.0)
 
     def stop(self) -> None:
         """No more windows; the open ones run out."""
@@ -317,7 +329,7 @@ class Window:
             delays = self.figures.get("slots", {}).get(str(slot), (0, None, None, None))
             budgets[str(chosen.agent.id)] = Budget(
                 tokens=bucket.tokens(now_ns),
-                capacity=terms.capacity,
+                capacity=terms.capacity * self._part(chosen.agent),
                 grants=bucket.grants,
                 refusals=bucket.refusals,
                 throttled=bucket.refuses(now_ns),
@@ -353,7 +365,7 @@ class Window:
                 parts.append(
                     f"a whole window of {printable(chosen.agent.name, 32)} costs"
                     f" {price_ns / rates.token_ns:.0f} tokens, its budget holds only"
-                    f" {terms.budget.capacity:g}"
+                    f" {terms.budget.capacity * self._part(chosen.agent):g}"
                 )
         return parts
 
