@@ -34,7 +34,8 @@ KEEP_S: Final = 30.0
 MOST_BYTES: Final = 64 << 20
 #: Dumps in a directory, those of earlier runs too.
 MOST_DUMPS: Final = 50
-#: After a dump there is none for this long: the next one would mostly hold the same.
+#: After a dump there is none for the same user's agents for this long: the next one would mostly
+#: hold the same.
 APART_NS: Final = 10_000_000_000
 SUFFIX: Final = ".rec"
 _PREFIX: Final = "breach-"
@@ -177,7 +178,8 @@ class Watcher:
         self._ring = Ring(breach.keep_s)
         #: Conditions (by place) and agents that are above their limit now.
         self._above: set[tuple[int, int]] = set()
-        self._dumped_ns: int | None = None
+        #: User -> when one of its agents had the last dump.
+        self._dumped_ns: dict[int | None, int] = {}
 
     def take(
         self,
@@ -210,33 +212,55 @@ class Watcher:
         self._above = above
         if not began:
             return []
-        where = self._dump(snapshot.t_ns, began[0][1])
+        # One file has the seconds of all: it is booked to the first user who may have one.
+        agents = {agent.user: agent for _, agent, _ in reversed(began)}
+        refused: dict[int | None, str] = {}
+        path = None
+        for user, agent in reversed(agents.items()):
+            done = self._dump(snapshot.t_ns, agent)
+            if isinstance(done, Path):
+                path = clean(str(done), 300)
+                break
+            refused[user] = done
         return [
-            Event(snapshot.t_ns, "warning", f"{_told(condition, agent, value)}: {where}")
+            Event(
+                snapshot.t_ns,
+                "warning",
+                f"{_told(condition, agent, value)}: {path or refused[agent.user]}",
+            )
             for condition, agent, value in began
         ]
 
-    def _dump(self, now_ns: int, agent: Agent) -> str:
-        """Write what lies ready; where it is, or why nothing was written."""
-        last = self._dumped_ns
+    def _dump(self, now_ns: int, agent: Agent) -> Path | str:
+        """Write what lies ready; where it is, or why nothing was written.
+
+        A user's agents may have as many files as are left for others; those that root chose
+        may have all.
+        """
+        last = self._dumped_ns.get(agent.user)
         if last is not None and now_ns - last < APART_NS:
             return f"not written, the last {duration(now_ns - last)} are in the file before"
         directory = self._breach.directory
         name = clean(str(directory), 200)
         try:
-            there = sum(
-                entry.name.startswith(_PREFIX) and entry.name.endswith(SUFFIX)
+            there = [
+                entry.name
                 for entry in os.scandir(directory)
-            )
-            if there >= MOST_DUMPS:
-                return f"not written, {name} has {there} of them: remove some"
-            path = self._write(directory, agent.name)
+                if entry.name.startswith(_PREFIX) and entry.name.endswith(SUFFIX)
+            ]
+            if len(there) >= MOST_DUMPS:
+                return f"not written, {name} has {len(there)} of them: remove some"
+            owner = "" if agent.user is None else f"u{agent.user}-"
+            own = sum(f"-{owner}" in file for file in there) if owner else 0
+            if own >= MOST_DUMPS - len(there) and not agent.chosen:
+                return f"not written, {name} has {own} of user {agent.user}'s agents: remove some"
+            path = self._write(directory, f"{owner}{agent.name}")
         except OSError as error:
             return f"not written, {name}: {error.strerror}"
         if path is None:
             return "not written, nothing is kept yet"
-        self._dumped_ns = now_ns
-        return clean(str(path), 300)
+        self._dumped_ns[agent.user] = now_ns
+        return path
 
     def _write(self, directory: Path, agent: str) -> Path | None:
         samples = self._ring.samples()

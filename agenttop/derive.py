@@ -291,6 +291,8 @@ def _agent(
         threads_tracked=last.threads_tracked,
         alive=owner.alive,
         background=last.background,
+        user=last.user,
+        chosen=last.chosen,
         steps=steps if chains else None,
         steps_per_s=_rate(steps, present) if chains else None,
         sources=_named(SOURCES, scalars[_SOURCES]),

@@ -227,6 +227,10 @@ class AgentCounters(Struct):
     #: Threads that are measured, of ``threads`` (None without BPF).
     threads_tracked: int | None = None
     background: bool = False
+    #: User id of its owner (seats.py), None: not known; and whether root's rules chose it in a way
+    #: that nobody can fake.
+    user: int | None = None
+    chosen: bool = False
     steps: int = 0
     #: Gates that returned at once, a saturation signal and no steps (level full only).
     ready: int | None = None

@@ -219,6 +219,8 @@ class Sampler:
                     alive=agent.alive,
                     threads_tracked=len(agent.threads),
                     background=agent.background,
+                    user=agent.user,
+                    chosen=agent.chosen,
                     steps=sums["steps"][i],
                     ready=None if lite else sums["ready"][i],
                     unattributed=unattributed,
@@ -348,6 +350,8 @@ def _identity(agent: Agent) -> AgentCounters:
         threads=agent.thread_count,
         alive=agent.alive,
         background=agent.background,
+        user=agent.user,
+        chosen=agent.chosen,
     )
 
 

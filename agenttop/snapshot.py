@@ -175,6 +175,9 @@ class Agent(Base):
     causes: dict[str, CauseStat | None] = {}
     #: Stage -> what observed causes leave of its sum: unknown, and in compute the agent's own work.
     unexplained_ns: dict[str, int] = {}
+    #: User id of its owner; and whether root's rules chose it in a way that nobody can fake.
+    user: int | None = None
+    chosen: bool = False
 
 
 class Load(Base):

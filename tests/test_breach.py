@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from agenttop.model import Command, Event, Sample
 from agenttop.perfetto import trace
 from agenttop.recording import Recording
 from agenttop.replaying import measured, still
+from agenttop.snapshot import Agent
 from agenttop.store import Store
 from tests.engines import needs_bpf
 from tests.loops import loop
@@ -390,3 +392,41 @@ def test_live_breach_of_a_loop(tmp_path: Path) -> None:
     out = tmp_path / "t.perfetto-trace"
     done = agenttop("trace", "--from", file, "-o", out)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_user_who_breaches_on_purpose_leaves_files_to_others(tmp_path: Path) -> None:
+    made = Rig(tmp_path, "p99>1ns")
+    made.tick(3)
+    snapshot = made.store.snapshot()
+    assert snapshot is not None
+    coder = snapshot.agents[0]
+    mallory = msgspec.structs.replace(coder, id=7, name="claude", user=666)
+    alice = msgspec.structs.replace(coder, id=8, name="coder", user=1000)
+    for path in made.files():
+        path.unlink()
+
+    def breaches(*agents: Agent, at: int) -> list[str]:
+        made.watcher._above = set()
+        now = msgspec.structs.replace(snapshot, t_ns=at, agents=list(agents))
+        return [event.text for event in made.watcher.judge(now)]
+
+    at = snapshot.t_ns
+    for _ in range(2 * MOST_DUMPS):
+        at += APART_NS
+        (told,) = breaches(mallory, at=at)
+    assert len(made.files()) == MOST_DUMPS // 2
+    assert "of user 666's agents: remove some" in told
+    # Both at once, mallory first; then alice alone, right after a file of mallory's.
+    both = breaches(mallory, alice, at=at + APART_NS)
+    assert all("-u1000-coder" in text for text in both)
+    made.files()[0].unlink()
+    made.files()[1].unlink()
+    breaches(mallory, at=at + 2 * APART_NS)
+    (told,) = breaches(alice, at=at + 2 * APART_NS + 1)
+    assert "-u1000-coder" in told
+    # What root chose may have the rest.
+    named = msgspec.structs.replace(mallory, chosen=True)
+    for _ in range(MOST_DUMPS):
+        at += 4 * APART_NS
+        breaches(named, at=at)
+    assert len(made.files()) == MOST_DUMPS
