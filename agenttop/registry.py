@@ -122,8 +122,8 @@ class Registry:
         self._complete = False
         self._rescan = False
         self._refreshes = 0
-        #: User -> threads that opted in and found no room, as of the last refresh.
-        self._turned_away: Counter[int] = Counter()
+        #: Threads that opted in and found no room: whose they are, and when they asked, ns.
+        self._turned_away: dict[int, tuple[int, int]] = {}
         #: Agents without a slot of whom no more is kept than whose they are.
         self._counted: dict[AgentKey, int] = {}
 
@@ -142,8 +142,16 @@ class Registry:
         return seats.most(self._without_slot(), TOLD_USERS)
 
     def _without_slot(self) -> Counter[int]:
+        since = time.monotonic_ns() - int(ASKED_S * 1e9)
+        self._turned_away = {tid: who for tid, who in self._turned_away.items() if who[1] > since}
         waiting = Counter(agent.user for agent in self._waiting())
-        return self._turned_away + waiting + Counter(self._counted.values())
+        waiting.update(user for user, _ in self._turned_away.values())
+        waiting.update(self._counted.values())
+        return waiting
+
+    def _turn_away(self, asks: Asking) -> None:
+        if len(self._turned_away) < EDGE_BACKLOG or asks.tid in self._turned_away:
+            self._turned_away[asks.tid] = (seats.user_of(asks.uid), asks.asked_ns)
 
     @property
     def behind(self) -> bool:
@@ -253,6 +261,8 @@ class Registry:
                 asks = Asking(edge.kind, edge.tgid, edge.tid, edge.slot, time.monotonic_ns())
                 if not crowded and self._free and self._opt_in_room() > 0:
                     self._opted_in(asks)
+                else:
+                    self._turn_away(asks)
         until = time.thread_time() + EDGE_BUDGET_S
         while self._backlog and time.thread_time() < until:
             pid = next(iter(self._backlog))
@@ -370,6 +380,7 @@ class Registry:
         """The thread becomes an agent; there is room."""
         if not asks.tgid:  # the hash knows threads only
             asks = asks._replace(tgid=procinfo.process_of(asks.tid))
+        self._turned_away.pop(asks.tid, None)
         key = (asks.kind, "", asks.tid, asks.tgid)
         if key in self._agents:
             return
@@ -416,7 +427,6 @@ class Registry:
     def _seat(self) -> None:
         """Seats for those that have none: free ones, or those of users with more (seats.py)."""
         waiting, asking = self._waiting(), self._asking()
-        self._turned_away.clear()
         if not waiting and not asking:
             return
         having = [a for a in self._agents.values() if a.alive and a.seated]
@@ -432,13 +442,13 @@ class Registry:
             sum(a.leaving for a in self._agents.values()),
             OPT_IN_SLOTS,
         )
-        self._turned_away.update(claim.user for claim in claims[len(waiting) :])
+        for asks in asking:
+            self._turn_away(asks)
         for place in made.seated:
             if place < len(waiting):
                 self._take_seat(waiting[place])
             else:
                 self._opted_in(asking[place - len(waiting)])
-                self._turned_away[claims[place].user] -= 1
         for place in made.evicted:
             agent = having[place]
             agent.alive, agent.leaving, agent.unlisted = False, True, 0

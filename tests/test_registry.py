@@ -134,6 +134,7 @@ def test_who_asks_no_more_is_not_counted_for_ever(registry: Registry, kernel: Ke
 def test_any_number_may_ask_by_the_ring(registry: Registry) -> None:
     registry.edges(marked(*range(10_000, 40_000)), lost=False)
     assert len(registry.agents()) == OPT_IN_SLOTS
+    assert 0 < registry.slots_full <= module.EDGE_BACKLOG
 
 
 def test_who_opts_in_beside_a_flood_gets_a_seat_of_it(registry: Registry, kernel: Kernel) -> None:
