@@ -121,11 +121,14 @@ def test_who_was_turned_away_is_seated_when_there_is_room(
     assert registry.slots_full == 1
 
 
-def test_who_asks_no_more_is_not_counted_for_ever(registry: Registry, kernel: Kernel) -> None:
+def test_who_asks_no_more_is_not_counted_for_ever(
+    registry: Registry, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask(kernel, *range(1000, 1003 + OPT_IN_SLOTS))
     registry.refresh()
     assert registry.slots_full == 3
-    ask(kernel, *(one.tid for one in kernel.waiting), ago_s=module.ASKED_S + 1)
+    now = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now + int((module.ASKED_S + 1) * 1e9))
     registry.refresh()
     registry.refresh()
     assert registry.slots_full == 0
