@@ -73,6 +73,8 @@ class Agent:
     chosen: bool = False
     #: Its slot goes to another agent, as soon as no thread of it has it any more.
     leaving: bool = False
+    #: Its user's place in the shares of lanes for step names (steps.bpf.c).
+    share: int = 0
     #: Its slot in the kernel's maps; layout.NO_SLOT without BPF.
     slot: int = layout.NO_SLOT
     #: The one thread that opted in, None for a tree.
@@ -415,11 +417,22 @@ class Registry:
             agent.schedstat = TreeSchedstat()
             return
         agent.slot = self._free.pop()
-        self._tracer.clear(agent.slot)
+        agent.share = self._share(agent)
+        self._tracer.clear(agent.slot, agent.share)
         if agent.tid is not None:
             self._tracer.assign({}, {agent.tid: agent.slot})
         else:
             self._tracer.assign(dict.fromkeys(agent.pids, agent.slot), {})
+
+    def _share(self, agent: Agent) -> int:
+        """The place of its user among those who share the lanes of step names; 0: no limit."""
+        if agent.chosen or agent.user == 0:
+            return 0
+        places = {a.share: a.user for a in self._agents.values() if a.seated and a.share}
+        for place, user in places.items():
+            if user == agent.user:
+                return place
+        return next(place for place in range(1, layout.SLOTS) if place not in places)
 
     def _waiting(self) -> list[Agent]:
         return [a for a in self._agents.values() if a.alive and not a.seated]

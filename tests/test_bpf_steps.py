@@ -242,6 +242,32 @@ def test_lanes_are_given_back(tracer: Tracer) -> None:
         tracer.release(slot)
 
 
+def test_a_user_leaves_lanes_to_others(tracer: Tracer) -> None:
+    names = f"for i in range({layout.NAMES_EACH}):\n    with step(f'name {{i}}'): pass\n"
+    crowd = [free_slot() for _ in range(10)]
+    hers, named = free_slot(), free_slot()
+    try:
+        for slot in crowd:
+            tracer.clear(slot, share=1)
+            watch(tracer, slot, names)
+        taken = sum(tracer.steps.marks(slot).names for slot in crowd)
+        assert layout.LANES_BY_RULE // 3 < taken <= layout.LANES_BY_RULE // 2
+        for slot, share in ((hers, 2), (named, 0)):
+            tracer.clear(slot, share=share)
+            watch(tracer, slot, names)
+            assert tracer.steps.marks(slot).names == layout.NAMES_EACH
+            assert tracer.steps.marks(slot).crowded == 0
+        # Returned, they can be had again.
+        for slot in (hers, named):
+            tracer.clear(slot)
+        tracer.clear(crowd[0], share=1)
+        watch(tracer, crowd[0], names)
+        assert tracer.steps.marks(crowd[0]).names == layout.NAMES_EACH
+    finally:
+        for slot in (*crowd, hers, named):
+            tracer.clear(slot)
+
+
 @pytest.mark.measures
 def test_a_coroutines_step_survives_the_others(tracer: Tracer, slot: int) -> None:
     truth = watch(

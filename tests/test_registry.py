@@ -26,6 +26,7 @@ class Kernel:
         self.slots: dict[int, int] = {}
         self.ghosts: dict[int, int] = {}
         self.waiting: list[Asking] = []
+        self.shares: dict[int, int] = {}
 
     def assign(self, processes: dict[int, int], threads: dict[int, int]) -> None:
         self.slots |= processes | threads
@@ -41,7 +42,8 @@ class Kernel:
     def asking(self) -> list[Asking]:
         return self.waiting
 
-    def clear(self, slot: int) -> None:
+    def clear(self, slot: int, share: int = 0) -> None:
+        self.shares[slot] = share
         self.ghosts.pop(slot, None)
 
     def release(self, slot: int) -> None:
@@ -200,6 +202,10 @@ def test_a_crowd_of_one_user_leaves_seats_to_others_and_is_only_counted_beyond(
     assert users.count(666) == most - 143
     assert made.slots_full == 300 - (most - 143)
     assert made.slots_full_by_user == {"666": made.slots_full}
+    # Each user draws on lanes for names of its own; root's choice on all.
+    shares = {a.user: kernel.shares[a.slot] for a in made.agents() if a.alive and a.seated}
+    assert shares[1001] == 0
+    assert 0 != shares[1000] != shares[666] != 0
     held = [slot for slot in kernel.slots.values() if slot != layout.NO_SLOT]
     assert len(held) == len(set(held)) == most
 

@@ -212,7 +212,10 @@ MARKS_FIELDS: Final = (
     ("kept", 1),  # told for user_data
     ("forgotten", 1),  # of those, what had to give way
     ("strays", 1),  # requests whose user_data has a number that nobody told of
+    ("share", 1),  # whose lanes it draws on; 0: those of all, without a limit
 )
+#: Lanes of agents by rule, and of threads that opted in: the kernel takes, user space returns.
+SHARE_FIELDS: Final = (("taken", 2), ("returned", 2))
 #: What requests of one user_data are.
 KEPT_FIELDS: Final = (
     ("key", 1),  # process, and number
@@ -397,6 +400,7 @@ def prelude() -> str:
         "NAMES_NEAR": NAMES_NEAR,
         "NAME_WORDS": NAME_BYTES // 8,
         "LANES": LANES,
+        "LANES_BY_RULE": LANES_BY_RULE,
         "NR_LANE_MEASURES": len(STEP_MEASURES),
         "NR_CLASSES": len(CLASSES),
         "CONTEXT_SIZE": CONTEXT_BYTES,
@@ -453,6 +457,7 @@ def prelude() -> str:
         ("labels", LABEL_FIELDS),
         ("control", CONTROL_FIELDS),
         ("marks", MARKS_FIELDS),
+        ("share", SHARE_FIELDS),
         ("kept", KEPT_FIELDS),
         ("lane", LANE_FIELDS),
         ("learned", LEARNED_FIELDS),

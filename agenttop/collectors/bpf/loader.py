@@ -70,6 +70,7 @@ MAPS: Final = (
     "lanes",
     "lane_hist",
     "names",
+    "shares",
     "free_lanes",
     "free_alone",
 )

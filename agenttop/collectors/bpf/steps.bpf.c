@@ -7,7 +7,8 @@
  * Steps are counted by the name that held at their gate's entry, in a lane
  * that the agent has for this name: a row of sums and two histograms. Lanes
  * are few and made beforehand. A thread that opted in by itself draws from a
- * pool of their own, so that nobody can use up those of agents by rule.
+ * pool of their own, so that nobody can use up those of agents by rule. Of each
+ * pool a user's agents may take as many as are left for others.
  *
  * Everything here is paid by whoever calls the marker. Of a thread without
  * context the chain asks two numbers, both 0.
@@ -33,6 +34,8 @@ BPF_HASH(names, struct name_key, u32, LANES);
 /* Lanes that nobody has; user space fills them. */
 BPF_QUEUE(free_lanes, u32, LANES);
 BPF_QUEUE(free_alone, u32, LANES);
+/* Lanes taken: of all agents at 0, then by user; user space gives out the places. */
+BPF_F_TABLE("array", u32, struct share, shares, SLOTS, MMAPABLE);
 
 static __always_inline struct marks *marks_of(struct thread *t)
 {
@@ -63,11 +66,20 @@ static __always_inline void keep_lane(struct thread *t, u32 lane)
 }
 
 /* A lane for a key that has none; 0: they are all taken, or it has one now. */
-static __always_inline u32 new_lane(struct thread *t, struct name_key *key)
+static __always_inline u32 new_lane(struct thread *t, struct marks *m,
+				    struct name_key *key)
 {
-	u32 lane = free_lane(t);
-	struct lane *l = lanes.lookup(&lane);
+	u32 zero = 0, place = m->share, pool = !!t->alone, lane;
+	struct share *all = shares.lookup(&zero), *own = shares.lookup(&place);
+	struct lane *l;
 
+	if (!all || !own)
+		return 0;
+	if (place && own->taken[pool] - own->returned[pool] >=
+		     LANES_BY_RULE - (all->taken[pool] - all->returned[pool]))
+		return 0;
+	lane = free_lane(t);
+	l = lanes.lookup(&lane);
 	if (!lane || !l)
 		return 0;
 	l->name[0] = key->name[0];
@@ -79,6 +91,9 @@ static __always_inline u32 new_lane(struct thread *t, struct name_key *key)
 		keep_lane(t, lane);
 		return 0;
 	}
+	__sync_fetch_and_add(&all->taken[pool], 1);
+	if (place)
+		__sync_fetch_and_add(&own->taken[pool], 1);
 	barrier();
 	l->slot = key->slot;
 	return lane;
@@ -92,7 +107,7 @@ static __always_inline u32 lane_of(struct thread *t, struct marks *m,
 	if (known)
 		return *known;
 	if (__sync_fetch_and_add(&m->names, 1) < NAMES_EACH)
-		lane = new_lane(t, key);
+		lane = new_lane(t, m, key);
 	if (lane)
 		return lane;
 	__sync_fetch_and_add(&m->names, -1);
@@ -105,7 +120,7 @@ static __always_inline u32 lane_of(struct thread *t, struct marks *m,
 	key->name[2] = 0;
 	key->name[3] = 0;
 	known = names.lookup(key);
-	return known ? *known : new_lane(t, key);
+	return known ? *known : new_lane(t, m, key);
 }
 
 static __always_inline void lane_count(u32 lane, u32 slot, u64 step, u64 slow)

@@ -22,6 +22,7 @@ from agenttop.words import STEP_MEASURES
 _MARKS: Final = layout.dtype(layout.MARKS_FIELDS)
 _KEPT: Final = layout.dtype(layout.KEPT_FIELDS)
 _KEPT_EACH: Final = layout.KEPT_SETS * layout.KEPT_WAYS
+_SHARE: Final = layout.dtype(layout.SHARE_FIELDS)
 _LANE: Final = layout.dtype(layout.LANE_FIELDS)
 _U32: Final = np.dtype("<u4")
 _CELLS: Final = len(STEP_MEASURES) * BUCKETS
@@ -77,6 +78,8 @@ class Steps:
         )
         self._lanes = mapped(maps["lanes"], _LANE, layout.LANES)
         self._slots: NDArray[np.uint64] = self._lanes["slot"]
+        shares = mapped(maps["shares"], _SHARE, layout.SLOTS)
+        self._returned: NDArray[np.uint64] = shares["returned"]
         #: Lane -> its histograms, mapped while somebody has it.
         self._hists: dict[int, Take] = {}
         for lane in range(1, layout.LANES):
@@ -84,7 +87,10 @@ class Steps:
 
     def clear(self, slot: int) -> None:
         """A slot that nobody uses: its lanes are free again, its counts 0."""
+        share = int(self._marks["share"][slot])
         for lane in self._slots_lanes(slot):
+            for place in {0, share}:
+                self._returned[place][int(lane > layout.LANES_BY_RULE)] += 1
             key = struct.pack("<Q", slot) + self._lanes["name"][lane].tobytes()
             kernel.map_delete(self._maps["names"], key)
             self._lanes[lane] = 0
@@ -94,6 +100,10 @@ class Steps:
         if self._marks["kept"][slot]:
             self._kept[slot] = 0
         self._marks[slot] = 0
+
+    def share(self, slot: int, place: int) -> None:
+        """A cleared slot draws on the lanes of one user: its place, 1 to SLOTS - 1; 0: no limit."""
+        self._marks["share"][slot] = place
 
     def marked(self) -> set[int]:
         """Slots of which there is anything to tell."""

@@ -293,12 +293,13 @@ class Tracer:
             return sum(thread.slot == slot for thread in self._threads_hash())
         return int(self._controls["threads"][slot])
 
-    def clear(self, slot: int) -> None:
-        """Zero the counters of a slot that nobody uses."""
+    def clear(self, slot: int, share: int = 0) -> None:
+        """Zero the counters of a slot that nobody uses; ``share``: see Steps.share."""
         self._rows.clear(slot)
         self._controls[slot] = 0
         self.windows.clear(slot)
         self.steps.clear(slot)
+        self.steps.share(slot, share)
         self._hists[slot] = changes = self._map_histograms(slot)
         changes.live[:] = 0
         self.details.clear(slot)
