@@ -290,9 +290,11 @@ class Registry:
         if self._refreshes % 2 and len(self._agents) > MANY:
             return
         by_slot: dict[int, list[Thread]] = defaultdict(list)
-        for thread in self._tracer.threads():
+        threads = self._tracer.threads()
+        if self._seat():
+            threads = self._tracer.threads()
+        for thread in threads:
             by_slot[thread.slot].append(thread)
-        self._seat()
         for agent in self._agents.values():
             if agent.slot == layout.NO_SLOT:
                 agent.alive = agent.alive and any(map(_lives, agent.pids))
@@ -437,11 +439,14 @@ class Registry:
     def _waiting(self) -> list[Agent]:
         return [a for a in self._agents.values() if a.alive and not a.seated]
 
-    def _seat(self) -> None:
-        """Seats for those that have none: free ones, or those of users with more (seats.py)."""
+    def _seat(self) -> bool:
+        """Seats for those that have none: free ones, or those of users with more (seats.py).
+
+        Whether any seat changed hands.
+        """
         waiting, asking = self._waiting(), self._asking()
         if not waiting and not asking:
-            return
+            return False
         having = [a for a in self._agents.values() if a.alive and a.seated]
         claims = [Seat(a.chosen, a.user, a.id) for a in waiting]
         claims += [
@@ -467,6 +472,7 @@ class Registry:
             agent.alive, agent.leaving, agent.unlisted = False, True, 0
             if self._tracer is not None:
                 self._tracer.shut(agent.slot)
+        return bool(made.seated or made.evicted)
 
     def _adopt(self, agent: Agent, pids: list[int]) -> None:
         if self._tracer is not None and agent.slot != layout.NO_SLOT and pids:

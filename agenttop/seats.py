@@ -83,7 +83,7 @@ def plan(
             del queues[group]
         seat = asking[place]
         if seat.opted_in and opted.total() >= opt_ins:
-            most = max(opted, key=lambda user: opted[user])
+            most = max(opted, key=lambda user: opted[user], default=seat.user)
             if opted[most] <= opted[seat.user] + 1 or not evict((False, most), opted_in=True):
                 continue
             leaving += 1
