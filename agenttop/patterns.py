@@ -168,7 +168,9 @@ def _compile(value: str, shown: str) -> Linear:
         return Linear(value)
     except re.error as error:
         place = f" at position {error.pos + 1}" if error.pos is not None else ""
-        raise UserError(f"'{shown}': bad regular expression: {error.msg}{place}") from None
+        raise UserError(
+            f"'{shown}': bad regular expression: {printable(error.msg, 80)}{place}"
+        ) from None
     except TooComplexError as error:
         raise UserError(f"'{shown}': bad regular expression: {error}") from None
     except (RecursionError, OverflowError):
