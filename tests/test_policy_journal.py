@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+from binascii import crc32
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agenttop.policies import journal
-from agenttop.policies.journal import Journal, JournalError, fold, load, open_state_dir
-from agenttop.policies.knobs import Change
+from agenttop.policies.journal import Hold, Journal, JournalError, aside, fold, load, open_state_dir
+from agenttop.policies.knobs import KNOBS, Change
+from agenttop.policies.undo import forget, recover
 
 
 def qos(cpu: int, before: str = "0", after: str = "n/a", policy: str = "guard") -> Change:
@@ -91,6 +93,171 @@ def test_another_version_is_not_guessed_at(state: int, monkeypatch: pytest.Monke
         load(state)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"garbage",
+        journal._line({"agenttop": "journal", "version": journal.VERSION})[:-1],
+        journal._line({"agenttop": "journal", "version": journal.VERSION, "boot": ""})[:-1],
+        journal._line({"agenttop": "journal", "version": journal.VERSION, "boot": 5})[:-1],
+    ],
+)
+def test_a_journal_of_an_unknown_boot_is_put_aside(state: int, header: bytes) -> None:
+    # A setting that has the value that the journal says agenttop wrote: it must not be restored.
+    pressure = Path("/proc/sys/vm/vfs_cache_pressure").read_text().strip()
+    hold = Hold("vfs", "sysctl", "vm.vfs_cache_pressure", "1", [], 7)
+    for number in ("", ".2"):
+        path(state).write_bytes(header + b"\n" + journal._line(journal._set(hold, pressure)))
+        path(state).chmod(0o600)
+        found = load(state)
+        assert found is not None
+        assert (found.this_boot, found.undated, found.kept) == (False, True, False)
+        outcomes = recover(state)
+        assert outcomes is not None
+        assert [outcome.settled for outcome in outcomes] == [False, False]
+        assert outcomes[0].text.endswith(f"kept as journal.damaged{number}")
+        assert "vm.vfs_cache_pressure: not restored, it was 1" in outcomes[1].text
+        assert load(state) is None
+        assert Path("/proc/sys/vm/vfs_cache_pressure").read_text().strip() == pressure
+    assert aside(state) == ["journal.damaged", "journal.damaged.2"]
+    assert forget(state) == ["journal.damaged: removed", "journal.damaged.2: removed"]
+    assert aside(state) == []
+
+
+def test_without_a_boot_id_nothing_is_written_or_believed(
+    state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Journal(state)
+    writer.record([qos(0)])
+    monkeypatch.setattr(journal, "boot_id", lambda: "")
+    with pytest.raises(JournalError, match="boot_id"):
+        load(state)
+    with pytest.raises(JournalError, match="boot_id"):
+        Journal(state).record([qos(1)])
+    monkeypatch.undo()
+    assert held(state) == {"cpu0": ("0", ["n/a"])}
+
+
+def test_a_journal_of_earlier_releases_is_read(state: int) -> None:
+    boot = journal.boot_id()
+    body = (
+        '{"op":"set","policy":"memory","kind":"cgroup","target":"memory.low/\\u2028\\udc80",'
+        '"before":"0","after":"4096","at":7}'
+    )
+    header = f'{{"agenttop":"journal","version":1,"boot":"{boot}"}}'
+    for line in (header, body):
+        with path(state).open("a") as file:
+            file.write(f"{crc32(line.encode()):08x} {line}\n")
+    path(state).chmod(0o600)
+    found = load(state)
+    assert found is not None
+    assert (found.this_boot, found.damaged) == (True, 0)
+    assert [(hold.target, hold.place) for hold in found.holds] == [("memory.low/\u2028\udc80", "")]
+
+
+# --------------------------------------------------------------------------- bounds
+
+
+def test_of_our_values_the_newest_are_kept(state: int) -> None:
+    writer = Journal(state)
+    for value in range(1000):
+        writer.record([qos(0, "0", str(value))])
+        writer.confirm(("pm_qos", "cpu0"))
+    writer.close()
+    writer.record([qos(1)])  # A new file.
+    last = [str(value) for value in range(1000 - journal.MOST_OURS, 1000)]
+    assert held(state)["cpu0"] == ("0", last)
+
+
+def test_the_value_written_again_is_the_latest(state: int) -> None:
+    writer = Journal(state)
+    for value in ("1", "2", "3", "1"):
+        writer.record([qos(0, "0", value)])
+    assert held(state)["cpu0"] == ("0", ["2", "3", "1"])
+    assert writer.holds["pm_qos", "cpu0"].ours == ["2", "3", "1"]
+
+
+def test_what_was_not_confirmed_is_kept(state: int) -> None:
+    writer = Journal(state)
+    for value in range(200):
+        writer.record([qos(0, "0", str(value))])
+    assert len(held(state)["cpu0"][1]) == 200
+
+
+def test_more_than_its_reader_takes_is_not_written(
+    state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(journal, "MOST_HELD_BYTES", 10_000)
+    monkeypatch.setattr(journal, "COMPACT_BYTES", 1_000)
+    writer = Journal(state)
+    written: list[str] = []
+
+    def fill() -> None:
+        while True:
+            writer.record([qos(len(written))])
+            written.append(f"cpu{len(written)}")
+
+    with pytest.raises(JournalError, match="full"):
+        fill()
+    assert 50 < len(written) < 200
+    assert list(held(state)) == written
+    writer.keep()
+    found = load(state)
+    assert found is not None
+    assert found.kept
+    for name in written[:-1]:
+        writer.undone([("pm_qos", name)])
+        assert path(state).stat().st_size <= journal.MAX_BYTES
+    assert list(held(state)) == written[-1:]
+
+
+any_text = st.text(st.characters(exclude_categories=()), max_size=60)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(Change, any_text, st.just("cgroup"), any_text, any_text, any_text),
+            st.builds(
+                lambda name, value: Change("memory", "cgroup", f"memory.low/{name}", "0", value),
+                st.one_of(any_text, st.binary(max_size=60).map(os.fsdecode)),
+                st.sampled_from(["max", "4096"]),
+            ),
+        ),
+        max_size=5,
+    )
+)
+def test_what_the_writer_has_written_is_read(state: int, items: list[Change]) -> None:
+    writer = Journal(state)
+    expected: dict[str, list[str]] = {}
+    for change in items:
+        assert journal.valid(change) == believed(change)
+        try:
+            writer.record([change])
+        except JournalError:
+            assert not journal.valid(change)
+            continue
+        assert journal.valid(change)
+        values = expected.setdefault(change.target, [])
+        expected[change.target] = [*(v for v in values if v != change.after), change.after]
+    assert {hold.target: hold.ours for hold in writer.holds.values()} == expected
+    if expected:
+        assert {target: ours for target, (_, ours) in held(state).items()} == expected
+    writer.discard()
+
+
+def believed(change: Change) -> bool:
+    knob = KNOBS[change.kind]
+    return (
+        change.policy.isidentifier()
+        and knob.valid(change.target, change.before)
+        and knob.valid(change.target, change.after)
+    )
+
+
 # --------------------------------------------------------------------------- accidents
 
 changes = st.lists(
@@ -107,7 +274,9 @@ changes = st.lists(
 
 def written(items: list[Change]) -> bytes:
     lines = [journal._line(journal._header())]
-    lines += [journal._line(journal._set(*change, 7)) for change in items]
+    lines += [
+        journal._line(journal._set(Hold(*change[:4], [], 7), change.after)) for change in items
+    ]
     return b"".join(lines)
 
 

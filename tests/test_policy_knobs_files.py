@@ -158,6 +158,7 @@ def test_a_line_widened_because_its_cpu_went_offline_is_still_ours(trees: Trees)
 
 
 def test_a_line_that_has_gone_is_settled(trees: Trees) -> None:
+    trees.irq(35, "nvme", "0-3")
     assert IRQ_AFFINITY.read("36") is None
     assert IRQ_AFFINITY.drift("36", "2") == ""
     assert undo(hold("irq_affinity", "36", "0-3", "2")).settled
@@ -180,10 +181,15 @@ def test_a_network_device_is_found_again_under_another_name(trees: Trees) -> Non
     assert (other / "gro_flush_timeout").read_text() == "20000\n"
 
 
-def test_a_network_device_that_has_gone_is_settled(trees: Trees) -> None:
+def test_what_is_not_there_to_look_in_is_kept(trees: Trees) -> None:
+    for kind, target in (("irq_affinity", "36"), ("blockdev", "8:0/rq_affinity")):
+        assert not undo(hold(kind, target, "1", "2")).settled
+
+
+def test_a_network_device_that_has_gone_may_have_moved(trees: Trees) -> None:
     trees.netdev(3, "eth1")
     assert NETDEV.read("2/threaded") is None
-    assert undo(hold("netdev", "2/threaded", "0", "1")).settled
+    assert not undo(hold("netdev", "2/threaded", "0", "1")).settled
 
 
 @given(st.frozensets(st.integers(0, 200), min_size=1))

@@ -84,6 +84,8 @@ def _held() -> list[Hold]:
         found = load(dir_fd)
     finally:
         os.close(dir_fd)
+    if found and found.undated:
+        raise JournalError("the journal's first line is damaged: 'agenttop restore' tells of it")
     return found.holds if found and found.this_boot else []
 
 

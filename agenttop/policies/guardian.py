@@ -40,7 +40,7 @@ from agenttop.policies.heirs import release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change
-from agenttop.policies.outcome import Outcome, left_alone, words
+from agenttop.policies.outcome import Outcome, left_alone, shown, words
 from agenttop.policies.undo import undo_all
 from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
@@ -248,6 +248,8 @@ class Guardian:
                 if self._record is not None:
                     self._record.add(*change.key)
                 status, text = self._write(change)
+                if status == "ok":
+                    self._journal.confirm(change.key)
                 if status == "changed" and change.key in fresh:
                     status, text = "refused", f"the kernel makes {text[:40]} of {change.after}"
                 if status == "refused" and change.key in fresh and not self._take_back(change):
@@ -450,7 +452,10 @@ def _unfit(changes: list[Change]) -> dict[int, list[str]]:
     seen: set[journals.Key] = set()
     for number, change in enumerate(changes):
         if not journals.valid(change):
-            found[number] = ["refused", "no setting that the journal could restore"]
+            text = "no setting that the journal could restore"
+            if journals.valid(change._replace(before=change.after)):
+                text = f"its value {shown(change.before[:40])} is none that could be restored"
+            found[number] = ["refused", text]
         elif change.key in seen:
             found[number] = ["refused", "named twice in one request"]
         seen.add(change.key)

@@ -4,7 +4,8 @@ One file, ``journal`` in the state directory, append-only. Each line is the
 CRC of its JSON, a blank, and the JSON; the first names the format, its
 version and the boot. A line is synced before the knob is written, so a torn
 last line speaks of a write that never happened and is left out. The file is
-gone when nothing is held.
+gone when nothing is held. One whose first line is damaged may be of any boot:
+it is put aside as ``journal.damaged``.
 
 The guardian imports this module: it stays small.
 """
@@ -19,12 +20,18 @@ from binascii import crc32
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from agenttop.policies import places
 from agenttop.policies.knobs import KNOBS, Change
 
 VERSION = 1
 NAME = "journal"
-#: A journal beyond this is not ours (it is rewritten long before).
+DAMAGED = "journal.damaged"
+#: A journal beyond this is not ours.
 MAX_BYTES = 16 << 20
+#: What is held takes at most so much: a change beyond is refused.
+MOST_HELD_BYTES = MAX_BYTES // 2
+#: Of our values of one setting so many are kept, the newest.
+MOST_OURS = 64
 #: It is rewritten with what is still held beyond this, and twice the size that it had then.
 COMPACT_BYTES = 256 << 10
 
@@ -38,20 +45,29 @@ class JournalError(Exception):
 class Hold:
     """A knob that is not as it was found."""
 
-    __slots__ = ("at", "kind", "original", "ours", "policy", "target")
+    __slots__ = ("at", "kind", "original", "ours", "place", "policy", "target")
 
     def __init__(
-        self, policy: str, kind: str, target: str, original: str, ours: list[str], at: int
+        self,
+        policy: str,
+        kind: str,
+        target: str,
+        original: str,
+        ours: list[str],
+        at: int,
+        place: str = "",
     ) -> None:
         self.policy = policy
         self.kind = kind
         self.target = target
         #: The value that it is given back.
         self.original = original
-        #: What agenttop may have written, oldest first.
+        #: What agenttop may have written, the latest last.
         self.ours = ours
         #: First change, clock ticks since boot (the clock of threads' start times).
         self.at = at
+        #: Where ``target`` names it (places.view); "" if that is the same everywhere.
+        self.place = place
 
     @property
     def key(self) -> Key:
@@ -63,12 +79,14 @@ class Loaded(NamedTuple):
 
     #: In the order of the first change.
     holds: list[Hold]
-    #: False: written before the last boot, which has undone everything by itself.
+    #: False: written before the last boot, which has undone everything by itself; or ``undated``.
     this_boot: bool
     #: Lines that could not be read; a torn last line is not among them.
     damaged: int
     #: Left applied on purpose: only ``agenttop restore`` undoes it.
     kept: bool = False
+    #: Of which boot it is cannot be told: what it holds is not to be restored, nor dropped.
+    undated: bool = False
 
 
 def boot_id() -> str:
@@ -127,7 +145,9 @@ def open_own(dir_fd: int, name: str, flags: int) -> int:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    body = json.dumps(record, separators=(",", ":")).encode()
+    # As it is: two lone surrogates that were escaped would come back as one character.
+    text = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+    body = text.encode(errors="surrogatepass")
     return b"%08x %s\n" % (crc32(body), body)
 
 
@@ -142,19 +162,22 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _header() -> dict[str, Any]:
-    return {"agenttop": "journal", "version": VERSION, "boot": boot_id()}
+    if not (boot := boot_id()):
+        raise JournalError("the boot cannot be told (/proc/sys/kernel/random/boot_id)")
+    return {"agenttop": "journal", "version": VERSION, "boot": boot}
 
 
-def _set(policy: str, kind: str, target: str, before: str, after: str, at: int) -> dict[str, Any]:
-    return {
+def _set(hold: Hold, after: str) -> dict[str, Any]:
+    record = {
         "op": "set",
-        "policy": policy,
-        "kind": kind,
-        "target": target,
-        "before": before,
+        "policy": hold.policy,
+        "kind": hold.kind,
+        "target": hold.target,
+        "before": hold.original,
         "after": after,
-        "at": at,
+        "at": hold.at,
     }
+    return {**record, "place": hold.place} if hold.place else record
 
 
 def _valid_set(record: dict[str, Any]) -> bool:
@@ -167,6 +190,7 @@ def _valid_set(record: dict[str, Any]) -> bool:
         and record["policy"].isidentifier()
         and len(record["policy"]) < 64
         and type(record.get("at")) is int
+        and isinstance(record.get("place", ""), str)
         and knob.valid(record["target"], record["before"])
         and knob.valid(record["target"], record["after"])
     )
@@ -174,16 +198,20 @@ def _valid_set(record: dict[str, Any]) -> bool:
 
 def valid(change: Change) -> bool:
     """Whether the reader of a journal would believe this change."""
-    return _valid_set(_set(*change, 0))
+    return _valid_set(_set(Hold(*change[:4], [], 0), change.after))
 
 
 def fold(data: bytes) -> Loaded:
     """What the bytes of a journal say is held. Never raises on content, whatever it is.
 
-    Raises JournalError for a journal of another version, which must not be guessed at.
+    Raises JournalError for a journal of another version, which must not be guessed at, and
+    where this boot cannot be told.
     """
     holds: dict[Key, Hold] = {}
-    this_boot = True
+    #: An ordered set for each: there may be many.
+    ours: dict[Key, dict[str, None]] = {}
+    now = _header()["boot"]
+    boot = ""
     damaged = 0
     kept = False
     *lines, _torn = data.split(b"\n")
@@ -195,16 +223,15 @@ def fold(data: bytes) -> Loaded:
                     f"{NAME} in the state directory: written by another version of agenttop;"
                     " restore with that one"
                 )
-            this_boot = record.get("boot") == boot_id()
+            boot = record["boot"] if isinstance(record.get("boot"), str) else ""
         elif record is not None and record.get("op") == "set" and _valid_set(record):
             key = (record["kind"], record["target"])
-            hold = holds.get(key)
-            if hold is None:
-                holds[key] = Hold(
-                    record["policy"], *key, record["before"], [record["after"]], record["at"]
-                )
-            elif record["after"] not in hold.ours:
-                hold.ours.append(record["after"])
+            if key not in holds:
+                first = (record["policy"], *key, record["before"])
+                holds[key] = Hold(*first, [], record["at"], record.get("place", ""))
+                ours[key] = {}
+            ours[key].pop(record["after"], None)
+            ours[key][record["after"]] = None
         elif (
             record is not None
             and record.get("op") == "undone"
@@ -216,7 +243,11 @@ def fold(data: bytes) -> Loaded:
             kept = True
         else:
             damaged += 1
-    return Loaded(list(holds.values()), this_boot, damaged, kept and this_boot and bool(holds))
+    for key, hold in holds.items():
+        hold.ours = list(ours[key])
+    this_boot = boot == now
+    kept = kept and this_boot and bool(holds)
+    return Loaded(list(holds.values()), this_boot, damaged, kept, not boot)
 
 
 def load(dir_fd: int) -> Loaded | None:
@@ -230,6 +261,22 @@ def load(dir_fd: int) -> Loaded | None:
     if len(data) > MAX_BYTES:
         raise JournalError(f"{NAME} in the state directory: too large to be agenttop's")
     return fold(data)
+
+
+def put_aside(dir_fd: int) -> str:
+    """Rename the journal, over none that was put aside before; its new name. Raises OSError."""
+    there = aside(dir_fd)
+    name, number = DAMAGED, 1
+    while name in there:
+        number += 1
+        name = f"{DAMAGED}.{number}"
+    os.rename(NAME, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    return name
+
+
+def aside(dir_fd: int) -> list[str]:
+    """The names of journals that were put aside."""
+    return sorted(name for name in os.listdir(dir_fd) if name.startswith(DAMAGED))
 
 
 class Journal:
@@ -248,23 +295,37 @@ class Journal:
         Raises OSError and JournalError; then none of them is noted.
         """
         lines = []
-        noted = []
+        before: dict[Key, list[str]] = {}
         at = ticks()
-        for change in changes:
-            hold = self.holds.setdefault(change.key, Hold(*change[:4], [], at))
-            if change.after not in hold.ours:
-                hold.ours.append(change.after)
-                noted.append(hold)
-            lines.append(_line(_set(*change, at)))
         try:
+            for change in changes:
+                hold = self.holds.get(change.key)
+                if hold is None:
+                    hold = Hold(*change[:4], [], at, places.view(change.kind))
+                    self.holds[change.key] = hold
+                before.setdefault(change.key, list(hold.ours))
+                hold.ours = [*(one for one in hold.ours if one != change.after), change.after]
+                record = _set(hold, change.after)
+                line = _line(record)
+                if _parse(line[:-1]) != record or not _valid_set(record):
+                    raise JournalError(f"{NAME}: it would not be read back")
+                lines.append(line)
             if lines:
-                self._append(b"".join(lines))
-        except (OSError, JournalError):
-            for hold in noted:
-                hold.ours.pop()
-                if not hold.ours:
-                    del self.holds[hold.key]
+                self._append(b"".join(lines), MOST_HELD_BYTES)
+        except BaseException:
+            for key, values in before.items():
+                self.holds[key].ours = values
+                if not values:
+                    del self.holds[key]
             raise
+
+    def confirm(self, key: Key) -> None:
+        """The setting has the value that was noted last: of the older ones few are kept.
+
+        They count for what was inherited while the setting had them.
+        """
+        if (hold := self.holds.get(key)) is not None:
+            del hold.ours[:-MOST_OURS]
 
     def undone(self, keys: Iterable[Key]) -> None:
         """Note knobs that are no longer held; removes the journal with the last of them.
@@ -281,13 +342,13 @@ class Journal:
             self._remove()
         elif lines:
             try:
-                self._append(b"".join(lines), sync=False)
+                self._append(b"".join(lines), MAX_BYTES, sync=False)
             except (OSError, JournalError):
                 pass  # The next line that finds room writes the whole file anew.
 
     def keep(self) -> None:
         """Note that what is held is to stay; the writer's last line."""
-        self._rewrite(_line({"op": "kept"}))
+        self._rewrite(MAX_BYTES, _line({"op": "kept"}))
 
     def close(self) -> None:
         """Close the file; what is held stays in it."""
@@ -295,10 +356,11 @@ class Journal:
             os.close(self._fd)
             self._fd = None
 
-    def _append(self, data: bytes, sync: bool = True) -> None:
-        if self._fd is None or self._size + len(data) > self._limit:
+    def _append(self, data: bytes, most: int, sync: bool = True) -> None:
+        """Write lines; ``most``: the file's size in bytes, JournalError if it cannot be kept."""
+        if self._fd is None or self._size + len(data) > min(self._limit, most):
             # A new file has all holds, so the lines to append are in it already.
-            self._rewrite()
+            self._rewrite(most)
             return
         try:
             _write_all(self._fd, data)
@@ -310,15 +372,14 @@ class Journal:
             raise
         self._size += len(data)
 
-    def _rewrite(self, last: bytes = b"") -> None:
+    def _rewrite(self, most: int, last: bytes = b"") -> None:
         """A new file with all holds, and a last line."""
         lines = [_line(_header())]
         for hold in self.holds.values():
-            for after in hold.ours:
-                lines.append(
-                    _line(_set(hold.policy, hold.kind, hold.target, hold.original, after, hold.at))
-                )
+            lines += [_line(_set(hold, after)) for after in hold.ours]
         data = b"".join(lines) + last
+        if len(data) > most:
+            raise JournalError(f"{NAME}: full, more settings are held than it may hold")
         temporary = NAME + ".new"
         try:
             os.unlink(temporary, dir_fd=self._dir_fd)

@@ -8,14 +8,16 @@ exactly those that are not.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
+from agenttop.policies import places
 from agenttop.policies.heirs import THREAD_KINDS, release_all, release_heirs
 from agenttop.policies.inherited import Inherited
-from agenttop.policies.journal import Hold, Journal, Key, load
+from agenttop.policies.journal import NAME, Hold, Journal, Key, aside, load, put_aside
 from agenttop.policies.knobs import KNOBS, UNPINNED
 from agenttop.policies.knobs_sched import THREAD_KNOBS
-from agenttop.policies.outcome import Outcome, failed, left_alone, plain, restored
+from agenttop.policies.outcome import Outcome, failed, left_alone, plain, restored, shown
 
 __all__ = ["THREAD_KINDS", "Outcome", "left_alone", "recover", "release_heirs", "undo", "undo_all"]
 
@@ -32,9 +34,11 @@ def undo(hold: Hold, record: Inherited | None = None) -> Outcome:
 
 
 def _undo(hold: Hold, record: Inherited | None) -> Outcome:
+    places.check(hold.kind, hold.place)
     knob = KNOBS[hold.kind]
     current = knob.read(hold.target)
     if current is None:
+        places.missing(hold.kind, hold.target)
         return restored(hold, "has ended" if hold.kind in THREAD_KINDS else "is gone")
     ours = any(knob.ours(current, value) for value in hold.ours)
     if knob.same(current, hold.original) and not (ours and hold.original.endswith(UNPINNED)):
@@ -102,6 +106,8 @@ def recover(dir_fd: int, record: Inherited | None = None) -> list[Outcome] | Non
     found = load(dir_fd)
     if found is None:
         return None
+    if found.undated:
+        return _undated(dir_fd, found.holds)
     journal = Journal(dir_fd, found.holds if found.this_boot else ())
     outcomes = []
     if found.damaged:
@@ -112,3 +118,30 @@ def recover(dir_fd: int, record: Inherited | None = None) -> list[Outcome] | Non
     outcomes += undo_all(journal, record=record)
     journal.close()
     return outcomes
+
+
+def _undated(dir_fd: int, holds: Iterable[Hold]) -> list[Outcome]:
+    """Put a journal aside that may be of any boot, and name what it holds."""
+    name = put_aside(dir_fd)
+    text = f"{NAME}: its first line is damaged, so it may be of an earlier boot: kept as {name}"
+    outcomes = [Outcome("", "", "", text, settled=False)]
+    for hold in holds:
+        text = f"not restored, it was {shown(plain(hold.original))} if {name} is of this boot"
+        outcomes.append(restored(hold, text)._replace(settled=False))
+    return outcomes
+
+
+def forget(dir_fd: int) -> list[str]:
+    """Drop what is left after ``recover``, and journals that were put aside; a line for each.
+
+    The caller has the lock. Raises JournalError and OSError.
+    """
+    lines = []
+    if (found := load(dir_fd)) is not None:
+        for hold in found.holds:
+            lines.append(restored(hold, f"forgotten, it was {shown(plain(hold.original))}").text)
+        Journal(dir_fd).discard()
+    for name in aside(dir_fd):
+        os.unlink(name, dir_fd=dir_fd)
+        lines.append(f"{name}: removed")
+    return lines

@@ -253,4 +253,6 @@ def split(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    # As it is: two lone surrogates that were escaped would come back as one character.
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="surrogatepass")
