@@ -7,21 +7,27 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from agenttop.model import Event, PolicyStatus
-from agenttop.policies.base import Change, Key, Policy
+from agenttop.policies import machine
+from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Targets
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
+from agenttop.policies.outcome import words
 from agenttop.policies.undo import THREAD_KINDS
 from agenttop.policies.window import DURING, Window
 
 EventKind = Literal["policy", "agent", "info", "warning", "error"]
 
 
+class PlanError(Exception):
+    """One policy could not be planned; the text is the reason. The others can."""
+
+
 class Entry:
     """One policy of the manager's; only the manager changes it."""
 
-    def __init__(self, policy: Policy, reason: str | None) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
         #: Why it cannot be had, None if it can.
-        self.reason = reason
+        self.reason = self.probe()
         self.on = False
         self.since_ns: int | None = None
         #: Its last toggle was a trial's.
@@ -53,6 +59,41 @@ class Entry:
         """When its changes hold, if not all the time that it is on."""
         return DURING if self.window else ""
 
+    # ----------------------------------------------------------------- what it would do
+
+    # A policy reads /sys and /proc, whose content anybody may have shaped or removed: whatever
+    # it meets there fails this policy alone.
+
+    def probe(self) -> str | None:
+        """Why the policy cannot be had, None if it can."""
+        try:
+            self.reason = self.policy.probe() or machine.refusal()
+        except Exception as error:
+            self.reason = f"cannot be tried here: {_reason(error)}"
+        return self.reason
+
+    def wanted(self, targets: Targets, held: Mapping[Key, str]) -> Settings:
+        """What the policy wants. Raises PlanError."""
+        try:
+            return self.policy.wanted(targets, held)
+        except Exception as error:
+            raise PlanError(f"cannot be planned: {_reason(error)}") from error
+
+    def act(self, targets: Targets) -> None:
+        """Have the policy do what is no setting. Raises PlanError."""
+        if isinstance(self.policy, Acting):
+            try:
+                self.policy.act(targets)
+            except Exception as error:
+                raise PlanError(f"cannot act: {_reason(error)}") from error
+
+    def detail(self) -> str:
+        """One line on what holds."""
+        try:
+            return self.policy.detail()
+        except Exception as error:
+            return f"cannot be described: {_reason(error)}"
+
     # ----------------------------------------------------------------- what it holds
 
     def hold(self, change: Change) -> None:
@@ -73,7 +114,7 @@ class Entry:
             now = knob.drift(change.target, change.after, thorough)
             if now is None and self.window and self.window.foreign(change.key):
                 now = knob.read(change.target)
-        except KnobError:
+        except Exception:
             return None  # Its CPU may be on its way out: the next look tells.
         # As it was found: no window is open.
         return None if now and self.window and knob.same(now, change.before) else now
@@ -88,7 +129,8 @@ class Entry:
         self.on, self.since_ns, self.by_trial = on, time.monotonic_ns(), False
 
     def clear(self) -> None:
-        """Nothing is held any more, nor left alone."""
+        """Nothing is held any more, nor left alone; no plan has failed."""
+        self.error = ""
         for things in (self.held, self.lines, self.drifted, self.refused):
             things.clear()
 
@@ -99,17 +141,17 @@ class Entry:
         policy = self.policy
         status = PolicyStatus(policy.name, policy.key, policy.title, "off", self.note)
         status.since_ns, status.by_trial = self.since_ns, self.by_trial
+        if self.on:
+            self._holds(status)
         if self.error:
             status.state, status.detail = "error", self.error
         elif not self.on and self.reason:
             status.state, status.detail = "n/a", self.reason
-        elif self.on:
-            self._holds(status)
         return status
 
     def _holds(self, status: PolicyStatus) -> None:
         status.state = "drift" if self.drifted else "on"
-        parts = [*list(self.drifted.values())[:3], self.policy.detail()]
+        parts = [*list(self.drifted.values())[:3], self.detail()]
         if len(self.drifted) > 3:
             parts.insert(3, f"{len(self.drifted) - 3} more changed by others")
         if self.refused:
@@ -127,6 +169,12 @@ class Entry:
 def event(kind: EventKind, text: str) -> Event:
     """Something to tell, of now."""
     return Event(time.monotonic_ns(), kind, text)
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line, with its kind where its text alone would say little."""
+    known = isinstance(error, OSError | KnobError)
+    return words(error) if known else f"{type(error).__name__}: {words(error)}"
 
 
 def drifted(key: Key, ours: str, now: str) -> str:

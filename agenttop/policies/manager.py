@@ -18,13 +18,14 @@ from agenttop import paths
 from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
 from agenttop.policies import catalog, lock, machine
-from agenttop.policies.base import Acting, Change, Key, Looking, Policy, Settings, Targets
-from agenttop.policies.entry import Entry, event, refusals
+from agenttop.policies.base import Change, Key, Looking, Settings, Targets
+from agenttop.policies.entry import Entry, PlanError, event, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
-from agenttop.policies.knobs import KNOBS, KnobError, split_thread
+from agenttop.policies.knobs import KNOBS, split_thread
 from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
+from agenttop.policies.outcome import words
 from agenttop.policies.undo import THREAD_KINDS, Outcome
 from agenttop.slices import Job
 
@@ -61,7 +62,7 @@ class PolicyManager:
         self._verbose = verbose
         self._entries: dict[str, Entry] = {}
         for policy in catalog.make_all(settings):
-            self._entries[policy.name] = Entry(policy, _unavailable(policy))
+            self._entries[policy.name] = Entry(policy)
         self._lease: Lease | None = None
         self._looked_back = False
         self._checks = 0
@@ -74,7 +75,7 @@ class PolicyManager:
         for entry in self._entries.values():
             if entry.window:
                 entry.window.attach(windows, reason)
-                entry.reason = _unavailable(entry.policy)
+                entry.probe()
 
     def configure(self, name: str, params: Mapping[str, object]) -> None:
         """Other parameters for a policy that is off. Raises UserError, also for one that is on."""
@@ -84,7 +85,7 @@ class PolicyManager:
         entry.policy = catalog.POLICIES[name].make(catalog.params(name, params))
         if entry.window and self._attached:
             entry.window.attach(*self._attached)
-        entry.reason = _unavailable(entry.policy)
+        entry.probe()
 
     @property
     def names(self) -> list[str]:
@@ -120,12 +121,12 @@ class PolicyManager:
             self._probed_ns = now
             for entry in self._entries.values():
                 if not entry.on:
-                    entry.reason = _unavailable(entry.policy)
+                    entry.probe()
         return [entry.status() for entry in self._entries.values()]
 
     def reason(self, name: str) -> str | None:
         """Why a policy cannot be had, None if it can. Raises UserError for a name that is none."""
-        return _unavailable(self._entry(name).policy)
+        return self._entry(name).probe()
 
     def is_on(self, name: str) -> bool:
         """Raises UserError for a name that is none."""
@@ -144,17 +145,20 @@ class PolicyManager:
 
     def detail(self, name: str) -> str:
         """What a policy holds or, after plan(), would hold."""
-        return self._entry(name).policy.detail()
+        return self._entry(name).detail()
 
     def plan(self, name: str, targets: Targets) -> list[Change]:
         """What switching it on would change now. Raises UserError if it cannot be had."""
         entry = self._entry(name)
         if entry.on:
             return list(entry.held.values())
-        if reason := _unavailable(entry.policy):
+        if reason := entry.probe():
             raise UserError(f"{name}: {reason}")
         entry.policy.reset()
-        changes, _, _ = self._difference(entry, entry.policy.wanted(targets, {}))
+        try:
+            changes, _, _ = self._difference(entry, entry.wanted(targets, {}))
+        except PlanError as error:
+            raise UserError(f"{name}: {error}") from None
         return changes
 
     def _entry(self, name: str) -> Entry:
@@ -187,11 +191,14 @@ class PolicyManager:
         policy = entry.policy
         if self._readonly:
             return [event("warning", f"{policy.name}: read-only mode")]
-        entry.reason = _unavailable(policy)
-        if entry.reason:
-            return [event("warning", f"{policy.name}: {entry.reason}")]
+        if reason := entry.probe():
+            return [event("warning", f"{policy.name}: {reason}")]
         policy.reset()
-        if conflict := self._conflict(entry, policy.wanted(targets, {})):
+        try:
+            conflict = self._conflict(entry, entry.wanted(targets, {}))
+        except PlanError as error:
+            conflict = str(error)
+        if conflict:
             entry.error = conflict
             return [event("error", f"{policy.name}: {conflict}")]
         events: list[Event] = []
@@ -208,15 +215,20 @@ class PolicyManager:
             self._looked_back, self._planned_ns, self._checked_ns = True, now, now
         policy.reset()
         entry.clear()
-        lines = self._reconcile(entry, targets)
-        if entry.refused and not entry.held:
-            entry.error = f"cannot be set: {refusals(entry.refused)}"
+        lines = []
+        try:
+            lines = self._reconcile(entry, targets)
+            if entry.refused and not entry.held:
+                entry.error = f"cannot be set: {refusals(entry.refused)}"
+        except PlanError as error:
+            entry.error = str(error)
+        if entry.error:
             if entry.window:
                 entry.window.stop()
             self._end_if_idle()
             return [*events, event("error", f"{policy.name}: {entry.error}")]
         entry.switched(True)
-        events.append(event("policy", f"{policy.name} on: {policy.detail()}"))
+        events.append(event("policy", f"{policy.name} on: {entry.detail()}"))
         return events + lines
 
     def _owner(self, key: Key, entry: Entry) -> str | None:
@@ -355,17 +367,23 @@ class PolicyManager:
             groups = [{*agent.pids, *(t.pid for t in agent.threads)} for agent in targets.agents]
             events += self._lines(self._lease.release_heirs(groups))
         for entry in on:
-            events += self._reconcile(entry, targets)
-            if isinstance(entry.policy, Acting):
-                entry.policy.act(targets)
+            before, entry.error = entry.error, ""
+            try:
+                events += self._reconcile(entry, targets)
+                entry.act(targets)
+            except PlanError as error:
+                # What it holds stays; the next second may read better.
+                entry.error = str(error)
+                if entry.error != before:
+                    events.append(event("error", f"{entry.policy.name}: {error}"))
         return events
 
     def _reconcile(self, entry: Entry, targets: Targets) -> list[Event]:
-        """Write what differs from what the policy wants. Raises LeaseLostError."""
+        """Write what differs from what the policy wants. Raises LeaseLostError and PlanError."""
         assert self._lease is not None
         held = {key: change.after for key, change in entry.held.items()}
         refused = set(entry.refused)
-        wanted = entry.policy.wanted(targets, held)
+        wanted = entry.wanted(targets, held)
         changes, dropped, alike = self._difference(entry, wanted)
         events = []
         pids = {split_thread(target)[0] for kind, target in alike if kind in THREAD_KINDS}
@@ -424,8 +442,8 @@ class PolicyManager:
                     changes.append(Change(entry.policy.name, kind, target, current, value))
                 elif current is not None and not held:
                     alike.append(key)
-            except KnobError as error:
-                entry.refused[key] = str(error)
+            except Exception as error:
+                entry.refused[key] = words(error)
         return changes, [key for key in entry.held if key not in wanted], alike
 
     def _give_back(self, entry: Entry, keys: Sequence[Key]) -> list[Outcome]:
@@ -453,7 +471,7 @@ class PolicyManager:
             self._give_back(entry, lost)
             for left_alone in (entry.drifted, entry.refused):
                 for kind, target in [k for k in left_alone if k[0] in THREAD_KINDS]:
-                    with contextlib.suppress(KnobError):
+                    with contextlib.suppress(Exception):
                         if KNOBS[kind].drift(target, "") == "":  # The thread has ended.
                             del left_alone[kind, target]
         return events
@@ -512,11 +530,6 @@ class PolicyManager:
             elif self._verbose:
                 events.append(event("info", outcome.text))
         return events
-
-
-def _unavailable(policy: Policy) -> str | None:
-    """Why it cannot be had, None if it can."""
-    return policy.probe() or machine.refusal()
 
 
 def _summary(text: str, outcomes: Sequence[Outcome]) -> str:
