@@ -11,6 +11,7 @@ from bench.report import Report, save
 BENCHES = (
     "pingpong",
     "marker",
+    "inherit",
     "accuracy",
     "engine",
     "screen",

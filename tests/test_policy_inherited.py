@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,77 @@ def test_without_a_record_heirs_are_found_by_value(
     inherited = started(agent, "exec sleep 60")
     lease.close()
     assert os.sched_getaffinity(inherited) == every
+
+
+def events(pid: int) -> int:
+    """Perf events that a process keeps open: they attach the record's programs."""
+    found = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            found += os.readlink(f"/proc/{pid}/fd/{fd}") == "anon_inode:[perf_event]"
+    return found
+
+
+def test_nothing_is_attached_unless_a_thread_is_held(
+    agent: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert until(lambda: events(os.getpid()) == 0, 10)  # Those of other tests are let go of.
+    lease = Lease(str(tmp_path / "state"))
+    both = (os.getpid(), lease.guardian)
+    (result,) = lease.apply([Change("guard", "cpu_latency", "all", "none", "100000")])
+    assert result.status == "ok", result
+    assert [events(pid) for pid in both] == [0, 0]
+    for _ in range(2):
+        hold(lease, "ioprio", agent.pid, "2:3")
+        lease.end_record()  # Refused: a thread is held.
+        assert all(events(pid) > 0 for pid in both)
+        chose = started(agent, "exec ionice -c 2 -n 3 sleep 60")
+        inherited = started(agent, "exec sleep 60")
+        assert until(lambda pid=chose: comm(pid) == "sleep", 5)  # type: ignore[misc]
+        lease.undo([("ioprio", target(agent.pid))])
+        assert value("ioprio", chose) == "2:3"
+        assert value("ioprio", inherited) == value("ioprio", agent.pid) != "2:3"
+        lease.end_record()
+        assert events(lease.guardian) == 0
+        assert until(lambda: events(os.getpid()) == 0, 10)
+    lease.close()
+
+
+#: Holds and says so; then it is killed.
+_HOLDS = """
+import sys, time
+from agenttop.policies.knobs import Change
+from agenttop.policies.lease import Lease
+lease = Lease(sys.argv[1])
+(result,) = lease.apply([Change("home", "ioprio", *sys.argv[2:5])])
+print(result.status, lease.guardian, flush=True)
+while True:
+    time.sleep(0.2)
+    lease.beat()
+    lease.poll()
+"""
+
+
+def test_the_record_survives_a_killed_engine(agent: subprocess.Popen[str], tmp_path: Path) -> None:
+    before = value("ioprio", agent.pid)
+    assert before is not None
+    arguments = [str(tmp_path / "state"), target(agent.pid), before, "2:3"]
+    engine = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert engine.stdout is not None
+    status, guardian = engine.stdout.readline().split()
+    assert status == "ok"
+    chose = started(agent, "exec ionice -c 2 -n 3 sleep 60")
+    inherited = started(agent, "exec sleep 60")
+    assert until(lambda: comm(chose) == "sleep", 5)
+    engine.kill()
+    engine.wait()
+    engine.stdout.close()
+    assert until(lambda: not running(int(guardian)), 5)
+    assert value("ioprio", agent.pid) == before
+    assert value("ioprio", inherited) == before
+    assert value("ioprio", chose) == "2:3"
 
 
 def test_a_record_that_is_full_is_not_relied_upon() -> None:

@@ -49,6 +49,7 @@ messages = st.one_of(
     st.builds(wire.Undo, number, st.lists(st.tuples(text, text), max_size=4)),
     st.builds(wire.Heirs, number, st.lists(st.lists(number, max_size=4), max_size=4)),
     st.builds(wire.Watched, number, number),
+    st.builds(wire.Record, number),
     st.builds(wire.Close, number),
     st.builds(wire.Keep, number),
     st.builds(wire.Ready),

@@ -36,7 +36,7 @@ from agenttop.policies import journal as journals
 from agenttop.policies import wire
 from agenttop.policies.aside import Aside
 from agenttop.policies.cpusets import as_found
-from agenttop.policies.heirs import release_heirs
+from agenttop.policies.heirs import THREAD_KINDS, release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change
@@ -54,17 +54,20 @@ STALL_S = 1.0
 SEND_S = 1.0
 #: And hears this often that a request which takes long goes on.
 BUSY_S = 0.25
+#: Descriptors that come with a message.
+MAX_FDS = 16
 REQUEST = "request"
 
 
 class Guardian:
     """See the module. ``channel``: packet socket; ``engine``: pidfd or -1."""
 
-    def __init__(
-        self, channel: int, engine: int, dir_fd: int, record: Inherited | None = None
-    ) -> None:
+    def __init__(self, channel: int, engine: int, dir_fd: int) -> None:
         self._channel = channel
-        self._record = record
+        #: Who inherits from held threads; None while none is held, and where the kernel has none.
+        self._record: Inherited | None = None
+        #: Its descriptors: they keep it going when the engine is killed.
+        self._record_fds: list[int] = []
         # The socket module itself takes too long to load; os.read would drop descriptors.
         self._socket = _socket.socket(fileno=channel)
         self._watch: Watch | None = None
@@ -163,7 +166,6 @@ class Guardian:
             self._send(wire.Refused(f"the guardian cannot read it: {error}"))
             return None
         self._deadline = time.monotonic() + LEASE_S
-        watching = self._watch is not None
         try:
             return self._obey(message, fds)
         except Exception as error:
@@ -171,11 +173,10 @@ class Guardian:
             self._send(wire.Refused(f"{type(error).__name__}: {error}"[:200]))
             return None
         finally:
-            if watching or self._watch is None:
-                _close(fds)
+            _close(fds)
 
     def _obey(self, message: wire.Message, fds: list[int]) -> str | None:
-        """Do what it asks for; the reason to end, if it is one."""
+        """Do what it asks for; the reason to end, if any. Takes out of ``fds`` what it keeps."""
         match message:
             case wire.Beat():
                 self._send(wire.Alive(self._watch.figures() if self._watch is not None else {}))
@@ -194,7 +195,10 @@ class Guardian:
             case wire.Watched(pages=pages, size=size) if len(fds) == 2 and self._watch is None:
                 ring, cells = fds
                 self._watch = Watch(ring, cells, pages, size)
+                fds.clear()
                 self._poll.register(self._watch.fileno(), select.POLLIN)
+            case wire.Record(id=number):
+                self._done(number, [[self._take_record(fds) if fds else self._drop_record()]])
             case wire.Follow(id=number, changes=changes, cells=cells):
                 self._done(number, self._follow(changes, cells))
             case _:
@@ -211,7 +215,7 @@ class Guardian:
         """A packet, and the descriptors that came with it; nothing when the engine has gone."""
         try:
             data, ancillary, _, _ = self._socket.recvmsg(
-                wire.MAX_BYTES + 1, _socket.CMSG_SPACE(8), _socket.MSG_CMSG_CLOEXEC
+                wire.MAX_BYTES + 1, _socket.CMSG_SPACE(4 * MAX_FDS), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError:
             return b"", []
@@ -308,6 +312,33 @@ class Guardian:
         """Release the heirs among these processes."""
         holds = self._journal.holds
         return release_heirs(holds.values(), groups, holds, self._record)
+
+    def _take_record(self, fds: list[int]) -> bool:
+        """From now on the kernel records who inherits; whether it does."""
+        try:
+            record = Inherited(fds[0])
+        except OSError:
+            return False
+        self._close_record()
+        self._record = record
+        self._record_fds += fds
+        fds.clear()
+        return True
+
+    def _drop_record(self) -> bool:
+        """Let go of the record unless a thread is held; whether it was.
+
+        The engine does after this: the last to let go waits until the kernel has detached it.
+        """
+        if any(kind in THREAD_KINDS for kind, _ in self._journal.holds):
+            return False
+        self._close_record()
+        return True
+
+    def _close_record(self) -> None:
+        self._record = None
+        _close(self._record_fds)
+        self._record_fds.clear()
 
     def _end_watch(self) -> dict[journals.Key, str]:
         """Stop following. Never raises: what is held is still to be restored."""
@@ -488,10 +519,9 @@ def _stay_alive() -> None:
 
 
 def main() -> None:
-    """``guardian CHANNEL ENGINE STATE_DIR RECORD``: descriptors, and the directory's path.
+    """``guardian CHANNEL ENGINE STATE_DIR``: descriptors, and the directory's path.
 
-    RECORD: the map of inherited.py, -1 without one. It inherits the descriptors of the lock as
-    well, and so holds it until it ends.
+    It inherits the descriptors of the lock as well, and so holds it until it ends.
     """
     channel, engine = map(int, sys.argv[1:3])
     dir_fd = journals.open_state_dir(sys.argv[3])
@@ -499,5 +529,4 @@ def main() -> None:
     os.chdir("/")
     os.set_blocking(channel, False)
     _stay_alive()
-    record = Inherited(int(sys.argv[4])) if int(sys.argv[4]) >= 0 else None
-    Guardian(channel, engine, dir_fd, record).run()
+    Guardian(channel, engine, dir_fd).run()

@@ -2,12 +2,18 @@
 
 Written in the kernel's instruction set by hand, a dozen instructions each, so
 that they load within milliseconds wherever bpf(2) and perf tracepoints are to
-be had, without a compiler. They are attached for as long as a lease lasts,
-and detached by the kernel with the last descriptor, whoever is killed.
+be had, without a compiler. The engine attaches them before the first thread
+is held and lets go of them when none is held any more (lease.py); the guardian
+has their descriptors too. The kernel detaches them with the last descriptor,
+whoever is killed.
 
 While they are attached the system call tracepoints cost every system call of
-the machine some tens of ns. 32-bit system calls have no tracepoint: what they set
-is taken for inherited.
+the machine some tens of ns (``python -m bench inherit``), so policies that
+hold no thread attach nothing. No cheaper event tells the same: the LSM hooks
+(security/security.c, task_setscheduler and its like) come before a call is
+known to succeed, are not told what it sets, and want BPF trampolines, which
+some kernels refuse with EPERM. 32-bit system calls have no tracepoint: what
+they set is taken for inherited.
 """
 
 from __future__ import annotations
@@ -313,14 +319,16 @@ class Attached:
         finally:
             os.close(program)
 
-    def close(self) -> None:
-        """Let go of them.
+    def close(self) -> threading.Thread:
+        """Let go of them; the thread that does.
 
         The kernel detaches with the last descriptor, and has whoever closes that wait for
         some 0.1 s each: a thread does.
         """
         fds, self.fds = self.fds, []
-        threading.Thread(target=_close, args=(fds,), daemon=True).start()
+        thread = threading.Thread(target=_close, args=(fds,), daemon=True)
+        thread.start()
+        return thread
 
 
 def attach() -> Attached | None:

@@ -21,7 +21,7 @@ from agenttop.policies.guardian import LEASE_S
 from agenttop.policies.heart import Heart
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
 from agenttop.policies.knobs import Change
-from agenttop.policies.undo import Outcome, recover
+from agenttop.policies.undo import THREAD_KINDS, Outcome, recover
 from agenttop.ready import readable, writable
 
 #: The guardian starts within some 40 ms; a loaded or emulated machine gets more.
@@ -78,7 +78,7 @@ _OUTCOME: Final = [str, str, str, str, bool, bool]
 _KILLED: Final = wire.Lost("the guardian was killed", [])
 _DEAF: Final = wire.Lost("the guardian does not answer", [])
 
-Request = wire.Apply | wire.Follow | wire.Undo | wire.Heirs | wire.Close | wire.Keep
+Request = wire.Apply | wire.Follow | wire.Undo | wire.Heirs | wire.Record | wire.Close | wire.Keep
 
 
 class Lease:
@@ -91,6 +91,8 @@ class Lease:
         #: Those that came before the message that they belong to.
         self._rows: list[Any] = []
         self._id = 0
+        #: Who inherits from held threads; None while none is held, as it costs every system call
+        #: of the machine, and where the kernel has no such record.
         self._kernel: inherit_bpf.Attached | None = None
         self._unanswered: float | None = None
         self._heart: Heart | None = None
@@ -106,11 +108,8 @@ class Lease:
                     "policies were left applied with --keep: 'agenttop restore' undoes them first"
                 )
             self.recovered = self._recover()
-            # Who inherits what is held; None where the kernel cannot tell (inherit_bpf.py).
-            self._kernel = inherit_bpf.attach()
             self._spawn()
         except BaseException:
-            self._end_record()
             lock.release(self._lock)
             raise
 
@@ -125,7 +124,7 @@ class Lease:
         except subprocess.TimeoutExpired:
             pass
         self._end_guardian()
-        self._end_record()
+        self._close_record()
         lock.release(self._lock)
         return outcomes
 
@@ -141,16 +140,13 @@ class Lease:
             engine = -1  # Without pidfds the closing socket tells of our death.
         package_root = str(Path(__file__).resolve().parents[2])
         fds = [theirs.fileno(), engine, *self._lock]
-        record = self._kernel.fds if self._kernel else []
-        map_fd = str(record[0]) if record else "-1"
-        arguments = [*map(str, fds[:2]), os.path.abspath(self._state_dir), map_fd, package_root]
+        arguments = [*map(str, fds[:2]), os.path.abspath(self._state_dir), package_root]
         self._guardian = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _START, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # All of the record's, so that it goes on when the engine is killed.
-            pass_fds=[fd for fd in [*fds, *record] if fd >= 0],
+            pass_fds=[fd for fd in fds if fd >= 0],
             start_new_session=True,
             cwd="/",
         )
@@ -217,6 +213,7 @@ class Lease:
 
     def apply(self, changes: Sequence[Change]) -> list[Result]:
         """Write knobs. Raises LeaseLostError."""
+        self._begin_record(changes)
         results: dict[int, Result] = {}
         for batch in _batches(changes, results):
             wanted = [changes[n] for n in batch]
@@ -226,15 +223,11 @@ class Lease:
 
     def watch(self, ring: int, cells: int, pages: int, size: int) -> None:
         """Have the guardian watch the kernel's windows: two maps, and what is in them."""
-        data = wire.encode(wire.Watched(pages, size))
-        try:
-            socket.send_fds(self._channel, [data], [ring, cells], socket.MSG_DONTWAIT)
-            self.watching = True
-        except OSError:
-            pass  # Reading tells what became of the guardian.
+        self.watching = self._send(wire.Watched(pages, size), fds=[ring, cells])
 
     def follow(self, changes: Sequence[Change], cells: Sequence[Sequence[int]]) -> list[Result]:
         """Have knobs changed while a window holds one of their cells. Raises LeaseLostError."""
+        self._begin_record(changes)
         results: dict[int, Result] = {}
         for batch in _batches(changes, results, cells):
             wanted, where = [changes[n] for n in batch], [list(cells[n]) for n in batch]
@@ -268,6 +261,20 @@ class Lease:
             room -= len(pids)
         return outcomes + _outcomes(self._request(wire.Heirs(self._next(), message)))
 
+    def _begin_record(self, changes: Iterable[Change]) -> None:
+        """Before the first thread is held: have the kernel record who inherits."""
+        if self._kernel is None and any(change.kind in THREAD_KINDS for change in changes):
+            self._kernel = inherit_bpf.attach()
+            if self._kernel is not None:
+                request = wire.Record(self._next())
+                if self._request(request, fds=self._kernel.fds) != [[True]]:
+                    self._close_record()
+
+    def end_record(self) -> None:
+        """Let the kernel record nothing more if no thread is held. Raises LeaseLostError."""
+        if self._kernel is not None and self._request(wire.Record(self._next())) == [[True]]:
+            self._close_record()
+
     def close(self) -> list[Outcome]:
         """Give everything back and end the guardian."""
         try:
@@ -288,13 +295,19 @@ class Lease:
         self._id += 1
         return self._id
 
-    def _send(self, message: wire.Message, patience: float = 0) -> None:
+    def _send(self, message: wire.Message, patience: float = 0, fds: Sequence[int] = ()) -> bool:
+        """Whether it was sent; if not, reading tells what became of the guardian."""
         data = wire.encode(message)
         try:
-            if writable(self._channel.fileno(), patience):
+            if not writable(self._channel.fileno(), patience):
+                return False
+            if fds:
+                socket.send_fds(self._channel, [data], fds, socket.MSG_DONTWAIT)
+            else:
                 self._channel.send(data, socket.MSG_DONTWAIT)
         except (OSError, ValueError):
-            pass  # Reading tells what became of the guardian.
+            return False
+        return True
 
     def _read(self, timeout: float) -> wire.Message | None:
         """The next message; None when none came in time; Lost once the guardian is dead."""
@@ -335,13 +348,15 @@ class Lease:
             # (net/unix/af_unix.c, unix_release_sock).
             return self._channel.recv(wire.MAX_BYTES + 1, socket.MSG_DONTWAIT)
 
-    def _request(self, message: Request, count: int | None = None) -> list[wire.Row]:
+    def _request(
+        self, message: Request, count: int | None = None, fds: Sequence[int] = ()
+    ) -> list[wire.Row]:
         """The rows of its answer, ``count`` of them if so many are due. Raises LeaseLostError.
 
         However long it takes, as long as the guardian says that it goes on.
         """
         silence = ANSWER_S + (count or 0) * EACH_S
-        self._send(message, ANSWER_S)
+        self._send(message, ANSWER_S, fds)
         until = time.monotonic() + silence
         while True:
             left = until - time.monotonic()
@@ -381,7 +396,7 @@ class Lease:
         except (JournalError, OSError) as error:
             return [*outcomes, Outcome("", "", "", str(error), settled=False)]
         finally:
-            self._end_record()
+            self._close_record()
             lock.release(self._lock)
         # What it could not give back is told of as it is now, once.
         return [outcome for outcome in outcomes if outcome.settled] + again
@@ -394,7 +409,7 @@ class Lease:
         finally:
             os.close(dir_fd)
 
-    def _end_record(self) -> None:
+    def _close_record(self) -> None:
         if self._kernel is not None:
             self._kernel.close()
             self._kernel = None

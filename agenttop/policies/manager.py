@@ -366,6 +366,8 @@ class PolicyManager:
             # Before planning: an inherited home must not be taken for a thread's own CPUs.
             groups = [{*agent.pids, *(t.pid for t in agent.threads)} for agent in targets.agents]
             events += self._lines(self._lease.release_heirs(groups))
+        else:
+            self._lease.end_record()
         for entry in on:
             before, entry.error = entry.error, ""
             try:

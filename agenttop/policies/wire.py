@@ -69,6 +69,15 @@ class Watched(NamedTuple):
     size: int
 
 
+class Record(NamedTuple):
+    """Use the record whose descriptors come with it (inherit_bpf.py); without any: let go of it.
+
+    The answer: one row, whether that was done. Nobody lets go while a thread is held.
+    """
+
+    id: int
+
+
 class Close(NamedTuple):
     """Restore everything and end."""
 
@@ -130,7 +139,7 @@ class More(NamedTuple):
 
 
 Message = (
-    Beat | Apply | Follow | Undo | Heirs | Watched | Close | Keep
+    Beat | Apply | Follow | Undo | Heirs | Watched | Record | Close | Keep
     | Ready | Alive | Busy | Done | Refused | Reverted | Lost | More
 )  # fmt: skip
 
@@ -188,7 +197,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Beat, Apply, Follow, Undo, Heirs, Watched, Close, Keep,
+        Beat, Apply, Follow, Undo, Heirs, Watched, Record, Close, Keep,
         Ready, Alive, Busy, Done, Refused, Reverted, Lost, More,
     )
 }  # fmt: skip
