@@ -18,6 +18,7 @@ from agenttop.policies.knobs import cpu_set, thread_stat
 from agenttop.policies.knobs_sched import SCHED_POLICY
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.undo import recover, release_heirs
+from agenttop.slices import whole
 from tests.policying import needs_root, needs_two_cpus, until
 
 pytestmark = needs_root
@@ -194,9 +195,12 @@ def test_a_tool_that_lost_its_parent_is_its_agents_heir_and_nobody_elses() -> No
 def test_a_process_that_got_a_chosen_ones_number_is_not_chosen() -> None:
     chosen = Chosen(["comm:^heirtest$"])
     with shell() as process:
+        whole(chosen.look())
         assert [info.pid for info in chosen.find(targets())] == [process.pid]
-        known = chosen._known[process.pid]
-        chosen._known[process.pid] = known._replace(starttime=known.starttime - 1)
+        infos = chosen._table.infos
+        known = infos[process.pid]
+        infos[process.pid] = known._replace(starttime=known.starttime - 1)
         assert chosen.find(targets()) == []
-        # Looked at anew, it is a chosen one itself.
+        # The next look finds that it is a chosen one itself.
+        whole(chosen._table.look())
         assert [info.pid for info in chosen.find(targets())] == [process.pid]

@@ -100,7 +100,7 @@ class TestFollowing:
         text: str,
     ) -> None:
         manager.set("home", True, targets(victim))
-        manager.set("demote", True, targets(victim))
+        manager.set("vfs", True, targets(victim))
         held = len(status(manager, "home").changes)
         assert held > 0
         with monkeypatch.context() as broken:
@@ -111,7 +111,7 @@ class TestFollowing:
             assert home.state == "error"
             assert text in home.detail
             assert len(home.changes) == held
-            assert status(manager, "demote").state == "on"
+            assert status(manager, "vfs").state == "on"
         run(manager, victim, 1.5)
         assert status(manager, "home").state == "on"
 
