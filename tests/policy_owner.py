@@ -8,7 +8,6 @@ SIGUSR1 ends the toggling, not the policies. Prints a line per event.
 
 from __future__ import annotations
 
-import glob
 import os
 import random
 import select
@@ -16,7 +15,6 @@ import signal
 import sys
 import time
 
-from agenttop.policies import guard, idle_limits
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.knobs import cpu_set, thread_stat
 from agenttop.policies.manager import PolicyManager
@@ -64,18 +62,9 @@ def fork_owners(pid: int) -> None:
         print(child, flush=True)
 
 
-def pretend_idle() -> None:
-    """An idle state to close where the kernel has no cpuidle driver: the limits are real."""
-    if not glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpuidle/state1"):
-        state = idle_limits.State(1, "C1", 9)
-        vars(guard)["why_not"] = lambda: None
-        setattr(idle_limits.IdleLimits, "_idle_states", lambda _self, _cpu: [state])  # noqa: B010
-
-
 def own(state: str, pid: int, seed: str) -> None:
     steady, keeping = seed == "steady", seed.startswith("keep:")
     chance = random.Random(seed)
-    pretend_idle()
     every = sorted(cpu_set("online"))
     manager = PolicyManager(state, settings={"demote": {"processes": ["comm:^killhog$"]}})
     toggling = True

@@ -19,14 +19,14 @@ from tests.policying import (
     TESTS,
     Victim,
     machine,
-    needs_limits,
+    needs_qos,
     needs_root,
     needs_two_cpus,
     until,
     victims,
 )
 
-pytestmark = [needs_root, needs_limits, needs_two_cpus]
+pytestmark = [needs_root, needs_qos, needs_two_cpus]
 
 
 @pytest.fixture

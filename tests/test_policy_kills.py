@@ -25,9 +25,9 @@ from agenttop.policies.journal import open_state_dir
 from agenttop.policies.knobs_sched import THREAD_KNOBS, default_slice
 from agenttop.policies.lease import kept
 from agenttop.policies.undo import recover
-from tests.policying import TESTS, Victim, machine, needs_limits, needs_root, until, victims
+from tests.policying import TESTS, Victim, machine, needs_qos, needs_root, until, victims
 
-pytestmark = [needs_root, needs_limits]
+pytestmark = [needs_root, needs_qos]
 
 #: How often, each time and in the long tier.
 KILLS = [40, pytest.param(200, marks=pytest.mark.long)]
