@@ -132,7 +132,7 @@ def test_stop_or_kill_the_engine_and_the_guard_is_gone(number: int) -> None:
             os.kill(running.client.pid, signal.SIGCONT)
         if number == signal.SIGSTOP:
             found = running.until(lambda s: status(s).state == "off")
-            assert "did not renew" in status(found).detail
+            assert "was stopped" in status(found).detail
             assert status(found).budgets == {}
 
 

@@ -33,7 +33,7 @@ from types import FrameType
 from typing import Any
 
 from agenttop.policies import journal as journals
-from agenttop.policies import wire
+from agenttop.policies import pulse, wire
 from agenttop.policies.aside import Aside
 from agenttop.policies.cpusets import as_found
 from agenttop.policies.heirs import THREAD_KINDS, release_heirs
@@ -82,7 +82,9 @@ class Guardian:
         self._kept = False
         self._told = 0.0
         self._signals: set[int] = set()
-        self._deadline = time.monotonic() + LEASE_S
+        #: The engine, when it was heard last, and when to look after it if it stays silent.
+        self._parent = os.getppid()
+        self._hear(time.monotonic())
         self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -112,10 +114,16 @@ class Guardian:
             self._journal.close()
             self._report(outcomes, lambda last: wire.Lost(why, last))
 
+    def _hear(self, now: float, lease_s: float = LEASE_S) -> None:
+        """The engine lives: the lease goes on for so long."""
+        self._heard = now
+        self._deadline = now + lease_s
+        self._look_at = now + pulse.SILENT_S
+
     def _serve(self) -> str:
         while True:
             before = time.monotonic()
-            until = self._deadline
+            until = min(self._deadline, self._look_at)
             if self._watch is not None and (due := self._watch.due()) is not None:
                 until = min(until, due)
             timeout = max(0.0, until - before)
@@ -134,7 +142,7 @@ class Guardian:
                 self._aside.update(wanted, now)
             if now - before > timeout + STALL_S:
                 # Not run for long (machine paused, or we were stopped): the engine neither.
-                self._deadline = now + LEASE_S / 3
+                self._hear(now, LEASE_S / 3)
             if self._engine in ready:
                 return "agenttop was killed"
             # Before the deadline: renewals may wait in the socket.
@@ -147,7 +155,12 @@ class Guardian:
             if signal.SIGUSR1 in self._signals:
                 self._signals.clear()
                 self._revert_requested()
-            if time.monotonic() >= self._deadline and not self._waiting():
+            now = time.monotonic()
+            if now >= self._look_at and not self._waiting():
+                self._look_at = now + pulse.SILENT_S
+                if how := pulse.lost(self._parent, now - self._heard):
+                    return f"agenttop was {how}"
+            if now >= self._deadline and not self._waiting():
                 return "agenttop did not renew its lease (was it stopped?)"
 
     def _waiting(self) -> bool:
@@ -165,7 +178,7 @@ class Guardian:
             _close(fds)
             self._send(wire.Refused(f"the guardian cannot read it: {error}"))
             return None
-        self._deadline = time.monotonic() + LEASE_S
+        self._hear(time.monotonic())
         try:
             return self._obey(message, fds)
         except Exception as error:

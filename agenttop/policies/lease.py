@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from agenttop.policies import inherit_bpf, lock, wire
+from agenttop.policies import inherit_bpf, lock, pulse, wire
 from agenttop.policies.guardian import LEASE_S
 from agenttop.policies.heart import Heart
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
@@ -76,6 +76,7 @@ class LeaseLostError(Exception):
 _OUTCOME: Final = [str, str, str, str, bool, bool]
 #: Words that it could not say itself.
 _KILLED: Final = wire.Lost("the guardian was killed", [])
+_STOPPED: Final = wire.Lost("the guardian was stopped", [])
 _DEAF: Final = wire.Lost("the guardian does not answer", [])
 
 Request = wire.Apply | wire.Follow | wire.Undo | wire.Heirs | wire.Record | wire.Close | wire.Keep
@@ -204,11 +205,11 @@ class Lease:
         self._inbox.clear()
         now = time.monotonic()
         stalled, self._polled = now - self._polled > LEASE_S / 2, now
-        if self._unanswered is not None and now - self._unanswered > LEASE_S:
+        if self._unanswered is not None and not any(notice.lost for notice in notices):
             if stalled:  # It was us who did not run.
                 self._unanswered = now
-            elif not any(notice.lost for notice in notices):
-                notices.append(self._lost(_DEAF))
+            elif deaf := self._deaf(now - self._unanswered, LEASE_S):
+                notices.append(self._lost(deaf))
         return notices
 
     def apply(self, changes: Sequence[Change]) -> list[Result]:
@@ -357,16 +358,15 @@ class Lease:
         """
         silence = ANSWER_S + (count or 0) * EACH_S
         self._send(message, ANSWER_S, fds)
-        until = time.monotonic() + silence
+        heard = time.monotonic()
         while True:
-            left = until - time.monotonic()
-            match self._read(max(0.0, left)):
-                case None if left <= 0:
-                    raise LeaseLostError(self._lost(_DEAF))
+            match self._read(pulse.SILENT_S):
+                case None if deaf := self._deaf(time.monotonic() - heard, silence):
+                    raise LeaseLostError(self._lost(deaf))
                 case None:
                     continue
                 case wire.Busy():
-                    until = time.monotonic() + silence
+                    heard = time.monotonic()
                 case wire.Done(id=message.id, rows=rows) if count in (None, len(rows)):
                     return rows
                 case wire.Refused(why=why):
@@ -376,11 +376,17 @@ class Lease:
                 case answer:
                     self._inbox.append(answer)
 
+    def _deaf(self, silence_s: float, patience_s: float) -> wire.Lost | None:
+        """What to say of a guardian silent for so long, if it is to be given up."""
+        if how := pulse.lost(self._guardian.pid, silence_s):
+            return _STOPPED if how == "stopped" else _KILLED
+        return _DEAF if silence_s > patience_s else None
+
     # ----------------------------------------------------------------- the end
 
     def _lost(self, message: wire.Lost) -> Notice:
         """The guardian is dead, dying or deaf: make sure, and undo what it has left."""
-        if message not in (_KILLED, _DEAF):
+        if message not in (_KILLED, _STOPPED, _DEAF):
             try:
                 self._guardian.wait(ANSWER_S)
             except subprocess.TimeoutExpired:

@@ -19,13 +19,14 @@ import struct
 import time
 from typing import NamedTuple
 
-from agenttop.policies import machine
+from agenttop.policies import machine, pulse
 from agenttop.policies.journal import JournalError, open_own, open_state_dir
 from agenttop.policies.knobs import thread_stat
 
 NAME = "lock"
-#: A guardian restores everything within a second of its engine's death.
-PATIENCE_S = 2.0
+#: A guardian restores everything within a second of its engine's death; whoever of the two is
+#: last has the kernel detach BPF programs (inherit_bpf.py), which takes another one.
+PATIENCE_S = 4.0
 
 
 class Owner(NamedTuple):
@@ -190,8 +191,9 @@ def _stranger(pid: int) -> str | None:
 
 
 def _start(pid: int) -> int:
+    """When it started; 0 for one that has ended, or is ending: it is only closing its files."""
     stat = thread_stat(pid, pid) if pid > 0 else None
-    return stat.start if stat and stat.state not in "ZX" else 0
+    return stat.start if stat and pulse.look(pid) != pulse.EXITING else 0
 
 
 def _read(fd: int) -> Owner:

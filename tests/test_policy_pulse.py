@@ -1,0 +1,93 @@
+"""Whether a silent process was killed or stopped, and what follows from that."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agenttop.policies import inherit_bpf, lock, pulse
+from agenttop.policies.knobs import Change
+from agenttop.policies.lease import Lease, Notice
+from tests.policying import needs_root, until
+from tests.policying_files import use
+
+#: Its name looks like the fields that follow it.
+ODD = "open('/proc/self/comm', 'wb').write(b') T 1 (\\xff')\nprint(flush=True)\ninput()"
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", ODD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_it_is_seen_to_run_to_stop_and_to_end(process: subprocess.Popen[bytes]) -> None:
+    assert pulse.look(process.pid) == pulse.RUNS
+    os.kill(process.pid, signal.SIGSTOP)
+    assert until(lambda: pulse.look(process.pid) == pulse.STOPPED, 5)
+    os.kill(process.pid, signal.SIGCONT)
+    assert until(lambda: pulse.look(process.pid) == pulse.RUNS, 5)
+    os.kill(process.pid, signal.SIGKILL)
+    assert until(lambda: pulse.look(process.pid) == pulse.EXITING, 5)
+    process.wait()
+    assert pulse.look(process.pid) == pulse.EXITING
+
+
+def test_a_short_silence_ends_nothing(process: subprocess.Popen[bytes]) -> None:
+    assert pulse.lost(process.pid, 100.0) is None
+    os.kill(process.pid, signal.SIGSTOP)
+    assert until(lambda: pulse.look(process.pid) == pulse.STOPPED, 5)
+    assert pulse.lost(process.pid, pulse.STOPPED_S / 2) is None
+    assert pulse.lost(process.pid, pulse.STOPPED_S) == "stopped"
+    process.kill()
+    process.wait()
+    assert pulse.lost(process.pid, pulse.SILENT_S / 2) is None
+    assert pulse.lost(process.pid, pulse.SILENT_S) == "killed"
+
+
+def test_who_is_only_closing_its_files_holds_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(tmp_path, monkeypatch)
+    held = lock.acquire(str(tmp_path / "one"))
+    try:
+        with pytest.raises(lock.LockedError):
+            lock.acquire(str(tmp_path / "two"))
+        monkeypatch.setattr(pulse, "look", lambda pid: pulse.EXITING)
+    finally:
+        threading.Timer(0.2, lock.close, (held,)).start()
+    lock.close(lock.acquire(str(tmp_path / "two")))
+
+
+@needs_root
+def test_a_stopped_guardian_is_given_up_and_its_work_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inherit_bpf, "attach", lambda: None)  # No thread is held here.
+    file = use(tmp_path, monkeypatch).sysctl("vm.vfs_cache_pressure", "100")
+    lease = Lease(str(tmp_path / "state"))
+    lease.apply([Change("vfs", "sysctl", "vm.vfs_cache_pressure", "100", "50")])
+    assert file.read_text().strip() == "50"
+    os.kill(lease.guardian, signal.SIGSTOP)
+    notices: list[Notice] = []
+
+    def given_up() -> bool:
+        lease.beat()
+        notices.extend(lease.poll())
+        return bool(notices)
+
+    assert until(given_up, 10)
+    assert (notices[0].why, notices[0].lost) == ("the guardian was stopped", True)
+    assert file.read_text().strip() == "100"
