@@ -21,7 +21,8 @@ from agenttop.policies.demote import Demote
 from agenttop.policies.demote import Params as DemoteParams
 from agenttop.policies.floor import Params as FloorParams
 from agenttop.policies.floor import StaticFloor
-from agenttop.policies.knobs import KNOBS, KnobError, thread_stat
+from agenttop.policies.journal import Journal
+from agenttop.policies.knobs import KNOBS, Change, KnobError, thread_stat
 from agenttop.policies.knobs_sched import (
     IO_PRIORITY,
     SCHED_POLICY,
@@ -33,6 +34,7 @@ from agenttop.policies.knobs_sched import (
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.slice import Params as SliceParams
 from agenttop.policies.slice import Slice
+from agenttop.policies.undo import undo_all
 from tests.policying import Victim, needs_root, victims
 
 pytestmark = needs_root
@@ -168,6 +170,36 @@ def test_slice_is_set_follows_and_is_given_back(victim: Victim, tmp_path: Path) 
     assert values("slice", victim) == before
     # What had inherited it has the kernel's own again.
     assert {Attr(thread).runtime, Attr(child).runtime} == {default_slice()}
+
+
+@needs_slices
+def test_a_slice_comes_back_though_its_thread_was_put_under_idle(
+    victim: Victim, state: int
+) -> None:
+    """The kernel changes no slice under SCHED_IDLE: it waits until the policy is restored."""
+    stat = thread_stat(victim.pid, victim.pid)
+    assert stat is not None
+    target = f"{victim.pid}/{victim.pid}/{stat.start}"
+    before = Attr(victim.pid).runtime
+    journal = Journal(state)
+    changes = [
+        Change("slice", "slice", target, str(before), "300000"),
+        Change("demote", "sched_policy", target, "OTHER:0", "IDLE:0"),
+    ]
+    journal.record(changes)
+    for change in changes:
+        KNOBS[change.kind].write(target, change.after)
+    (outcome,) = undo_all(journal, [("slice", target)])
+    assert not outcome.settled
+    assert "SCHED_IDLE" in outcome.text
+    assert ("slice", target) in journal.holds
+    # Found in any order, as after one policy was switched off and on.
+    journal.undone([("sched_policy", target)])
+    journal.undone([("slice", target)])
+    journal.record([changes[1], changes[0]])
+    assert all(outcome.settled for outcome in undo_all(journal))
+    assert (Attr(victim.pid).runtime, Attr(victim.pid).policy) == (before, 0)
+    journal.close()
 
 
 @needs_slices

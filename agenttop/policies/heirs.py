@@ -78,7 +78,9 @@ class _Pass:
     def __init__(
         self, holds: Iterable[Hold], held: Collection[Key], record: Inherited | None
     ) -> None:
-        self.holds = [hold for hold in holds if hold.kind in THREAD_KINDS]
+        # Policies before slices, as undo_all has it.
+        mine = [hold for hold in holds if hold.kind in THREAD_KINDS]
+        self.holds = sorted(mine, key=lambda hold: FIELDS.index(hold.kind))
         self.outcomes: list[Outcome] = []
         #: Holds with an heir that could not be released.
         self.unfinished: set[Key] = set()

@@ -27,6 +27,7 @@ _ATTR = struct.Struct("=IIQiIQQQII")
 POLICIES = {0: "OTHER", 1: "FIFO", 2: "RR", 3: "BATCH", 5: "IDLE", 6: "DEADLINE", 7: "EXT"}
 _NUMBERS = {name: number for number, name in POLICIES.items()}
 _FAIR = (0, 3, 5)
+_IDLE = _NUMBERS["IDLE"]
 _RESET_ON_FORK, _KEEP_POLICY, _KEEP_PARAMS, _UTIL_MIN = 0x01, 0x08, 0x10, 0x20
 #: kernel/sched/syscalls.c, __setparam_fair: 0.1 to 100 ms.
 SLICE_NS = (100_000, 100_000_000)
@@ -174,6 +175,9 @@ class Slice(ThreadKnob):
 
     def put(self, tid: int, value: str) -> None:
         attr = _fair(tid)
+        if attr.policy == _IDLE:
+            # It keeps the one that it has (__setscheduler_params: only fair_policy), silently.
+            raise KnobError("the kernel changes no slice of a thread under SCHED_IDLE")
         # 0 gives back the kernel's own, which may change (with CPUs that come and go).
         attr.runtime = 0 if int(value) == default_slice() else int(value)
         attr.write(tid)

@@ -73,7 +73,7 @@ def undo_all(
     record: Inherited | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Undo holds (all of them without ``keys``), newest first. Never raises.
+    """Undo holds (all of them without ``keys``), newest first, slices last. Never raises.
 
     Each is noted in the journal as soon as it is undone; one of a thread once
     those that inherited from it have been looked for too. ``step`` is called
@@ -81,6 +81,8 @@ def undo_all(
     """
     wanted = set(journal.holds if keys is None else keys)
     holds = [hold for key, hold in reversed(journal.holds.items()) if key in wanted]
+    # Under the policy that a thread was given the kernel may refuse it another slice.
+    holds.sort(key=lambda hold: hold.kind == "slice")
     held = frozenset(journal.holds)
     outcomes = []
     threads = []
