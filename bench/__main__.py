@@ -23,6 +23,7 @@ BENCHES = (
     "causes",
     "large",
     "fuzz",
+    "kills",
 )
 
 
@@ -30,6 +31,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHES))
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each (%(default)s)")
+    parser.add_argument("--count", type=int, default=1000, help="kills in kills (%(default)s)")
+    parser.add_argument("--seed", default="", help="of kills: with it, one can go on later")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in BENCHES]
     if unknown:
@@ -38,7 +41,8 @@ def main() -> int:
     for name in args.names or BENCHES:
         print(f"{name}:", flush=True)
         report = Report(name)
-        importlib.import_module(f"bench.{name}").run(report, args.rounds)
+        more = {"count": args.count, "seed": args.seed} if name == "kills" else {}
+        importlib.import_module(f"bench.{name}").run(report, args.rounds, **more)
         reports.append(report)
         save([report])
     missed = [f"{r.title}: {f.name}" for r in reports for f in r.figures if f.ok is False]
