@@ -29,8 +29,9 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.errors import UserError
-from agenttop.model import Command, Event, Failure, Host, Level, Message, Mode
+from agenttop.model import Command, Event, Failure, Host, Level, Mode
 from agenttop.options import EngineOptions, causes_of
+from agenttop.outbox import Outbox
 from agenttop.policies import bundles
 from agenttop.policies.base import Targets
 from agenttop.policies.manager import PolicyManager
@@ -54,8 +55,10 @@ FIRST_S: Final = 0.1
 FIRST_SCAN_S: Final = 0.3
 #: Delay between Samples, s.
 DELAYS: Final = (0.1, 3600.0)
-#: A Sample of a hundred agents has a third of this; it goes out in one piece.
-SEND_BUFFER: Final = 1 << 20
+#: A Sample that was left out, as the one before had not been read, is tried again so soon, s.
+BEHIND_S: Final = 0.1
+#: Events that wait for it at most, the newest; a view shows as many.
+MOST_EVENTS: Final = 200
 
 #: The job that looks for agents.
 _SCAN: Final = "agents"
@@ -64,38 +67,6 @@ _LOOK: Final = "look for"
 #: Among what is missing: files that could not be opened.
 _DESCRIPTORS: Final = "descriptors"
 _LOADING: Final = "loading the kernel side"
-#: include/uapi/asm-generic/socket.h
-_SO_SNDBUFFORCE: Final = 32
-
-
-class Outbox:
-    """Frames on their way out. A slow reader delays Samples, never the engine."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._waiting = bytearray()
-        try:
-            # The limit of SO_SNDBUF is the administrator's (net.core.wmem_max).
-            channel.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER)
-        except OSError:
-            channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-
-    @property
-    def idle(self) -> bool:
-        return not self._waiting
-
-    def put(self, message: Message) -> None:
-        self._waiting += encode(message)
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what fits. Raises OSError when nobody is there any more."""
-        while self._waiting:
-            try:
-                sent = self._channel.send(self._waiting)
-            except BlockingIOError:
-                return
-            del self._waiting[:sent]
 
 
 class Engine:
@@ -337,22 +308,31 @@ class Engine:
             if now >= next_policy:
                 next_policy = now + (POLICY_S if self._guardian is not None else IDLE_S)
                 self._tick_policies()
-            if not self._outbox.idle:
+            if not self._outbox.flushed:
                 self._outbox.flush()
             if now >= self._next_sample:
-                self._next_sample = self._following(now)
-                # With a frame still under way this Sample is left out: the
-                # next one holds what both would have held.
-                if self._outbox.idle:
-                    self._sample()
+                self._due(now)
             self._watch_outbox()
             self._jobs.run()
             if self._loading is None and self._registry.scan_due and _SCAN not in self._jobs:
                 self._scan()
 
+    def _due(self, now: float) -> None:
+        """The next Sample, if the reader has the one before.
+
+        If not it is left out: the next one holds what both would have held, and is of
+        the moment when the reader is back, however long that takes.
+        """
+        if not self._outbox.taken:
+            self._next_sample = now + min(BEHIND_S, self._delay_s)
+            del self._events[:-MOST_EVENTS]
+            return
+        self._next_sample = self._following(now)
+        self._sample()
+
     def _watch_outbox(self) -> None:
         """Be told when there is room for the rest of a frame."""
-        wanted = selectors.EVENT_READ | (0 if self._outbox.idle else selectors.EVENT_WRITE)
+        wanted = selectors.EVENT_READ | (0 if self._outbox.flushed else selectors.EVENT_WRITE)
         if self._selector.get_key(self._channel).events != wanted:
             self._selector.modify(self._channel, wanted, self._commands)
 

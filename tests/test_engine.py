@@ -143,7 +143,11 @@ def test_a_slow_reader_gets_fewer_samples_and_loses_no_counts() -> None:
         running.measuring()
         one.go()
         time.sleep(3)
-        running.until(lambda s: (a := agent(s, one.pid)) is not None and not a.alive)
+        # One sample waits, of the thirty that were due; the next one tells all of it.
+        back = time.monotonic_ns()
+        assert running.until(lambda s: True).t_ns < back - 2_000_000_000
+        assert running.until(lambda s: True).t_ns > back
+        running.until(lambda s: (a := agent(s, one.pid)) is None or not a.alive)
         snapshot = running.store.snapshot()
         assert snapshot is not None
         (mine,) = (a for a in snapshot.agents if a.pid == one.pid)
