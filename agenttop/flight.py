@@ -17,10 +17,10 @@ from agenttop.model import CpuCounters, Exemplar, Host, Sample
 from agenttop.store import Marker, TrendPoint
 from agenttop.words import STAGES
 
-#: Kept steps at most, whatever the time (each one about 500 bytes).
-MOST_STEPS: Final = 50_000
+#: Kept steps at most, whatever the time (each one about 600 bytes, and a trace of it 1 kB).
+MOST_STEPS: Final = 16_384
 #: Points of one kind of counter at most.
-MOST_POINTS: Final = 100_000
+MOST_POINTS: Final = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ class Flight:
         self.wall_s = 0.0
         self.agents: dict[int, Who] = {}
         self.steps: deque[Exemplar] = deque(maxlen=MOST_STEPS)
+        #: Older steps that had to make room.
+        self.left_out = 0
         self.tails: deque[Tail] = deque(maxlen=MOST_POINTS)
         self.heat: deque[Heat] = deque(maxlen=MOST_POINTS)
         self.switches: list[Marker] = []
@@ -92,7 +94,9 @@ class Flight:
         for agent in sample.agents:
             if agent.id not in self.agents:
                 self.agents[agent.id] = Who(agent.name, agent.rule, agent.pid)
-        self.steps.extend(e for e in sample.exemplars if len(e.stages_ns) == len(STAGES))
+        steps = [e for e in sample.exemplars if len(e.stages_ns) == len(STAGES)]
+        self.left_out += max(len(self.steps) + len(steps) - MOST_STEPS, 0)
+        self.steps.extend(steps)
         if before is not None:
             self._take_tails(before, sample, store)
             self._take_heat(before, sample)

@@ -45,6 +45,10 @@ _ARGUMENT, _TYPE, _ON, _CATEGORY, _CALLED, _VALUE, _DOUBLE = 4, 9, 11, 22, 23, 3
 _FLOW, _FLOW_END = 47, 48
 _BEGIN, _END, _INSTANT, _COUNT = 1, 2, 3, 4
 
+#: Steps of one thread, or stages on one CPU, that are drawn beside each other: what is measured
+#: does not overlap, a file may say so of 50,000.
+_MOST_LANES: Final = 64
+
 Argument = str | int | bool
 _IPI: Final = STAGES.index("ipi")
 _SLOW: Final = [STAGES.index(stage) for stage in SLOWPATH_STAGES]
@@ -86,7 +90,7 @@ def _argument(name: str, value: Argument) -> bytes:
 
 @dataclass
 class _Lanes:
-    """Tracks of one name; each holds intervals that do not overlap."""
+    """Tracks of one name; each holds intervals that do not overlap (but beyond _MOST_LANES)."""
 
     name: str
     parent: int
@@ -100,8 +104,8 @@ class _Trace:
 
     def __init__(self) -> None:
         # Tracks stand before all events, whenever they are first asked for.
-        self._head: list[bytes] = []
-        self._events: list[bytes] = []
+        self._head = bytearray()
+        self._events = bytearray()
         self._next = 1
         self._flows = 0
         self._groups: dict[str, int] = {}
@@ -114,7 +118,9 @@ class _Trace:
         self._wakers: dict[str, int] = {}
 
     def whole(self) -> bytes:
-        return b"".join((*self._head, *self._events))
+        self._head += self._events
+        self._events.clear()
+        return bytes(self._head)
 
     # ------------------------------------------------------------------ packets
 
@@ -124,25 +130,22 @@ class _Trace:
             blob(1, number(1, clock) + number(2, max(t_ns, 0)))
             for clock, t_ns in ((_MONOTONIC, flight.t_ns), (_REALTIME, int(flight.wall_s * 1e9)))
         )
-        self._head.append(_packet(blob(_CLOCKS, clocks + number(2, _MONOTONIC)), flags=_CLEARED))
+        self._head += _packet(blob(_CLOCKS, clocks + number(2, _MONOTONIC)), flags=_CLEARED)
         if flight.host is not None:
             names = string(1, "Linux") + string(3, clean(flight.host.kernel, 100))
             system = blob(1, names) + number(8, flight.host.cpus)
-            self._head.append(_packet(blob(_SYSTEM, system)))
+            self._head += _packet(blob(_SYSTEM, system))
 
     def _track(self, body: bytes) -> int:
         uuid, self._next = self._next, self._next + 1
-        self._head.append(_packet(blob(_TRACK, number(_UUID, uuid) + body)))
+        self._head += _packet(blob(_TRACK, number(_UUID, uuid) + body))
         return uuid
 
     def _event(self, kind: int, t_ns: int, track: int, body: bytes = b"") -> None:
         event = number(_TYPE, kind) + number(_ON, track) + body
-        self._events.append(
-            _packet(
-                number(_TIMESTAMP, max(t_ns, 0)) + number(_CLOCK_ID, _MONOTONIC)
-                + blob(_EVENT, event)
-            )
-        )  # fmt: skip
+        self._events += _packet(
+            number(_TIMESTAMP, max(t_ns, 0)) + number(_CLOCK_ID, _MONOTONIC) + blob(_EVENT, event)
+        )
 
     def _slice(
         self, begin: int, end: int, track: int, name: str, category: str, rest: bytes = b""
@@ -193,6 +196,8 @@ class _Trace:
             if until <= begin:
                 lanes.ends[i] = end
                 return lanes.tracks[i]
+        if len(lanes.tracks) >= _MOST_LANES:
+            return lanes.tracks[-1]
         track = self._track(
             string(_NAME, lanes.name) + number(_PARENT, lanes.parent) + number(_RANK, lanes.rank)
         )

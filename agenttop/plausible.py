@@ -20,7 +20,8 @@ from agenttop.named import PER_ANNEX
 
 #: In one Sample. The engine measures 256 at a time.
 MOST_AGENTS: Final = 512
-#: Slots of a Store, 240 kB each, that agents, their names and their causes take: 1536 for 256
+#: Slots of a Store (the buckets in use take memory) that agents, their names and their causes
+#: take, beside what bounded.py allows all of them together: 1536 for 256
 #: agents with causes and the 512 names that the engine counts at a time.
 MOST_SLOTS: Final = 2048
 #: In one file, one after the other: a report knows all of them, 1 kB each.

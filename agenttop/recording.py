@@ -184,7 +184,7 @@ class Recording:
         if not self.samples:
             raise UserError(f"{self.name}: an empty recording: no sample in it")
 
-    def _weigh(self, frame: bytearray) -> None:
+    def _weigh(self, frame: bytes) -> None:
         """Refuse what would fill the memory before it does. Raises StreamError."""
         self.weight = self._scale.at_most(frame)
         if self.weight <= MAX_DECODED:

@@ -22,6 +22,8 @@ from agenttop.store import Store
 #: any size may): a slow screen delays the replay, it never fills the memory.
 _WAITING: Final = 16
 _WEIGHT: Final = 8 << 20
+#: A window that nobody asks for.
+SHORT_NS: Final = 1_000_000_000
 
 
 def measured(recording: Recording, store: Store) -> Iterator[Sample]:
@@ -43,6 +45,11 @@ def measured(recording: Recording, store: Store) -> Iterator[Sample]:
 def still() -> int:
     """A Store's clock that does not move: nothing in a recording grows older."""
     return 0
+
+
+def whole() -> Store:
+    """A Store for what is told of a recording as a whole: no rolling window, no long trends."""
+    return Store(window_ns=SHORT_NS, history_s=SHORT_NS / 1e9, clock=still)
 
 
 class Replay:

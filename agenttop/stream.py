@@ -35,7 +35,7 @@ class Decoder:
     """
 
     def __init__(
-        self, max_frame: int = MAX_FRAME, check: Callable[[bytearray], None] | None = None
+        self, max_frame: int = MAX_FRAME, check: Callable[[bytes], None] | None = None
     ) -> None:
         self._max_frame = max_frame
         self._check = check
@@ -52,7 +52,9 @@ class Decoder:
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 return
-            body = self._buffer[_HEADER.size : end]
+            # Bytes, not a part of the buffer: a decoder that lacks memory leaves that one locked.
+            with memoryview(self._buffer) as view:
+                body = bytes(view[_HEADER.size : end])
             del self._buffer[:end]
             if self._check is not None:
                 self._check(body)

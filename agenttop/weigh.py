@@ -1,9 +1,11 @@
-"""What a message will take in memory, told from its bytes before anything is decoded.
+"""About what a message will take in memory, told from its bytes before anything is decoded.
 
 One byte of MessagePack can become hundreds in memory (an empty map where a struct is
 due), and a list's length is believed before its items are there. The bytes are walked
 along the types that they will be decoded to, and the sizes of what would be made are
-summed until they exceed what is allowed. Nothing is made meanwhile.
+summed until they exceed what is allowed. Nothing is made meanwhile. The sum is an estimate:
+of small values it leaves out what CPython's allocator adds (up to an eighth); what is then made
+of the message is bounded by bounded.py.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from msgspec import inspect
 #: Of values that no field asks for, how deep they may be nested: they are skipped by recursion.
 DEEPEST: Final = 32
 
-# Sizes in CPython, bytes; rather too large than too small.
+# Sizes in CPython, bytes; an estimate, rather too large than too small.
 _GC: Final = 16
 _INT: Final = 32
 _FLOAT: Final = 24
@@ -110,7 +112,7 @@ class Scale:
         self._heaviest = max(fields.size for fields in structs.values())
 
     def at_most(self, data: bytes | bytearray) -> int:
-        """More bytes than the decoded value can take, at a glance.
+        """What ``weigh`` gives at most, at a glance.
 
         As if every byte that could begin a list or a map began the heaviest struct, and all
         others were the entries of a map.
@@ -119,7 +121,7 @@ class Scale:
         return containers * self._heaviest + len(data) * _A_BYTE
 
     def weigh(self, data: bytes | bytearray | memoryview, most: int) -> int:
-        """Bytes that the decoded value will take.
+        """About the bytes that the decoded value will take.
 
         Raises TooHeavyError above ``most``, MalformedError for what is no such value.
         """

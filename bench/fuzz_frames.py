@@ -256,9 +256,9 @@ def _story(tree: Tree, rng: random.Random) -> None:
     """What an engine, or time, could have done."""
     kind = rng.randrange(12)
     agents = tree.get("agents")
-    agent = rng.choice(agents) if isinstance(agents, list) and agents else None
-    if not isinstance(agent, dict):
-        agent = {}
+    agents = agents if isinstance(agents, list) else []
+    agent = rng.choice(agents) if agents else {}
+    agent = agent if isinstance(agent, dict) else {}
     if kind == 0:
         tree["t_ns"] = rng.choice((0, 1, 10**9, (1 << 62) - 1, 1 << 62))
     elif kind == 1:
@@ -288,9 +288,20 @@ def _story(tree: Tree, rng: random.Random) -> None:
         if isinstance(cpu, dict):
             tree["cpus"] += [{**cpu, "cpu": rng.choice((3, 63, 512, 1023, 1024))}]
     elif kind == 11:
-        tree["host"] = {"name": rng.choice(HOSTILE), "kernel": "6.1", "cpus": rng.choice(_NUMBERS),
-                        "level": rng.choice(("lite", "full")),
-                        "mode": rng.choice(("tp_btf", "raw_tp", "procfs"))}  # fmt: skip
+        tree["host"] = _host(rng)
+
+
+def _host(rng: random.Random) -> Tree:
+    """Told again, as when something of it changes."""
+    state = {"name": rng.choice(HOSTILE), "latency_us": 1, "residency_us": 1}
+    host = {
+        "name": rng.choice(HOSTILE), "kernel": "6.1", "cpus": rng.choice(_NUMBERS),
+        "level": rng.choice(("lite", "full")), "mode": rng.choice(("tp_btf", "raw_tp", "procfs")),
+        "idle_states": [state] * rng.choice((0, 1, 2, 9, 10, 11, 40)),
+        "missing": {"chains": "x"} if rng.random() < 0.1 else {},
+    }  # fmt: skip
+    _change(host, rng)
+    return host
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:

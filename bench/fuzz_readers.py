@@ -49,7 +49,7 @@ class Door:
         self._decoder = Decoder(MAX_SAMPLE, self._weigh)
         self._frames = 0
 
-    def _weigh(self, frame: bytearray) -> None:
+    def _weigh(self, frame: bytes) -> None:
         self._frames += 1
         if self._frames % self._WEIGHED:
             return

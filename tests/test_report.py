@@ -108,9 +108,19 @@ def test_switches_keep_blocks_apart_and_the_settling_belongs_to_neither() -> Non
 def test_a_block_has_every_step_in_every_histogram() -> None:
     made = cut(Synth().samples(3))
     for block in made.blocks:
-        totals = block.counts.sum(axis=1)
+        totals = [block.counts.row(row).sum() for row in range(len(cutting.MEASURES))]
         for stage in ("irq", "ipi", "idle_exit", "queue", "slowpath"):
             assert totals[cutting.MEASURES.index(stage)] == totals[cutting.MEASURES.index("step")]
+
+
+def test_a_budget_of_an_agent_that_never_was_is_in_no_block() -> None:
+    samples = Synth(agents=1).samples(4)
+    for sample in samples:
+        agents = {"1": Budget(1.0, 2.0, grants=5), "77": Budget(1.0, 2.0, grants=5)}
+        sample.policies[0].budgets = agents
+    made = cut(samples)
+    assert {agent for block in made.blocks for agent in block.budgets} <= made.known.keys()
+    build(made, "made up")
 
 
 def test_an_engine_that_began_anew_is_another_run() -> None:
@@ -175,7 +185,9 @@ def test_an_interval_of_dependent_blocks_holds_the_truth_in_about_95_percent() -
 
 def test_a_percentile_lies_in_its_interval_and_few_samples_are_marked() -> None:
     made = cut(Synth(agents=1).samples(30))
-    counts = np.array([block.counts[cutting.MEASURES.index("slowpath")] for block in made.blocks])
+    counts = np.array(
+        [block.counts.row(cutting.MEASURES.index("slowpath")) for block in made.blocks]
+    )
     figure = percentile("p", "p", counts, "p99")
     assert figure.value is not None
     assert figure.low is not None

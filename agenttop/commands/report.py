@@ -104,19 +104,20 @@ def _measured(
 
 
 def _of_recording(path: str, seconds: float | None, form: str) -> bytes:
+    from agenttop import bounded
     from agenttop.recording import Recording
     from agenttop.replaying import measured, still
     from agenttop.report.blocks import Blocks
 
     blocks = Blocks(still)
-    with Recording(path) as recording:
+    with Recording(path) as recording, bounded.memory(recording.name):
         samples = measured(recording, blocks)
         first = next(samples)
         blocks.begin()
         for sample in samples:
             if seconds is not None and sample.t_ns >= first.t_ns + seconds * 1e9:
                 break
-    return _render(blocks, Path(path).name, form)
+        return _render(blocks, Path(path).name, form)
 
 
 def _render(blocks: Blocks, source: str, form: str) -> bytes:

@@ -153,11 +153,14 @@ def measure(engine: EngineOptions, wanted: Wanted, watched: breach.Breach | None
 
 def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
     """The same of a recording, over its first seconds or all of it. Raises UserError."""
+    from agenttop import bounded
     from agenttop.recording import Recording
-    from agenttop.replaying import measured, still
+    from agenttop.replaying import measured, still, whole
 
-    store = Store(clock=still)
-    with Recording(path) as recording:
+    store = Store(clock=still) if wanted.format == "svg" else whole()
+    if wanted.format == "svg":
+        import agenttop.svg  # noqa: F401 (threads of its libraries begin before the bound)
+    with Recording(path) as recording, bounded.memory(recording.name):
         samples = measured(recording, store)
         next(samples)
         since = store.start_since()
@@ -165,8 +168,8 @@ def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
             if seconds is not None and sample.t_ns >= since + int(seconds * 1e9):
                 break
         snapshot = store.snapshot(since_ns=since, hdr=wanted.hdr)
-    assert snapshot is not None
-    return render(store, snapshot, wanted)
+        assert snapshot is not None
+        return render(store, snapshot, wanted)
 
 
 def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:

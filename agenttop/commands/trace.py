@@ -52,12 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
     def work() -> int:
         if args.recording is not None:
-            flight = of_recording(args.recording, args.for_s)
+            flight, body = of_recording(args.recording, args.for_s)
         else:
             flight = of_now(options.engine_options(args), args.for_s or SECONDS)
-        outfile.write(output, trace(flight))
+            body = trace(flight)
+        outfile.write(output, body)
         agents = len({step.agent for step in flight.steps})
         told = f"{count(len(flight.steps))} steps of {count(agents)} agents"
+        if flight.left_out:
+            told += f" (the newest: {count(flight.left_out)} older ones are left out)"
         if not flight.agents:
             told += " (none found: --agent pid:N names one)"
         print(f"agenttop: {told}: {clean(str(output))}", file=sys.stderr, flush=True)
@@ -77,16 +80,20 @@ def of_now(engine: options.EngineOptions, seconds: float) -> Flight:
         return gather(samples, store, seconds, early_s=engine.delay_s * 0.1)
 
 
-def of_recording(path: str, seconds: float | None) -> Flight:
-    """The same of a recording, of its first seconds or all of it. Raises UserError."""
-    from agenttop.recording import Recording
-    from agenttop.replaying import measured, still
+def of_recording(path: str, seconds: float | None) -> tuple[Flight, bytes]:
+    """The same of a recording, of its first seconds or all of it, and its trace.
 
-    store = Store(clock=still)
-    with Recording(path) as recording:
+    Raises UserError.
+    """
+    from agenttop import bounded
+    from agenttop.recording import Recording
+    from agenttop.replaying import measured, whole
+
+    store = whole()
+    with Recording(path) as recording, bounded.memory(recording.name):
         flight = gather(measured(recording, store), store, seconds)
         check_chains(store.host)
-    return flight
+        return flight, trace(flight)
 
 
 def check_chains(host: Host | None) -> None:

@@ -29,6 +29,7 @@ from agenttop.model import (
     Sample,
 )
 from agenttop.rolling import BLOCK, Ints, Label, Tick
+from agenttop.sparse import Cells
 from agenttop.store import Store
 from agenttop.words import MEASURES, SOFTIRQS
 
@@ -50,10 +51,6 @@ _LARGEST: Final = 1 << 62
 CAUSE_FIELDS: Final = 3
 
 
-def _counts(rows: int) -> Callable[[], Ints]:
-    return lambda: np.zeros((rows, BUCKETS), dtype=np.int64)
-
-
 @dataclass(slots=True)
 class Block:
     """What was added in some time. Histograms are of all agents that are not in the background."""
@@ -67,11 +64,11 @@ class Block:
     #: Agent -> CPU -> steps that resumed there.
     cpu_steps: dict[int, Counter[int]] = field(default_factory=dict)
     #: words.MEASURES; the steps whose stage took no time are in the bucket 0.
-    counts: Ints = field(default_factory=_counts(len(MEASURES)))
+    counts: Cells = field(default_factory=Cells)
     #: Waking a CPU out of each idle state, all agents.
-    exits: Ints = field(default_factory=_counts(STATES))
+    exits: Cells = field(default_factory=Cells)
     #: words.SOFTIRQS: raise to entry, all CPUs.
-    softirq_latency: Ints = field(default_factory=_counts(len(SOFTIRQS)))
+    softirq_latency: Cells = field(default_factory=Cells)
     #: CPU -> shape (idle states, IDLE_FIELDS).
     idle: dict[int, Ints] = field(default_factory=dict)
     energy_uj: Counter[str] = field(default_factory=Counter)
@@ -118,9 +115,12 @@ class Block:
             self.idle[cpu] = self.idle[cpu] + states if same else states
         for agent, steps in other.cpu_steps.items():
             self.cpu_steps.setdefault(agent, Counter()).update(steps)
-        self.counts += other.counts
-        self.exits += other.exits
-        self.softirq_latency += other.softirq_latency
+        for cells, more in (
+            (self.counts, other.counts),
+            (self.exits, other.exits),
+            (self.softirq_latency, other.softirq_latency),
+        ):
+            cells.add(more.keys, more.counts)
         self.energy_uj.update(other.energy_uj)
         self.wakers.update(other.wakers)
         self.khz.update(other.khz)
@@ -162,7 +162,8 @@ class Blocks(Store):
         #: Labels of causes, and what they are.
         self.labels: dict[Label, DetailCounters] = {}
         self._limit = MOST
-        super().__init__(clock=clock)
+        # Blocks are made of the newest tick: nobody asks for a window.
+        super().__init__(window_ns=FIRST_NS, history_s=1, clock=clock)
 
     def begin(self) -> None:
         """Blocks are kept of what comes from now on."""
@@ -214,12 +215,14 @@ class Blocks(Store):
     ) -> Block:
         records = {r.slot: r for r in (*self._gone, *self._agents.values())}
         owners = {slot: record.last for slot, record in records.items()}
-        block = Block(tick.start.t_ns, tick.end.t_ns - tick.start.t_ns, on, budgets=budgets)
+        block = Block(tick.start.t_ns, tick.end.t_ns - tick.start.t_ns, on)
         for slot, row in zip(tick.slots.tolist(), tick.scalars, strict=True):
             if (agent := owners.get(slot)) is not None:
                 key = self._know(agent)
                 block.agents[key] = row.copy()
                 block.cpu_steps[key] = Counter(tick.cpu_steps.get(slot, {}))
+        # A file may tell of a budget whose agent it never had.
+        block.budgets = {key: row for key, row in budgets.items() if key in self.known}
         for slot, labels in tick.labels.items():
             if (record := records.get(slot)) is not None:
                 mine = block.labels.setdefault(record.last.background, {})
@@ -257,16 +260,20 @@ class Blocks(Store):
         rows, buckets = np.divmod(tick.cells, BUCKETS)
         slots, inner = np.divmod(rows, BLOCK)
         foreground = [slot for slot, agent in owners.items() if not agent.background]
-        for chosen, into in (
-            (foreground, block.counts),
-            ([self._idle_slot], block.exits),
-            (list(self._cpu_slots.values()), block.softirq_latency),
+        found = []
+        for chosen, height in (
+            (foreground, len(MEASURES)),
+            ([self._idle_slot], STATES),
+            (list(self._cpu_slots.values()), len(SOFTIRQS)),
         ):
-            mine = np.isin(slots, np.array(chosen, dtype=np.int64)) & (inner < len(into))
-            np.add.at(into, (inner[mine], buckets[mine]), tick.added[mine])
+            mine = np.isin(slots, np.array(chosen, dtype=np.int64)) & (inner < height)
+            table = np.zeros((height, BUCKETS), dtype=np.int64)
+            np.add.at(table, (inner[mine], buckets[mine]), tick.added[mine])
+            found.append(table)
         # The kernel leaves most stages that took no time out of their histograms.
-        totals = block.counts.sum(axis=1)
-        block.counts[:, 0] += np.maximum(totals[_STEP] - totals, 0)
+        totals = found[0].sum(axis=1)
+        found[0][:, 0] += np.maximum(totals[_STEP] - totals, 0)
+        block.counts, block.exits, block.softirq_latency = map(Cells.of, found)
 
     def _cpu(self, block: Block, old: CpuCounters, now: CpuCounters) -> None:
         if now.idle and len(now.idle) == len(old.idle):

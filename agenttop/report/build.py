@@ -75,7 +75,7 @@ def _cleaned(report: model.Report) -> model.Report:
 
 def _point(data: Data, at: int, start_ns: int) -> model.Point:
     block = data.blocks[at]
-    slow = block.counts[MEASURES.index("slowpath")][None]
+    slow = block.counts.row(MEASURES.index("slowpath"))[None]
     return model.Point(
         start_s=(block.start_ns - start_ns) / 1e9,
         length_s=block.length_ns / 1e9,

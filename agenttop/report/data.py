@@ -84,7 +84,7 @@ class Data:
     def counts(self, measure: str) -> Ints:
         """Of the agents in the foreground, shape (blocks, BUCKETS)."""
         row = MEASURES.index(measure)
-        return np.array([block.counts[row] for block in self.blocks]).reshape(-1, BUCKETS)
+        return np.array([block.counts.row(row) for block in self.blocks]).reshape(-1, BUCKETS)
 
     def observed(self, cause: str) -> list[int]:
         """Places of the blocks in all of which a cause was observed."""

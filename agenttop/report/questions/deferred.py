@@ -223,7 +223,7 @@ def _ksoftirqd(data: Data) -> Figure:
 def _raised(data: Data) -> list[Table]:
     rows = []
     for at, name in enumerate(SOFTIRQS):
-        counts = np.array([block.softirq_latency[at] for block in data.blocks])
+        counts = np.array([block.softirq_latency.row(at) for block in data.blocks])
         if counts.sum():
             p50, p99 = (
                 percentile(f"raise_{p}_ns", p, counts, p, of="softirqs") for p in ("p50", "p99")

@@ -133,7 +133,7 @@ def _states(data: Data) -> list[Table]:
             entered.append(sum(int(row[0]) for row in mine))
             above.append(sum(int(row[2]) for row in mine))
             below.append(sum(int(row[3]) for row in mine))
-            exits.append(block.exits[at])
+            exits.append(block.exits.row(at))
         entries = sum(entered)
         seconds = round(data.seconds)
         promised = Figure(

@@ -106,7 +106,7 @@ def _named(figure: Figure, policy: str) -> Figure:
 
 def _counts(blocks: Sequence[Block], measure: str) -> Counts:
     row = MEASURES.index(measure)
-    return np.array([block.counts[row] for block in blocks])
+    return np.array([block.counts.row(row) for block in blocks])
 
 
 def _percentiles(measure: str, which: str, off: Sequence[Block], on: Sequence[Block]) -> Row:

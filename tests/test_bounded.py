@@ -1,0 +1,135 @@
+"""No recording takes more than 64 MB of memory, whatever it says: a result, or one line."""
+
+from __future__ import annotations
+
+import copy
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from synth import Synth
+
+from agenttop import bounded
+from agenttop.errors import UserError
+from agenttop.recording import MAGIC, Header
+from agenttop.words import MEASURES, STAGES
+
+Tree = dict[str, Any]
+_ROOT = Path(__file__).parents[1]
+_RUN = """
+import sys
+from agenttop.cli import main
+code = main(sys.argv[1:])
+with open("/proc/self/status") as status:
+    peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
+print(code, peak, file=sys.stderr)
+"""
+_FULL = struct.pack("<1024H", *range(1024))
+
+
+def lines(tree: Tree, at: int) -> None:
+    tree["irq_names"] = {str(at * 200 + n): "x" * 8000 for n in range(200)}
+
+
+def steps(tree: Tree, at: int) -> None:
+    one = {
+        "agent": 1, "tid": 1, "cpu": 0, "gate": "g" * 4000, "source": "s" * 4000,
+        "stages_ns": [1000] * len(STAGES), "waker": "w" * 4000,
+    }  # fmt: skip
+    tree["exemplars"] = [{**one, "t_ns": tree["t_ns"] - n} for n in range(100)]
+
+
+def agents(tree: Tree, at: int) -> None:
+    one = {**tree["agents"][0], "histograms": {}}
+    tree["agents"] = [{**one, "id": at * 400 + n, "name": "n" * 1000} for n in range(400)]
+
+
+def buckets(tree: Tree, at: int) -> None:
+    counts = struct.pack("<1024Q", *[at + 1] * 1024)
+    table = {name: {"buckets": _FULL, "counts": counts} for name in MEASURES}
+    tree["agents"] = [{**tree["agents"][0], "id": n, "histograms": table} for n in range(60)]
+    tree["policies"] = [{"name": "guard", "key": "g", "title": "t",
+                         "state": ("on", "off")[at % 2], "since_ns": tree["t_ns"]}]  # fmt: skip
+
+
+def idle(tree: Tree, at: int) -> None:
+    if tree["host"]:
+        state = {"name": "C", "latency_us": 1, "residency_us": 1}
+        tree["host"]["idle_states"] = [state] * 60_000
+
+
+HOSTILE: dict[str, tuple[Callable[[Tree, int], None], int]] = {
+    "lines": (lines, 60), "steps": (steps, 60), "agents": (agents, 40), "buckets": (buckets, 40),
+    "idle": (idle, 4),
+}  # fmt: skip
+READERS = {
+    "text": ("snapshot", "--from"), "report": ("report",), "trace": ("trace", "--from"),
+}  # fmt: skip
+
+
+def frames(change: Callable[[Tree, int], None] | None, count: int) -> Iterator[bytes]:
+    first = [
+        msgspec.to_builtins(each, builtin_types=(bytes,))
+        for each in Synth(agents=1, cpus=1).samples(2)
+    ]
+    for at in range(count):
+        tree = copy.deepcopy(first[min(at, 1)])
+        tree["t_ns"], tree["seq"] = first[0]["t_ns"] + at * 10**9, at
+        if change is not None:
+            change(tree, at)
+        yield msgspec.msgpack.encode(tree)
+
+
+def written(path: Path, change: Callable[[Tree, int], None] | None, count: int) -> Path:
+    header = msgspec.msgpack.encode(Header())
+    squeeze = zlib.compressobj(1)
+    with path.open("wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(header)) + header)
+        for body in frames(change, count):
+            file.write(squeeze.compress(struct.pack("<I", len(body)) + body))
+        file.write(squeeze.flush())
+    return path
+
+
+def read(path: Path, reader: str) -> tuple[int, int, str]:
+    """Exit code, peak of the resident memory in kB, what stood on stderr."""
+    output = path.with_suffix(".out")
+    output.unlink(missing_ok=True)
+    command = [sys.executable, "-c", _RUN, *READERS[reader], str(path), "-o", str(output)]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    *told, last = done.stderr.splitlines()
+    code, peak = last.split()
+    return int(code), int(peak), "\n".join(told)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "lines" else pytest.mark.long)
+             for kind in HOSTILE]
+)  # fmt: skip
+def test_it_takes_64_mb_at_most_or_one_line_says_why(
+    kind: str, reader: str, tmp_path: Path
+) -> None:
+    code, base, told = read(written(tmp_path / "small.rec", None, 4), reader)
+    assert code == 0, told
+    code, peak, told = read(written(tmp_path / "hostile.rec", *HOSTILE[kind]), reader)
+    assert peak - base <= 64 << 10
+    assert code in (0, 2)
+    if code == 2:
+        assert told.count("\n") == 0
+        assert "takes more than 64 MB of memory" in told
+
+
+def test_beyond_the_bound_is_a_line_and_the_bound_goes() -> None:
+    said = r"a\.rec: takes more than 64 MB of memory"
+    with pytest.raises(UserError, match=said), bounded.memory("a.rec"):
+        bytearray(65 << 20)
+    assert len(bytearray(65 << 20)) == 65 << 20
+    with bounded.memory("a.rec"):
+        assert len(bytearray(40 << 20)) == 40 << 20
