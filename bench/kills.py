@@ -205,6 +205,9 @@ class Kills:
         if dead == {"e", "g"}:
             begun = self._repair(done, state, chance)
         self._wait(done, state, begun, {guardian} if "e" not in dead else set())
+        if dead != {"e", "g"}:
+            # Whoever restores has still to look for heirs born meanwhile, and to say so.
+            _until(lambda: not os.path.exists(f"{state}/{NAME}"), PATIENCE_S)
         signal_all([owner])
         if guardian:
             signal_all([guardian], CONT)
