@@ -25,8 +25,13 @@ WINDOW = ("--set", "window.limit_us=1")
 BUDGET = re.compile(
     r"  window: .+: ([\d,]+) of ([\d,]+) tokens, ([\d,]+) grants, ([\d,]+) refusals(.*)"
 )
-#: Without what BPF asks for, root otherwise.
-NO_BPF = ("--bounding-set", "-sys_admin,-bpf,-perfmon", "--inh-caps", "-sys_admin,-bpf,-perfmon")
+#: Without what BPF asks for, root otherwise; tracefs is mounted, as almost everywhere.
+NO_BPF = (
+    *("unshare", "-m", "sh", "-c"),
+    'mount -t tracefs none /sys/kernel/tracing 2>&-; exec setpriv "$@"',
+    *("sh", "--bounding-set", "-sys_admin,-bpf,-perfmon"),
+    *("--inh-caps", "-sys_admin,-bpf,-perfmon"),
+)
 
 
 @pytest.fixture
@@ -180,7 +185,7 @@ class TestWindow:
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv here")
 class TestWithoutBpf:
     def run(self, shell: Shell, *arguments: str) -> tuple[int, str, str]:
-        process = shell.start("policy", *arguments, before=("setpriv", *NO_BPF))
+        process = shell.start("policy", *arguments, before=NO_BPF)
         out, err = process.communicate(timeout=30)
         return process.returncode, out, err
 

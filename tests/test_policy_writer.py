@@ -126,7 +126,7 @@ def test_of_many_that_start_at_once_one_has_it(
 @needs_root
 def test_a_lock_of_a_stranger_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(tmp_path, monkeypatch)
-    fd = os.open(machine.anchor(), os.O_RDONLY)
+    fd = machine.open_anchor()
     child = subprocess.Popen(
         [
             sys.executable,
@@ -149,13 +149,11 @@ def test_a_lock_of_a_stranger_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 def test_trees_are_machines_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(tmp_path / "one", monkeypatch)
     held = lock.acquire(str(tmp_path / "first"))
-    use(tmp_path / "two", monkeypatch)
+    trees = use(tmp_path / "two", monkeypatch)
     other = lock.acquire(str(tmp_path / "second"))
     lock.release(held)
     lock.release(other)
-    # A tree in the place of /sys alone leaves /proc/sys the machine's.
-    monkeypatch.delenv("AGENTTOP_PROC")
-    assert machine.anchor() == machine.PID_NS
+    assert os.path.samestat(os.stat(machine.open_anchor()), trees.proc.stat())
 
 
 # --------------------------------------------------------------------------- namespaces
@@ -169,13 +167,11 @@ def alone() -> Iterator[None]:
 
 @pytest.mark.policies
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("namespaces", ["m", "mniuC", "U"])
+@pytest.mark.parametrize("namespaces", ["m", "mn", "mniuC", "mniuCT"])
 def test_a_container_sees_the_host_and_the_host_a_container(
     tmp_path: Path, namespaces: str
 ) -> None:
     unshare = ["unshare", *(f"-{letter}" for letter in namespaces)]
-    if "U" in namespaces:
-        unshare.append("-r")
     for first, second in (([], unshare), (unshare, [])):
         a = holder(tmp_path / "a", *first)
         assert said(a) == "held"
@@ -183,6 +179,92 @@ def test_a_container_sees_the_host_and_the_host_a_container(
         assert "holds the policies of this machine" in said(b)
         b.communicate()
         a.communicate()
+
+
+#: What is mounted in a container, and by whom it is started.
+MOUNTS = {
+    "nothing": "umount -l /sys/kernel/tracing /sys/kernel/debug 2>&-",
+    "tracefs": "mount -t tracefs none /sys/kernel/tracing",
+    "another in its place": "mount -t tmpfs none /sys/kernel/tracing",
+    "a part of it": "mount -t tracefs none /mnt && mount --bind /mnt/events /sys/kernel/tracing",
+    "debugfs": "mount -t debugfs none /sys/kernel/debug",
+}
+
+
+@pytest.mark.policies
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("mounts", MOUNTS.values(), ids=MOUNTS)
+def test_what_is_mounted_makes_no_difference(tmp_path: Path, mounts: str) -> None:
+    there = ["unshare", "-m", "sh", "-c", f'{mounts}; exec "$@"', "sh"]
+    for first, second in (([], there), (there, [])):
+        a = holder(tmp_path / "a", *first)
+        assert said(a) == "held"
+        b = holder(tmp_path / "b", *second)
+        assert "holds the policies of this machine" in said(b)
+        b.communicate()
+        a.communicate()
+
+
+@pytest.mark.policies
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("namespaces", [0, 0x10020000], ids=["", "root of its own namespaces"])
+def test_a_user_cannot_hold_it(tmp_path: Path, namespaces: int) -> None:
+    """Whatever it locks."""
+    script = f"""
+import fcntl, os, sys
+from agenttop.policies import kernelfs, machine
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+kernelfs.syscall(272, {namespaces})  # unshare(2)
+held = []
+for path in ("/sys/kernel/tracing", "/sys/kernel/debug", machine.PID_NS, "/proc", "/sys"):
+    try:
+        held.append(os.open(path, os.O_RDONLY))
+        fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pass
+try:
+    fcntl.flock(machine.open_anchor(), fcntl.LOCK_EX)
+    print("held", flush=True)
+except machine.AnchorError as error:
+    print(error, flush=True)
+sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert "is not to be had (Operation not permitted)" in said(process)
+    held = lock.acquire(str(tmp_path / "state"))
+    lock.release(held)
+    process.communicate()
+
+
+@pytest.mark.policies
+def test_without_the_capability_policies_are_refused_and_doctor_says_so(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "state")
+    hide = f'{MOUNTS["nothing"]}; exec "$@"'
+    drop = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    before = ("unshare", "-m", "sh", "-c", hide, "sh", *drop)
+    for command, code in (("policy apply vfs --for 1", 2), ("restore", 2), ("doctor", 0)):
+        process = shell.start(*command.split(), before=before)
+        out, error = process.communicate(timeout=60)
+        assert "--cap-add SYS_ADMIN" in out + error, (out, error)
+        assert process.returncode == code or command == "doctor"
+
+
+def test_a_kernel_without_either_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = tmp_path / "filesystems"
+    monkeypatch.setattr(machine, "FILESYSTEMS", str(known))
+    with pytest.raises(machine.AnchorError, match="mount /proc"):
+        machine.open_anchor()
+    known.write_text("nodev\tsysfs\n\text4\n")
+    with pytest.raises(machine.AnchorError, match="neither tracefs nor debugfs"):
+        machine.open_anchor()
 
 
 @pytest.mark.policies

@@ -18,7 +18,6 @@ they set is taken for inherited.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import re
@@ -30,6 +29,7 @@ from functools import partial
 from typing import Final
 
 from agenttop.collectors.bpf.kernel import load_program
+from agenttop.policies import kernelfs
 from agenttop.policies.inherited import (
     DROPPED,
     ENTRIES,
@@ -51,9 +51,8 @@ _LOOKUP, _UPDATE, _DELETE, _PID_TGID, _READ_USER, _NS_PID_TGID = 1, 2, 3, 14, 11
 _FLAGS_AT, _KEEP_POLICY, _KEEP_PARAMS, _UTIL_MIN = 8, 0x08, 0x10, 0x20
 #: include/uapi/linux/perf_event.h
 _TYPE_TRACEPOINT, _CLOEXEC, _SET_BPF, _ENABLE = 2, 8, 0x40042408, 0x2400
-#: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux/mount.h
-_PERF_EVENT_OPEN, _FSOPEN, _FSCONFIG, _FSMOUNT = 298, 430, 431, 432
-_FSCONFIG_CREATE: Final = 6
+#: arch/x86/entry/syscalls/syscall_64.tbl
+_PERF_EVENT_OPEN: Final = 298
 
 #: The system calls by which a thread is given a value: the argument that names it, the value of
 #: the one before that says that it is a thread (ioprio_set(2)), and the fields that it sets.
@@ -67,9 +66,6 @@ _CALLS: Final = {
 _ARGUMENTS: Final = 16
 #: Below the frame pointer, which is register 10; 8 bytes for what a helper writes.
 _FP, _KEY, _VALUE, _HERE = 10, -8, -40, -48
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 class _Code:
@@ -351,7 +347,7 @@ def _attach(program: int, event: int) -> int:
     attr = struct.pack("<IIQQQQQIIQ", _TYPE_TRACEPOINT, 64, event, 1, 0, 0, 1, 0, 0, 0)
     # Through one CPU's event the program sees those of all CPUs.
     cpu = min(cpu_set("online"), default=0)
-    fd = _syscall(_PERF_EVENT_OPEN, attr, -1, cpu, -1, _CLOEXEC)
+    fd = kernelfs.syscall(_PERF_EVENT_OPEN, attr, -1, cpu, -1, _CLOEXEC)
     try:
         fcntl.ioctl(fd, _SET_BPF, program)
         fcntl.ioctl(fd, _ENABLE, 0)
@@ -362,20 +358,12 @@ def _attach(program: int, event: int) -> int:
 
 
 def _events() -> int:
-    """tracefs's events folder; where it is mounted nowhere, from a mount that nobody else sees."""
-    for folder in ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"):
-        with suppress(OSError):
-            return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    context = _syscall(_FSOPEN, b"tracefs", 1)
+    """tracefs's events folder. Raises OSError."""
+    root = kernelfs.root("tracefs")
     try:
-        _syscall(_FSCONFIG, context, _FSCONFIG_CREATE, None, None, 0)
-        mount = _syscall(_FSMOUNT, context, 1, 0)
+        return os.open("events", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     finally:
-        os.close(context)
-    try:
-        return os.open("events", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
-    finally:
-        os.close(mount)
+        os.close(root)
 
 
 def _read(folder: int, name: str) -> bytes:
@@ -394,15 +382,3 @@ def _offsets(events: int, event: str, names: tuple[str, str]) -> tuple[int, int]
             raise ValueError(f"{event} has no {name}")
         found.append(int(field[1]))
     return found[0], found[1]
-
-
-def _syscall(number: int, *arguments: int | bytes | None) -> int:
-    words = [
-        ctypes.c_long(word) if isinstance(word, int) else ctypes.c_char_p(word)
-        for word in arguments
-    ]
-    result = int(_libc.syscall(ctypes.c_long(number), *words))
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return result

@@ -1,6 +1,6 @@
 """One writer a machine: a lock that the kernel holds, and a file that says who has it.
 
-The lock is flock(2) on what every writer can open (machine.anchor), whatever
+The lock is flock(2) on what every writer can open (machine.open_anchor), whatever
 its /run, its state directory or its namespaces are. The file, ``lock`` in
 the state directory, names the processes; it is locked as well (an open file
 description lock, fcntl(2): one can ask who has it without taking it).
@@ -77,10 +77,10 @@ def acquire(state_dir: str) -> Lock:
     finally:
         os.close(dir_fd)
     try:
-        lock = Lock(os.open(machine.anchor(), os.O_RDONLY | os.O_CLOEXEC), file)
-    except OSError as error:
+        lock = Lock(machine.open_anchor(), file)
+    except machine.AnchorError as error:
         os.close(file)
-        raise JournalError(f"{machine.anchor()}: {error.strerror}") from None
+        raise JournalError(f"policies are refused: {error}") from None
     try:
         deadline = time.monotonic() + PATIENCE_S
         while (found := _take(lock)) is not None:
@@ -165,15 +165,20 @@ def _holder() -> int:
     From /proc/locks, which names the process that took it also while only its guardian has it.
     """
     try:
-        inode = os.stat(machine.anchor()).st_ino
+        fd = machine.open_anchor()
+        try:
+            info = os.fstat(fd)
+        finally:
+            os.close(fd)
+        device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
         with open("/proc/locks") as file:
-            # "1: FLOCK  ADVISORY  WRITE 10633 00:04:4026531836 0 EOF"
+            # "1: FLOCK  ADVISORY  WRITE 10633 00:0d:1 0 EOF"
             for line in file:
                 fields = line.split()
-                if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                if fields[1] == "FLOCK" and fields[5] == device:
                     pid = int(fields[4])
                     return pid if _start(pid) else 0
-    except (OSError, ValueError, IndexError):
+    except (machine.AnchorError, OSError, ValueError, IndexError):
         pass
     return 0
 

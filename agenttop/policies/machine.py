@@ -2,9 +2,10 @@
 
 Settings are the machine's, whatever namespaces a container has of its own.
 A policy names threads by the numbers of this process's PID namespace, so it
-is only had in the machine's own; there one object is the same for everybody,
-wherever their /run is: the namespace itself. Its inode (nsfs) is what
-lock.py locks.
+is only had in the machine's own. What lock.py locks there is the same for
+everybody, wherever their /run is, and out of reach for all but root: the root
+directory of tracefs, or of debugfs where the kernel has none. Both have one
+superblock for the machine, and mode 0700 unless root has opened them.
 
 A fixture tree in the place of both /proc and /sys is a machine of its own.
 """
@@ -12,6 +13,9 @@ A fixture tree in the place of both /proc and /sys is a machine of its own.
 from __future__ import annotations
 
 import os
+from typing import Final
+
+from agenttop.policies import kernelfs
 
 #: include/linux/proc_ns.h, PROC_PID_INIT_INO: the inode of the first PID namespace.
 INITIAL_PID_NS = 0xEFFFFFFC
@@ -20,9 +24,37 @@ PID_NS = "/proc/self/ns/pid"
 CHILDREN_NS = "/proc/self/ns/pid_for_children"
 
 
-def anchor() -> str:
-    """What every writer of the same settings can open, and what is locked."""
-    return _fixture() or PID_NS
+#: Which file systems a kernel has is the same in every container, other than what is mounted.
+FILESYSTEMS: Final = "/proc/filesystems"
+_ANCHORS: Final = ("tracefs", "debugfs")
+
+
+class AnchorError(Exception):
+    """The lock cannot be opened; the text says why, and what to do."""
+
+
+def open_anchor() -> int:
+    """A descriptor of what every writer of the same settings locks. Raises AnchorError."""
+    if tree := _fixture():
+        return os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with open(FILESYSTEMS) as file:
+            known = {line.split()[-1] for line in file if line.strip()}
+    except OSError:
+        raise AnchorError(f"{FILESYSTEMS} cannot be read: mount /proc") from None
+    name = next((name for name in _ANCHORS if name in known), None)
+    if name is None:
+        raise AnchorError(
+            "this kernel has neither tracefs nor debugfs, by which writers see each other:"
+            " take one with CONFIG_FTRACE or CONFIG_DEBUG_FS"
+        )
+    try:
+        return kernelfs.root(name)
+    except OSError as error:
+        raise AnchorError(
+            f"{name}, by which writers see each other, is not to be had ({error.strerror}):"
+            " mount it, or run agenttop with CAP_SYS_ADMIN (a container with --cap-add SYS_ADMIN)"
+        ) from None
 
 
 def refusal() -> str | None:
@@ -38,6 +70,12 @@ def refusal() -> str | None:
             "not from a PID namespace of its own, in which threads have other numbers:"
             " run agenttop on the host, or its container with --pid=host"
         )
+    if os.geteuid() != 0:
+        return None  # It needs root before anything else.
+    try:
+        os.close(open_anchor())
+    except AnchorError as error:
+        return str(error)
     return None
 
 
