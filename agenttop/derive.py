@@ -171,7 +171,7 @@ def build(view: View) -> shot.Snapshot:
         t_ns=view.end.t_ns,
         interval_ns=interval,
         trust=_trust(view, agents, interval),
-        cpus=_cpus(view, found, agents, interval),
+        cpus=_cpus(view, found, agents),
         agents=agents,
         policies=view.sample.policies,
         cause_states=[told(state) for state in view.sample.causes],
@@ -350,10 +350,12 @@ def _rate(count: float, time_ns: int) -> float:
 # --------------------------------------------------------------------------- CPUs
 
 
-def _cpus(
-    view: View, found: Figures, agents: Sequence[shot.Agent], interval: int
-) -> list[shot.Cpu]:
-    before = {cpu.cpu: cpu for cpu in view.start.cpus}
+def _cpus(view: View, found: Figures, agents: Sequence[shot.Agent]) -> list[shot.Cpu]:
+    rows, since_ns = view.start.cpus, view.start.cpus_ns
+    if since_ns == view.end.cpus_ns and view.end.earlier is not None and view.start is not view.end:
+        # Not read within the interval: what was found out last.
+        rows, since_ns = view.end.earlier
+    before, interval = {cpu.cpu: cpu for cpu in rows}, view.end.cpus_ns - since_ns
     living: dict[int, list[int]] = {}
     for agent in agents:
         if agent.alive and agent.home_cpu is not None:

@@ -277,6 +277,7 @@ class Engine:
             missing=self._missing,
             banner=banner,
             no_power=self._sampler.no_power,
+            cpus_every_s=self._sampler.cpus_every_s,
         )
 
     def _end(self) -> None:

@@ -81,6 +81,8 @@ class Flight:
         self.heat: deque[Heat] = deque(maxlen=MOST_POINTS)
         self.switches: list[Marker] = []
         self._before: Sample | None = None
+        #: The last one with CPUs.
+        self._cpus: Sample | None = None
 
     def feed(self, sample: Sample, store: Told) -> None:
         """Take in a Sample that ``store`` has just been fed."""
@@ -99,8 +101,11 @@ class Flight:
         self.steps.extend(steps)
         if before is not None:
             self._take_tails(before, sample, store)
-            self._take_heat(before, sample)
         self._before = sample
+        if sample.cpus:
+            if self._cpus is not None:
+                self._take_heat(self._cpus, sample)
+            self._cpus = sample
         self.switches = list(store.markers)
         self._expire(sample.t_ns - self._keep_ns)
 

@@ -90,6 +90,8 @@ def moment(tick: Tick, agents: Mapping[int, int], tokens: Mapping[int, float]) -
 
 
 def _idle(start: Boundary, end: Boundary) -> dict[int, list[int]]:
+    if start.cpus_ns == end.cpus_ns:
+        return {}
     before = {cpu.cpu: cpu.idle for cpu in start.cpus}
     return {
         cpu.cpu: [

@@ -59,6 +59,8 @@ class Host(Struct):
     idle_driver: str | None = None
     idle_governor: str | None = None
     freq_driver: str | None = None
+    #: CPU figures are read at least so many seconds apart; 0: with each Sample.
+    cpus_every_s: float = 0.0
     #: What this run cannot show and why: group ("chains", "idle", "freq", ...) -> reason.
     missing: dict[str, str] = {}
     #: One line that says what would unlock the rest, or None when nothing is missing.
@@ -422,6 +424,7 @@ class Sample(Struct, tag="sample"):
     #: True: every non-empty bucket is in it. False: only those changed since the one before.
     full: bool
     host: Host | None = None
+    #: Empty: not read with this Sample (Host.cpus_every_s); a full one has them.
     cpus: list[CpuCounters] = []
     agents: list[AgentCounters] = []
     #: Interrupt line (as text) -> name from /proc/interrupts; in full Samples and on change.

@@ -45,6 +45,15 @@ class Boundary:
     view_ns: int
     #: Package -> microjoules (Sample.energy_uj).
     energy_uj: dict[str, int] = field(default_factory=dict)
+    #: When ``cpus`` were read: with this Sample, or with one before it.
+    cpus_ns: int = 0
+    #: What was read of them before that, and when.
+    earlier: tuple[list[CpuCounters], int] | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the CPUs were read with this Sample."""
+        return self.cpus_ns == self.t_ns
 
 
 @dataclass(slots=True)
@@ -81,7 +90,9 @@ class Tick:
     def weight(self) -> int:
         """About the memory that it takes, bytes."""
         own = self.cells.nbytes + self.added.nbytes + self.scalars.nbytes
-        return own + 400 * len(self.slots) + 2000 * len(self.end.cpus) + 1000
+        # Rows that were read before are those of a Tick before.
+        cpus = len(self.end.cpus) if self.end.fresh else 0
+        return own + 400 * len(self.slots) + 2000 * cpus + 1000
 
     def joined(self, other: Tick) -> Tick:
         """This one and the one that follows as one."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final
-
-import numpy as np
 
 from agenttop import procinfo
 from agenttop.collectors.bpf import layout
@@ -38,8 +37,12 @@ FULL_EVERY: Final = 60
 #: sums are of each Sample, percentiles over a window lag by up to two.
 MANY: Final = 64
 TURNS: Final = 3
+#: Figures of so many CPUs are read a second; of more CPUs every second one, and so on.
+CPUS_A_SECOND: Final = 64
 #: Recursion misses are asked for this often: one call for each program.
 MISSES_EVERY: Final = 5
+#: A Sample that comes so much early counts as in time, s.
+EARLY_S: Final = 0.2
 #: /proc/interrupts names are read again this often.
 NAMES_EVERY: Final = 30
 
@@ -63,6 +66,8 @@ class Sampler:
         self._names: dict[str, str] = {}
         self._lost_edges = 0
         self._misses = 0
+        #: When the CPUs were read last, CLOCK_MONOTONIC, s.
+        self._cpus_read = -math.inf
 
     @property
     def procfs(self) -> ProcfsCpus:
@@ -95,6 +100,12 @@ class Sampler:
         self._procfs = ProcfsCpus()
         self._full = True
 
+    @property
+    def cpus_every_s(self) -> float:
+        """CPU figures are read at least so many seconds apart; 0: with each Sample."""
+        turns = -(-len(self.procfs.cpus) // CPUS_A_SECOND)
+        return float(turns) if turns > 1 else 0.0
+
     def ask_full(self) -> None:
         """The next Sample holds every bucket."""
         self._full = True
@@ -121,12 +132,14 @@ class Sampler:
         exemplars: list[Exemplar] = []
         tracer = self._tracer
         if tracer is None or self._cpus is None:
-            cpus = self._procfs.read()
+            cpus = self._procfs.read() if self._cpus_due(full) else []
             now = time.monotonic_ns()
             counters = [_from_schedstat(one) for one in self._registry.agents() if one.seated]
         else:
-            cpus, raw = self._cpus.read(full)
-            tracer.causes.follow_cpus(frozenset(cpu.cpu for cpu in cpus if cpu.online))
+            raw = tracer.cpus()
+            cpus = self._cpus.read(raw, full) if self._cpus_due(full) else []
+            if cpus:
+                tracer.causes.follow_cpus(frozenset(cpu.cpu for cpu in cpus if cpu.online))
             idle_exit = tracer.idle_exit(full)
             now = time.monotonic_ns()
             counters = self._from_rows(tracer, full)
@@ -165,6 +178,15 @@ class Sampler:
 
     # ------------------------------------------------------------------ internals
 
+    def _cpus_due(self, full: bool) -> bool:
+        """Whether this Sample has the CPUs: reading very many takes long."""
+        now = time.monotonic()
+        # A Sample that comes a little early must not leave them out for one more.
+        if not full and now - self._cpus_read < self.cpus_every_s - EARLY_S:
+            return False
+        self._cpus_read = now
+        return True
+
     def _irq_names(self, full: bool) -> dict[str, str]:
         """New names of interrupt lines, as of the CPUs' last reading."""
         if not full and self._seq % NAMES_EVERY:
@@ -182,12 +204,7 @@ class Sampler:
         if not measured:
             return out
         rows = tracer.rows(agent.slot for agent in measured)
-        # All fields are of 64 bits: one sum over the CPUs is one of each field.
-        by_slot = np.ascontiguousarray(rows.swapaxes(0, 1))
-        words = by_slot.view(np.uint64).reshape(*by_slot.shape, -1).sum(axis=1)
-        total = words.view(rows.dtype)[:, 0]
-        sums = {name: total[name].tolist() for name, _ in layout.ROW_FIELDS}
-        per_cpu, cpus = rows["steps"].T.tolist(), tracer.cpu_rows.cpus
+        sums = {name: rows[name].tolist() for name, _ in layout.ROW_FIELDS}
         lite = tracer.level == "lite"
         marked = tracer.steps.marked()
         tracer.causes.follow_contexts(tracer.steps.keeps())
@@ -235,7 +252,7 @@ class Sampler:
                     compute_parts_ns=sums["compute_ns"][i],
                     tail_steps=sums["tail_steps"][i],
                     tail_sum_ns=sums["tail_ns"][i],
-                    cpu_steps={str(cpu): n for cpu, n in zip(cpus, per_cpu[i], strict=True) if n},
+                    cpu_steps=tracer.cpu_steps(agent.slot),
                     causes=causes,
                     explained_stage_ns=explained,
                     run_ns=agent.cpu_ns(),

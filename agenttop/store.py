@@ -253,7 +253,14 @@ class Store:
         self._irq_names.update(sample.irq_names)
         skew = self._clock() - sample.t_ns
         self._skew_ns = skew if self._skew_ns is None or last is None else min(self._skew_ns, skew)
-        end = Boundary(sample.t_ns, sample.cpus, sample.trust, self._view_ns, sample.energy_uj)
+        end = Boundary(
+            sample.t_ns, sample.cpus, sample.trust, self._view_ns, sample.energy_uj, sample.t_ns
+        )
+        if (known := self._boundary) is not None:
+            if sample.cpus:
+                end.earlier = known.cpus, known.cpus_ns
+            else:
+                end.cpus, end.cpus_ns, end.earlier = known.cpus, known.cpus_ns, known.earlier
         start, first = self._boundary or end, last is None
         slots, scalars, cpu_steps = self._take_agents(sample, start.t_ns, first)
         labels = {

@@ -25,8 +25,11 @@ class EngineTargets:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        #: The last two that have CPUs.
         self._before: Sample | None = None
         self._newest: Sample | None = None
+        #: The one whose CPUs ``_cpus`` are.
+        self._computed: Sample | None = None
         #: The newest one while it has not been looked at.
         self._sample: Sample | None = None
         self._cpus: tuple[Cpu, ...] = ()
@@ -45,10 +48,17 @@ class EngineTargets:
     def update(self, sample: Sample) -> None:
         """Take in a Sample that was just made. The work is done when somebody asks."""
         self._measure_exits(sample.idle_exit)
-        self._before, self._newest = self._newest, sample
+        if sample.cpus:
+            self._before, self._newest = self._newest, sample
         self._sample = sample
 
     def _compute(self, sample: Sample) -> None:
+        if self._newest is not None and self._newest is not self._computed:
+            self._computed = self._newest
+            self._compute_cpus(self._newest)
+        self._compute_agents(sample)
+
+    def _compute_cpus(self, sample: Sample) -> None:
         before = self._before
         known = {cpu.cpu: cpu for cpu in before.cpus} if before else {}
         elapsed = sample.t_ns - before.t_ns if before else 0
@@ -68,6 +78,8 @@ class EngineTargets:
             )
             for cpu in sample.cpus
         )
+
+    def _compute_agents(self, sample: Sample) -> None:
         steps = {agent.id: agent.cpu_steps for agent in sample.agents}
         self._agents = tuple(
             Agent(

@@ -279,6 +279,8 @@ def _cpus(snapshot: Snapshot, width: int) -> list[str]:
         f"{'CPU':>4}{'BUSY':>7}{'STEAL':>7}{'IRQ':>7}{'IRQ/S':>8}{'SOFTIRQ':>8}"
         f"{'FREQ':>9}  IDLE, TOP IRQ AND SOFTIRQ, AGENTS"
     ]
+    if every_s := snapshot.host.cpus_every_s:
+        lines.insert(0, f"CPUs are read every {every_s:g} s; figures are of the last reading")
     names = {agent.id: clean(agent.name, 24) for agent in snapshot.agents}
     for cpu in snapshot.cpus:
         start = f"{cpu.cpu:>4}"

@@ -1,23 +1,30 @@
 """The kernel side made up: the tracer's own arrays in plain memory, for machines of any size.
 
 What the programs would have counted is written here; what reads and sums it
-is the tracer's own code. Left out: the system calls that read maps without
-memory of ours, causes, and named steps.
+is the tracer's own code. Its arrays lie in memory files named NAME, as maps of
+the kernel would, so that they can be told apart from what the engine takes.
+Left out: the system calls that read maps without memory of ours, causes, and
+named steps.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from agenttop.collectors.bpf import layout, tracer
+from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.rows import Rows
 from agenttop.collectors.bpf.tracer import Thread, Tracer
 from agenttop.histogram import BUCKETS
 from agenttop.words import MEASURES, SOFTIRQS
 
+#: How the arrays are called in /proc/PID/smaps.
+NAME = "agenttop-made-up-maps"
 #: CPUs that an agent's steps resume on.
 SPREAD = 4
 #: Steps a second of an agent.
@@ -27,27 +34,31 @@ STEPS = 200
 class MadeUp(Tracer):
     """Every thread that it is told to measure makes steps; every CPU is busy."""
 
-    def __init__(self, cpus: int, seed: int = 1) -> None:
+    def __init__(self, numbers: list[int], seed: int = 1) -> None:
         self.mode, self.level, self.missing = "tp_btf", "lite", ()
-        self._cpus = cpus
+        self.cpu_rows = CpuRows(numbers)
+        cpus = self._count = len(self.cpu_rows)
         self._random = np.random.default_rng(seed)
-        self._rows = Rows(np.zeros((cpus, layout.SLOTS), dtype=tracer._ROW))
+        self._rows = Rows(_map((cpus, layout.SLOTS), tracer._ROW))
+        histograms = _map((layout.SLOTS, len(MEASURES) * BUCKETS), np.dtype(np.uint32))
+        self._histograms = histograms
         self._hists = {}
-        self._controls = np.zeros(layout.SLOTS, dtype=tracer._CONTROL)
+        self._controls = _map((layout.SLOTS,), tracer._CONTROL)
         self._slow_ns, self._tail_ns = self._controls["slow_ns"], self._controls["tail_ns"]
         self._keep = self._controls["keep"]
-        soft = np.zeros((cpus, len(SOFTIRQS), BUCKETS), dtype=np.uint32)
+        soft = _map((cpus, len(SOFTIRQS), BUCKETS), np.dtype(np.uint32))
         self._soft_live = soft
-        self._soft = [[tracer._Changes(one) for one in cpu] for cpu in soft]
-        idle = np.zeros((layout.IDLE_STATES, BUCKETS), dtype=np.uint32)
+        self._soft = [tracer._Changes(one) for one in soft.reshape(cpus, -1)]
+        idle = _map((layout.IDLE_STATES, BUCKETS), np.dtype(np.uint32))
         self._idle = [tracer._Changes(one) for one in idle]
         self._idle_live = idle
-        self._records = np.zeros(cpus, dtype=tracer._CPU)
+        self._records = _map((cpus,), tracer._CPU)
         self._listed: dict[int, int] = {}
         nothing: Any = SimpleNamespace(
             used=False,
             loading=None,
             follow_contexts=lambda on: None,
+            follow_cpus=lambda cpus: None,
             states=lambda cost: [],
             marked=lambda: set(),
             keeps=lambda: False,
@@ -71,7 +82,8 @@ class MadeUp(Tracer):
 
     def clear(self, slot: int) -> None:
         self._rows.clear(slot)
-        self._hists[slot] = tracer._Changes(np.zeros(len(MEASURES) * BUCKETS, dtype=np.uint32))
+        self._histograms[slot] = 0
+        self._hists[slot] = tracer._Changes(self._histograms[slot])
 
     def release(self, slot: int) -> None:
         self._rows.release(slot)
@@ -81,7 +93,7 @@ class MadeUp(Tracer):
         return self._records.copy()
 
     def irq(self, line: int) -> list[tuple[int, int]]:
-        return [(1, 1000)] * self._cpus
+        return [(1, 1000)] * self._count
 
     def set_irq_source(self, line: int, source: str) -> None:
         pass
@@ -104,7 +116,7 @@ class MadeUp(Tracer):
         """One second of steps, interrupts and idle times."""
         random = self._random
         for slot in set(self._listed.values()) - {layout.NO_SLOT}:
-            for cpu in (slot * 7 + np.arange(min(SPREAD, self._cpus))) % self._cpus:
+            for cpu in (slot * 7 + np.arange(min(SPREAD, self._count))) % self._count:
                 row = self._rows.live[cpu, slot]
                 row["seq"] += 2
                 row["steps"] += STEPS // SPREAD
@@ -121,13 +133,16 @@ class MadeUp(Tracer):
             records[name][:, :kinds] += np.uint64(250)
             records[name.replace("count", "ns")][:, :kinds] += np.uint64(40_000_000)
         records["freq_khz"][:] = 2_400_000
-        at = random.integers(60, 120, (self._cpus, 20))
-        for cpu in range(self._cpus):
-            for kind in range(4):
-                self._soft_live[cpu, kind, at[cpu]] += 1
+        at = random.integers(60, 120, (self._count, 20))
+        for kind in range(4):
+            self._soft_live[np.arange(self._count)[:, None], kind, at] += 1
         self._idle_live[1, random.integers(100, 140, 50)] += 1
 
 
-def made_up(cpus: int) -> MadeUp:
-    """For a machine whose highest CPU number is ``cpus - 1``."""
-    return cast(MadeUp, MadeUp(cpus))
+def _map(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    size = int(np.prod(shape)) * dtype.itemsize
+    fd = os.memfd_create(NAME)
+    os.ftruncate(fd, size)
+    memory = mmap.mmap(fd, size)
+    os.close(fd)
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)

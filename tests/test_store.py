@@ -617,6 +617,33 @@ def test_a_cpu_that_goes_and_comes_back_does_no_harm() -> None:
             assert 0 <= sum(state.ratio for state in cpu.idle) <= 1
 
 
+def test_cpus_that_are_not_in_each_sample_are_told_between_their_readings() -> None:
+    every, now_and_then = fresh(), fresh()
+    synth, since = Synth(cpus=3), 0
+    for i, sample in enumerate(synth.samples(13)):
+        every.feed(copy.deepcopy(sample))
+        since = sample.t_ns if i == 4 else since
+        if i % 4:
+            sample.cpus = []
+        now_and_then.feed(sample)
+        shown = shot(now_and_then)
+        assert len(shown.cpus) == 3
+        if i < 4:
+            assert shown.cpus[0].busy_ratio is None
+    expected = every.snapshot(since_ns=since)
+    found = now_and_then.snapshot(since_ns=since)
+    assert found is not None
+    assert expected is not None
+    for cpu, other in zip(found.cpus, expected.cpus, strict=True):
+        assert (cpu.busy_ratio, cpu.irq, cpu.irqs) == (other.busy_ratio, other.irq, other.irqs)
+        assert (cpu.idle, cpu.softirq) == (other.idle, other.softirq)
+    # Within an interval that has no reading, the figures are those between the last two.
+    short = now_and_then.snapshot(window_ns=SECOND_NS)
+    assert short is not None
+    assert [cpu.busy_ratio for cpu in short.cpus] != [None] * 3
+    assert short.cpus[0].irq.per_s > 0
+
+
 def test_a_cpu_that_comes_later_is_unknown_rather_than_idle() -> None:
     synth, store = Synth(cpus=2), fresh()
     for i, sample in enumerate(synth.samples(4)):

@@ -61,7 +61,7 @@ def free_slot() -> int:
 def measured(tracer: Tracer, slot: int) -> Measured:
     """What the kernel has counted for a slot so far."""
     rows = tracer.rows([slot])
-    total = {name: rows[name][:, 0].sum(axis=0) for name, _ in layout.ROW_FIELDS}
+    total = {name: rows[name][0] for name, _ in layout.ROW_FIELDS}
     histograms = tracer.histograms(slot, full=True)
     counts = {name: np.zeros(BUCKETS, dtype=np.uint64) for name in MEASURES}
     for name, histogram in histograms.items():

@@ -17,6 +17,7 @@ def host(
     missing: dict[str, str] | None = None,
     banner: str | None = None,
     no_power: str | None = None,
+    cpus_every_s: float = 0.0,
 ) -> Host:
     """The Host, with what is missing in sysfs added to ``missing`` (group -> reason)."""
     reasons = dict(missing or {})
@@ -31,6 +32,7 @@ def host(
         name=_kernel("hostname"),
         kernel=_kernel("osrelease"),
         cpus=len(cpus.cpus),
+        cpus_every_s=cpus_every_s,
         level=level,
         mode=mode,
         idle_states=list(cpus.idle.states),

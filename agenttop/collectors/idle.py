@@ -62,13 +62,12 @@ class Idle:
         self._index: dict[int, list[int]] = {}
         self._files: dict[int, list[_StateFiles]] = {}
         self._reads = 0
-        #: CPUs whose misses are read at a time, None: everything is read of all.
-        self._misses_of: int | None = None
+        self._only_misses = False
         self._discover()
 
-    def only_misses(self, at_once: int) -> None:
-        """From now on entries and times are not read, and misses of so many CPUs at a time."""
-        self._misses_of = at_once
+    def only_misses(self) -> None:
+        """From now on entries and times are not read: they are measured elsewhere."""
+        self._only_misses = True
         for files in self._files.values():
             for state in files:
                 state.close()
@@ -103,20 +102,16 @@ class Idle:
         if self._reads % _RETRY == 0 and len(self._files) < len(self._cpus):
             self._discover()
         found = {}
-        few = self._misses_of
-        turns = -(-len(self._files) // few) if few else 1
-        for place, (cpu, files) in enumerate(self._files.items()):
-            turn = place % turns == self._reads % turns
+        for cpu, files in self._files.items():
             counters = [IdleCounters() for _ in self.states]
             runs = online is None or cpu in online
             for at, state in zip(self._index[cpu], files, strict=True):
                 if not runs:
                     # Its folder may go, and another come when it is back.
                     state.close()
-                if few is not None:
-                    counters[at] = state.read_misses() if runs and turn else state.last
+                    counters[at] = state.last
                 else:
-                    counters[at] = state.read() if runs else state.last
+                    counters[at] = state.read_misses() if self._only_misses else state.read()
             found[cpu] = counters
         return found
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from agenttop.caused import Caused
@@ -173,6 +174,8 @@ class Blocks(Store):
         """Take in the next Sample."""
         super().feed(sample)
         self.last = sample
+        if not sample.cpus and self._boundary is not None:
+            self.last = msgspec.structs.replace(sample, cpus=self._boundary.cpus)
         tick = self._ticks[-1] if self._ticks else None
         on = frozenset(p.name for p in sample.policies if p.state in ("on", "drift"))
         if tick is None:
@@ -230,7 +233,7 @@ class Blocks(Store):
                 self._name_labels(record.caused, labels)
         self._histograms(tick, block, owners)
         before = {cpu.cpu: cpu for cpu in tick.start.cpus}
-        for cpu in tick.end.cpus:
+        for cpu in tick.end.cpus if tick.end.cpus_ns > tick.start.cpus_ns else ():
             if (old := before.get(cpu.cpu)) is not None:
                 self._cpu(block, old, cpu)
         for name, value in tick.end.energy_uj.items():

@@ -20,6 +20,8 @@ class HeatHistory:
 
     def feed(self, sample: Sample) -> None:
         """Take in the next Sample; None is kept where the time cannot be had."""
+        if not sample.cpus:
+            return  # very many CPUs are not read with each Sample
         span = sample.t_ns - self._t_ns if self._t_ns is not None else 0
         for cpu in sample.cpus:
             now = _time_ns(cpu)

@@ -20,6 +20,8 @@ class Cpus(Panel):
         left: list[Span] = [("CPUs ", "title"), (str(len(view.cpus)), "accent")]
         right: list[Span] = []
         host = view.host
+        if host is not None and host.cpus_every_s:
+            left.append((f" every {host.cpus_every_s:g} s", "dim"))
         if host is not None and host.idle_driver:
             right = [(clean(host.idle_driver, 24), "dim")]
             if host.idle_governor:

@@ -95,6 +95,16 @@ class Machine:
             self.tree.write(f"{sysfs}/cpuidle/current_governor", "menu\n")
         return self
 
+    def advance(self, idle: bool = True) -> None:
+        """One tick later: what the kernel counts is written again, what is set stays."""
+        self.tick += 1
+        self._stat(self.online)
+        self._interrupts(self.online)
+        if self.softirqs:
+            self._softirqs()
+        for cpu in self.online if self.states and idle else ():
+            self._idle(f"sys/devices/system/cpu/cpu{cpu}", cpu, moving=True)
+
     def remove(self, path: str) -> None:
         target = self.tree.root / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
@@ -128,7 +138,7 @@ class Machine:
             rows.append(f"{name:>12}: {counts}")
         self.tree.write("proc/softirqs", "\n".join(rows) + "\n")
 
-    def _idle(self, folder: str, cpu: int) -> None:
+    def _idle(self, folder: str, cpu: int, moving: bool = False) -> None:
         states = E_STATES if cpu in self.efficient else self.states or ()
         for i, (name, latency, residency) in enumerate(states):
             base = f"{folder}/cpuidle/state{i}"
@@ -141,8 +151,8 @@ class Machine:
                 "above": self.tick,
                 "below": 0,
             }
-            for file, value in values.items():
-                self.tree.write(f"{base}/{file}", f"{value}\n")
+            for file in ("usage", "time", "above") if moving else values:
+                self.tree.write(f"{base}/{file}", f"{values[file]}\n")
 
     def _freq(self, folder: str, cpu: int) -> None:
         base = f"{folder}/cpufreq"

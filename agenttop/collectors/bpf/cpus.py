@@ -13,9 +13,6 @@ from agenttop.words import SOFTIRQS, VECTORS
 
 #: Groups of procfs that the programs measure better.
 REPLACED: Final = frozenset({"softirq"})
-#: Of so many CPUs at a time the histograms are looked through, and the governor's misses read:
-#: with more the figures of a Sample are those of one of the Samples just before.
-AT_ONCE: Final = 64
 
 #: What a wake-up straight from an interrupt handler means, by the line's name. Block requests
 #: are known by their own tracepoint; this is for the rest (network drivers that wake without
@@ -42,45 +39,40 @@ class BpfCpus:
         self._tracer = tracer
         self.procfs = ProcfsCpus(skip=REPLACED)
         if "cpu_idle" not in tracer.missing:
-            self.procfs.idle.only_misses(AT_ONCE)
-        self._reads = 0
-        #: CPU -> softirqs that have run since its histograms were looked through.
-        self._came: dict[int, set[str]] = {}
+            self.procfs.idle.only_misses()
         self._names: dict[str, str] = {}
-        #: Softirqs as of the last read.
-        self._softirqs: dict[int, dict[str, Activity]] = {}
         #: Lines that have fired since the programs were loaded, and their count then.
         self._fired: dict[str, int] = {}
 
-    def read(self, full: bool) -> tuple[list[CpuCounters], Record]:
-        """The CPUs, and the raw records (their context and losses)."""
+    def read(self, raw: Record, full: bool) -> list[CpuCounters]:
+        """The CPUs, with what is in the programs' raw records (Tracer.cpus)."""
         counters = self.procfs.read()
-        raw = self._tracer.cpus()
         self._irqs(counters)
-        missing = self._tracer.missing
-        turns = -(-len(counters) // AT_ONCE)
-        self._reads += 1
-        for place, cpu in enumerate(counters):
+        timed = "cpu_idle" not in self._tracer.missing
+        names = (
+            "vector_count",
+            "vector_ns",
+            "softirq_count",
+            "softirq_ns",
+            "idle_count",
+            "idle_ns",
+        )
+        columns = [raw[name].tolist() for name in (*names, "freq_khz")]
+        for cpu in counters:
             row = self._tracer.cpu_rows.row(cpu.cpu)
             if row is None:
                 continue
-            record = raw[row]
-            cpu.vectors |= _activities(VECTORS, record["vector_count"], record["vector_ns"])
-            cpu.softirqs = _activities(SOFTIRQS, record["softirq_count"], record["softirq_ns"])
-            came = self._came.setdefault(cpu.cpu, set())
-            before = self._softirqs.get(cpu.cpu, {})
-            for name, activity in cpu.softirqs.items():
-                if (old := before.get(name)) is None or old.count != activity.count:
-                    came.add(name)
-            if full or place % turns == self._reads % turns:
-                cpu.softirq_latency = self._tracer.softirq_latency(row, full, came)
-                came.clear()
-            self._softirqs[cpu.cpu] = cpu.softirqs
-            if "cpu_idle" not in missing and cpu.idle:
-                cpu.idle = _idle(cpu.idle, record)
-            if cpu.freq_khz is None and record["freq_khz"]:
-                cpu.freq_khz = int(record["freq_khz"])
-        return counters, raw
+            vectors, vector_ns, softirqs, softirq_ns, entries, idle_ns, khz = (
+                column[row] for column in columns
+            )
+            cpu.vectors |= _activities(VECTORS, vectors, vector_ns)
+            cpu.softirqs = _activities(SOFTIRQS, softirqs, softirq_ns)
+            cpu.softirq_latency = self._tracer.softirq_latency(row, full)
+            if timed and cpu.idle:
+                cpu.idle = _idle(cpu.idle, entries, idle_ns)
+            if cpu.freq_khz is None and khz:
+                cpu.freq_khz = khz
+        return counters
 
     def irq_names(self) -> dict[str, str]:
         """Line (as text) -> name; also tells the programs what new lines mean."""
@@ -116,17 +108,16 @@ class BpfCpus:
                     activity.time_ns = spent[row][1]
 
 
-def _activities(names: tuple[str, ...], counts: Record, times: Record) -> dict[str, Activity]:
+def _activities(names: tuple[str, ...], counts: list[int], times: list[int]) -> dict[str, Activity]:
     return {
         name: Activity(count, ns)
-        for name, count, ns in zip(names, counts.tolist(), times.tolist(), strict=True)
+        for name, count, ns in zip(names, counts, times, strict=True)
         if count
     }
 
 
-def _idle(states: list[IdleCounters], record: Record) -> list[IdleCounters]:
+def _idle(states: list[IdleCounters], counts: list[int], times: list[int]) -> list[IdleCounters]:
     """Time and entries as measured, the governor's misses from sysfs."""
-    counts, times = record["idle_count"].tolist(), record["idle_ns"].tolist()
     return [
         IdleCounters(counts[i], times[i], state.above, state.below)
         for i, state in enumerate(states)

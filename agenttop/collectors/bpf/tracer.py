@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ _HIST_BYTES: Final = len(MEASURES) * BUCKETS * _U32.itemsize
 _CAUSE_HIST_BYTES: Final = layout.CAUSE_HISTS * layout.CAUSE_BUCKETS * _U32.itemsize
 
 _IN_ONE: Final = np.uint16(BUCKETS - 1)
-_BOUNDS: Final = np.arange(len(MEASURES) + 1) * BUCKETS
+_BOUNDS: Final = np.arange(max(len(MEASURES), len(SOFTIRQS)) + 1) * BUCKETS
 
 #: Half of what the map assignments holds: the kernel may find no room for the last ones.
 _ASSIGNED_AT_ONCE: Final = 8192
@@ -133,6 +133,21 @@ def _histogram(changes: _Changes, full: bool) -> Histogram | None:
     return Histogram(changed.astype(_U16).tobytes(), totals.tobytes())
 
 
+def _by_name(changes: _Changes, names: tuple[str, ...], full: bool) -> dict[str, Histogram]:
+    """Of histograms that lie one behind the other, as ``_histogram``."""
+    changed, totals = changes.take(full)
+    if not len(changed):
+        return {}
+    bounds = changed.searchsorted(_BOUNDS[: len(names) + 1]).tolist()
+    buckets = (changed.astype(_U16) & _IN_ONE).tobytes()
+    counts = totals.tobytes()
+    return {
+        name: Histogram(buckets[2 * start : 2 * end], counts[8 * start : 8 * end])
+        for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True)
+        if start < end
+    }
+
+
 def _spread(buckets: NDArray[np.intp], totals: NDArray[np.uint64]) -> Histogram:
     """Buckets as causes have them, each over the two of histogram.py that it covers."""
     both = np.repeat(2 * buckets, 2).astype(_U16)
@@ -188,9 +203,8 @@ class Tracer:
         self._keep = self._controls["keep"]
         self.windows = Windows(maps, loaded.armed_pages, loaded.rows.span, self._controls)
         soft = mapped(maps["soft_hist"], _U32, cpus * len(SOFTIRQS) * BUCKETS)
-        self._soft = [
-            [_Changes(one) for one in cpu] for cpu in soft.reshape(cpus, len(SOFTIRQS), BUCKETS)
-        ]
+        #: By row of a CPU.
+        self._soft = [_Changes(one) for one in soft.reshape(cpus, -1)]
         idle = mapped(maps["idle_hist"], _U32, layout.IDLE_STATES * BUCKETS)
         self._idle = [_Changes(one) for one in idle.reshape(layout.IDLE_STATES, BUCKETS)]
         self._edges = Ring(maps["edges"], loaded.edge_pages)
@@ -390,16 +404,21 @@ class Tracer:
     # ------------------------------------------------------------------ counters
 
     def rows(self, slots: Iterable[int]) -> Record:
-        """A copy of the rows, shape (CPUs, slots); the sums in a row always agree."""
+        """The rows' sums over all CPUs, shape (slots,); the sums in a row always agree."""
         return self._rows.read(np.fromiter(slots, dtype=np.intp))
+
+    def cpu_steps(self, slot: int) -> dict[str, int]:
+        """CPU (as text) -> steps of a slot that resumed there, as of the last ``rows``."""
+        cpus = self.cpu_rows.cpus
+        return {str(cpus[row]): n for row, n in sorted(self._rows.steps(slot).items())}
 
     def cause_counters(self, slot: int, full: bool) -> tuple[dict[str, CauseCounters], list[int]]:
         """The causes of a slot's steps by name (those that were seen).
 
         And the time that they explain, by stage. Their labels are in ``details``.
         """
-        row = self._cause_rows.read(np.array([slot], dtype=np.intp))[:, 0]
-        steps, events, sums = (row[name].sum(axis=0).tolist() for name in ("steps", "events", "ns"))
+        row = self._cause_rows.read(np.array([slot], dtype=np.intp))[0]
+        steps, events, sums = (row[name].tolist() for name in ("steps", "events", "ns"))
         if not any(steps):
             return {}, [0] * len(STAGES)
         changes = self._cause_hists.get(slot)
@@ -416,22 +435,12 @@ class Tracer:
             )
             for i, name in enumerate(CAUSE_NAMES)
             if steps[i]
-        }, row["explained_ns"].sum(axis=0).tolist()
+        }, row["explained_ns"].tolist()
 
     def histograms(self, slot: int, full: bool) -> dict[str, Histogram]:
         """Measure -> buckets: those that changed since the last call, or all that are not empty."""
         changes = self._hists.get(slot)
-        if changes is None:
-            return {}
-        changed, totals = changes.take(full)
-        bounds = changed.searchsorted(_BOUNDS).tolist()
-        buckets = (changed.astype(_U16) & _IN_ONE).tobytes()
-        counts = totals.tobytes()
-        return {
-            name: Histogram(buckets[2 * start : 2 * end], counts[8 * start : 8 * end])
-            for name, start, end in zip(MEASURES, bounds[:-1], bounds[1:], strict=True)
-            if start < end
-        }
+        return {} if changes is None else _by_name(changes, MEASURES, full)
 
     def slowpath(self, slot: int) -> NDArray[np.uint32]:
         """The slowpath histogram's counts as they stand, shape (BUCKETS,)."""
@@ -441,16 +450,9 @@ class Tracer:
         start = MEASURES.index("slowpath") * BUCKETS
         return changes.live[start : start + BUCKETS].copy()
 
-    def softirq_latency(self, row: int, full: bool, came: Container[str]) -> dict[str, Histogram]:
-        """Softirq vector -> raise-to-entry latency of the CPU of this row, as ``histograms``.
-
-        ``came``: the vectors that ran since the last call; only they are looked at.
-        """
-        return {
-            name: histogram
-            for name, changes in zip(SOFTIRQS, self._soft[row], strict=True)
-            if (full or name in came) and (histogram := _histogram(changes, full)) is not None
-        }
+    def softirq_latency(self, row: int, full: bool) -> dict[str, Histogram]:
+        """Softirq vector -> raise-to-entry latency of the CPU of this row, as ``histograms``."""
+        return _by_name(self._soft[row], SOFTIRQS, full)
 
     def idle_exit(self, full: bool) -> dict[str, Histogram]:
         """Idle state index (as text) -> what waking a CPU out of it took, as ``histograms``."""
