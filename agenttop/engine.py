@@ -514,10 +514,15 @@ def _lost_without(tracepoint: str) -> str | None:
     return LOSS_WITHOUT.get(tracepoint)
 
 
-def main(channel: socket.socket, options: str, loading: Loading | LoadError | None) -> int:
-    """Run until the end; a mistake of the user crosses the channel as a Failure."""
+def spare_collections() -> None:
+    """Few searches for cycles: there are none that grow, and a search takes some 50 ms."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def main(channel: socket.socket, options: str, loading: Loading | LoadError | None) -> int:
+    """Run until the end; a mistake of the user crosses the channel as a Failure."""
+    spare_collections()
     try:
         given = msgspec.json.decode(options, type=EngineOptions)
         Engine(given, channel, loading).run()

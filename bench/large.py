@@ -40,6 +40,8 @@ GOAL, GOAL_CPU, GOAL_MB = "512 CPUs, 100 agents", 3.0, 120.0
 SLICE_MS = 20.0
 WARM = 1
 ROUNDS = 3
+#: Samples in a round.
+LEAST = 8
 
 
 def run(report: Report, rounds: int) -> None:
@@ -106,6 +108,7 @@ def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
 
     from agenttop.agents import Rules
     from agenttop.collectors.selfcost import SelfCost
+    from agenttop.engine import spare_collections
     from agenttop.registry import Registry
     from agenttop.sampler import Sampler
     from agenttop.slices import Jobs
@@ -135,13 +138,14 @@ def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
             slices.append(time.thread_time() - before)
         return time.thread_time() - started
 
+    spare_collections()
     first = scan()
     told: dict[str, list[float]] = {
         **{name: [] for name in ("cpu", "most", "pss", "maps", "sample")},
         "scan": [first * 1000],
     }
     # Figures of very many CPUs are not in each Sample: rounds have so many that each has them once.
-    each = max(1, round(sampler.cpus_every_s))
+    each = max(LEAST, round(sampler.cpus_every_s))
     for number in range(-WARM, min(rounds, ROUNDS)):
         spent, most, size = 0.0, 0.0, 0
         for _ in range(each):
