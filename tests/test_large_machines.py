@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from trees import Tree
 from trees.machine import Machine
 
+from agenttop import sampler as sampling
+from agenttop.agents import Rules
 from agenttop.collectors.interrupts import Interrupts
 from agenttop.collectors.procfs import ProcfsCpus
+from agenttop.collectors.selfcost import SelfCost
+from agenttop.registry import Registry
+from agenttop.sampler import Sampler
 
 
 @pytest.mark.parametrize("cpus", [2, 64, 256, 512])
@@ -41,6 +46,23 @@ def test_every_cpu_has_its_own_figures(
             assert cpu.vectors["local_timer"].count == 2000 + number
             assert [state.entries for state in cpu.idle] == [20, 21, 22, 23]
             assert cpu.freq_khz == 2_000_000 + number
+
+
+def test_very_many_cpus_are_read_every_few_seconds_and_with_each_full_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(Tree(tmp_path).use(monkeypatch), cpus=130, states=None, cpufreq=False, irqs=2).write()
+    sampler = Sampler(Registry(Rules.load(patterns=["comm:^nobody$"])), SelfCost())
+    now = [1000.0]
+    monkeypatch.setattr(sampling.time, "monotonic", lambda: now[0])
+    assert sampler.cpus_every_s == 3
+    told = []
+    for second in range(8):
+        now[0] = 1000.0 + second
+        if second == 4:
+            sampler.ask_full()
+        told.append(len(sampler.sample().cpus))
+    assert told == [130, 0, 0, 130, 130, 0, 0, 130]
 
 
 counts = st.one_of(st.integers(0, 99), st.integers(0, 10**12))
