@@ -67,7 +67,7 @@ class MadeUp(Tracer):
         )
         self.causes = self.steps = self.details = self.windows = nothing
         self._stats_fd = None
-        self._refused = 0
+        self._refused, self._asking = 0, []
 
     # What would be a system call.
 
@@ -80,7 +80,7 @@ class MadeUp(Tracer):
     def members(self, slot: int) -> int:
         return sum(s == slot for s in self._listed.values())
 
-    def clear(self, slot: int) -> None:
+    def clear(self, slot: int, share: int = 0) -> None:
         self._rows.clear(slot)
         self._histograms[slot] = 0
         self._hists[slot] = tracer._Changes(self._histograms[slot])
