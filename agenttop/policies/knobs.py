@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from agenttop import wholefile
@@ -96,6 +97,7 @@ def sys_root() -> str:
 # --------------------------------------------------------------------------- CPU lists
 
 
+@lru_cache(maxsize=64)  # Of hundreds of lines on a large machine most have the same few lists.
 def parse_cpus(text: str) -> frozenset[int]:
     """A kernel CPU list ("0-3,8"; "" is empty). Raises ValueError."""
     cpus: set[int] = set()
