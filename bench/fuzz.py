@@ -185,7 +185,7 @@ def run(report: Report, rounds: int) -> None:
     """On all CPUs; ``rounds`` has no meaning here."""
     lots, begun = -(-COUNT // LOT), time.monotonic()
     found, told = Found(), 0
-    with ProcessPoolExecutor(os.process_cpu_count()) as pool:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for done in pool.map(_work, (range(at, at + 1) for at in range(lots))):
             found.add(done)
             if found.inputs.total() >= told + 50_000:
