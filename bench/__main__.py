@@ -23,6 +23,7 @@ BENCHES = (
     "causes",
     "large",
     "fuzz",
+    "soak",
     "kills",
 )
 
