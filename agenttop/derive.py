@@ -514,8 +514,10 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
     chains = view.host.mode != "procfs" and "chains" not in view.host.missing
     forgotten = Named.of(view.sums.forgotten)
     shown = sum(agent.steps or 0 for agent in agents)
-    steps = shown + forgotten.steps if chains else None
+    others = forgotten.steps + max(now.steps_of_ended - old.steps_of_ended, 0)
+    steps = shown + others if chains else None
     unattributed = sum(agent.unattributed or 0 for agent in agents) + forgotten.unattributed
+    unattributed += max(now.unattributed_of_ended - old.unattributed_of_ended, 0)
     living = [agent for agent in agents if agent.alive]
     tracked = [agent.threads_tracked for agent in living if agent.threads_tracked is not None]
     threads = sum(agent.threads for agent in living if agent.threads_tracked is not None)
@@ -534,7 +536,7 @@ def _trust(view: View, agents: Sequence[shot.Agent], interval: int) -> shot.Trus
         read_ns=now.read_ns,
         slots_full=now.slots_full,
         steps_per_s=_rate(steps, interval) if steps is not None else None,
-        steps_of_others=forgotten.steps,
+        steps_of_others=others,
         events_dropped=events,
         slots_full_by_user=now.slots_full_by_user,
     )

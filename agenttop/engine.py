@@ -57,6 +57,8 @@ FIRST_SCAN_S: Final = 0.3
 DELAYS: Final = (0.1, 3600.0)
 #: A Sample that was left out, as the one before had not been read, is tried again so soon, s.
 BEHIND_S: Final = 0.1
+#: Without a Sample for so long, agents that have ended make room all the same, s.
+UNTOLD_S: Final = 1.5
 #: Events that wait for it at most, the newest; a view shows as many.
 MOST_EVENTS: Final = 200
 
@@ -109,6 +111,8 @@ class Engine:
         #: When the next Sample is due, and how many come soon.
         self._next_sample, self._soon = time.monotonic(), 0
         self._next_edges = math.inf
+        #: When the agents were looked through last.
+        self._seen_to = time.monotonic()
         #: CPUs that came later, and were looked at.
         self._known_later: frozenset[int] = frozenset()
         #: The policy whose plan somebody looks at.
@@ -313,6 +317,9 @@ class Engine:
                 self._outbox.flush()
             if now >= self._next_sample:
                 self._due(now)
+            if now - self._seen_to > UNTOLD_S:
+                self._seen_to = now
+                self._sampler.pass_by()
             self._watch_outbox()
             self._jobs.run()
             if self._loading is None and self._registry.scan_due and _SCAN not in self._jobs:
@@ -362,6 +369,7 @@ class Engine:
         return following if following > now else now + self._delay_s
 
     def _sample(self) -> None:
+        self._seen_to = time.monotonic()
         sample = self._sampler.sample()
         if descriptors.noted() and _DESCRIPTORS not in self._missing:
             self._missing[_DESCRIPTORS] = descriptors.lack()

@@ -305,6 +305,10 @@ class Trust(Struct):
     slots_full: int = 0
     #: User id (as text) -> those, for the users with most of them.
     slots_full_by_user: dict[str, int] = {}
+    #: Of agents that ended while no Sample was made, too many to be named in the next one: steps
+    #: that no Sample has told otherwise, and those of them without a source.
+    steps_of_ended: int = 0
+    unattributed_of_ended: int = 0
 
 
 class Change(Struct):

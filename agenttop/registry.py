@@ -50,6 +50,8 @@ COUNT_EVERY: Final = 10
 UNLISTED: Final = 3
 #: Samples after which a slot that is closed has no thread, whatever is counted.
 DRAINS: Final = 6
+#: Ended agents that wait for a Sample to tell of them at most.
+MAX_ENDED: Final = 64
 #: Processes told of in a Sample per agent.
 MAX_PIDS: Final = 64
 #: Processes whose CPU time is read at each Sample per agent, half a microsecond each.
@@ -181,9 +183,18 @@ class Registry:
             self._opt_in(old.key, old.name, old.rule, old.root, old.tid, old.user)
         self._scanned, self._complete = -math.inf, False
 
-    def forget(self) -> None:
-        """Drop the ended agents, once a Sample has told of their end."""
-        for key, agent in list(self._agents.items()):
+    @property
+    def surplus(self) -> list[Agent]:
+        """Ended agents that are more than a Sample should name, those found first.
+
+        They have slots that others need, and a Sample may be long in coming.
+        """
+        ended = [a for a in self._agents.values() if not a.alive and not a.leaving]
+        return ended[: max(len(ended) - MAX_ENDED, 0)]
+
+    def forget(self, agents: Iterable[Agent] | None = None) -> None:
+        """Drop the ended agents (of these), once a Sample has told of their end."""
+        for agent in self.agents() if agents is None else agents:
             if not agent.alive and not self._drains(agent):
                 if agent.schedstat is not None:
                     agent.schedstat.close()
@@ -191,7 +202,7 @@ class Registry:
                     self._free.append(agent.slot)
                     if self._tracer is not None:
                         self._tracer.release(agent.slot)
-                del self._agents[key]
+                del self._agents[agent.key]
                 if agent.leaving and agent.tid is None and any(map(_lives, agent.pids)):
                     self._wait(replace(agent, schedstat=None, slot=layout.NO_SLOT, _cpu=TreeCpu()))
 

@@ -68,6 +68,10 @@ class Sampler:
         self._misses = 0
         #: When the CPUs were read last, CLOCK_MONOTONIC, s.
         self._cpus_read = -math.inf
+        #: Agent id -> steps and those without a source, as of the newest Sample.
+        self._told: dict[int, tuple[int, int]] = {}
+        #: The same of agents that no Sample names any more, since then or since they began.
+        self._of_ended = (0, 0)
 
     @property
     def procfs(self) -> ProcfsCpus:
@@ -87,6 +91,8 @@ class Sampler:
         self._procfs = self._cpus.procfs
         self._registry.attach(tracer)
         self._tails.clear()
+        self._told = {}
+        self._of_ended = (0, 0)
         self._lost_edges = self._misses = 0
         self._full = True
 
@@ -116,6 +122,23 @@ class Sampler:
             self._registry.edges(self._tracer.edges(), lost=False)
         return self._registry.behind
 
+    def pass_by(self) -> None:
+        """In the place of a Sample: ended agents make room, their steps stay in the totals."""
+        self._registry.refresh()
+        surplus = self._registry.surplus
+        seated = [agent for agent in surplus if agent.slot != layout.NO_SLOT]
+        if self._tracer is not None and seated:
+            rows = self._tracer.rows(agent.slot for agent in seated)
+            steps, unattributed = self._of_ended
+            steps += int(rows["steps"].sum()) - sum(self._before(a)[0] for a in seated)
+            unattributed += int(rows["sources"][..., 0].sum())
+            unattributed -= sum(self._before(a)[1] for a in seated)
+            self._of_ended = steps, unattributed
+        self._registry.forget(surplus)
+
+    def _before(self, agent: Agent) -> tuple[int, int]:
+        return self._told.get(agent.id, (0, 0))
+
     def sample(self) -> Sample:
         """One Sample of now."""
         started = time.monotonic_ns()
@@ -125,6 +148,8 @@ class Sampler:
         trust = Trust(
             slots_full=self._registry.slots_full,
             slots_full_by_user=self._registry.slots_full_by_user,
+            steps_of_ended=self._of_ended[0],
+            unattributed_of_ended=self._of_ended[1],
         )
         causes: list[CauseState] = []
         cpus: list[CpuCounters]
@@ -210,6 +235,9 @@ class Sampler:
         tracer.causes.follow_contexts(tracer.steps.keeps())
         tracer.details.name_lines(self._names)
         details = tracer.details.read(full) if tracer.causes.used else {}
+        self._told = {
+            agent.id: (sums["steps"][i], sums["sources"][i][0]) for i, agent in enumerate(measured)
+        }
         often, turn = full or len(measured) <= MANY, self._seq % TURNS
         for i, agent in enumerate(measured):
             stages = sums["stage_ns"][i]
