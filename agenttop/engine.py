@@ -168,7 +168,7 @@ class Engine:
         assert loading is not None
         self._selector.unregister(loading)
         try:
-            tracer = Tracer(loading.result())
+            tracer = _tracer(loading)
         except LoadError as error:
             if self._tracer is None:
                 self._without_bpf(str(error))
@@ -211,6 +211,8 @@ class Engine:
             if fileobj is not None and _number(fileobj) in self._selector.get_map():
                 self._selector.unregister(fileobj)
         self._tracer.close()
+        # What is gained since the last Sample can't be told: the new counters begin at 0.
+        self._targets = EngineTargets(self._registry)
 
     def _not_measured(self, error: LoadError) -> None:
         text = f"CPUs that came later are not measured: {error}"
@@ -510,6 +512,15 @@ class Engine:
         except UserError as error:
             self._events.append(Event(time.monotonic_ns(), "error", str(error)))
         self._tick_policies()
+
+
+def _tracer(loading: Loading) -> Tracer:
+    """What was loaded. Raises LoadError, also where memory or descriptors lack for its maps."""
+    try:
+        return Tracer(loading.result())
+    except OSError as error:
+        said = f"the maps cannot be read: {error.strerror or error}"
+        raise LoadError(descriptors.why(error, said)) from None
 
 
 def _number(fileobj: int | Loading | CauseLoading) -> int:

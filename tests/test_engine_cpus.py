@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from engines import agent, engine, needs_bpf
 from loops import loop
 
-from agenttop.model import Command
+from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.engine import Engine
+from agenttop.model import Command, CpuCounters, Histogram, Sample
+from agenttop.options import EngineOptions
 
 
 @pytest.fixture
@@ -58,6 +65,39 @@ def test_steps_on_a_cpu_that_came_later_are_lost_until_its_arrays_are_there(cpus
         # Commands are obeyed as before.
         running.client.send(Command("causes", name="off"))
         running.until(lambda s: all(c.state != "on" for c in s.causes))
+
+
+class Programs:
+    """Those that others take the place of."""
+
+    def __init__(self, edges_fd: int) -> None:
+        self.edges_fd = edges_fd
+        self.causes = SimpleNamespace(loading=None)
+
+    def close(self) -> None:
+        pass
+
+
+def exits(number: int) -> Sample:
+    """So many exits from the idle state 1 since the programs were loaded."""
+    one = Histogram(np.array([5], "<u2").tobytes(), np.array([number], "<u8").tobytes())
+    return Sample(t_ns=1, wall_s=0.0, seq=1, full=True, cpus=[CpuCounters(0)], idle_exit={"1": one})
+
+
+def wakes(engine: Engine) -> int:
+    return engine._targets.current().cpus[0].exits[1].samples
+
+
+def test_policies_are_told_of_idle_exits_since_the_new_programs() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        made = Engine(EngineOptions(), ours)
+        made._tracer = cast(Tracer, Programs(theirs.fileno()))
+        made._targets.update(exits(1000))
+        assert wakes(made) == 1000
+        made._detach()
+        made._targets.update(exits(3))
+        assert wakes(made) == 3
 
 
 @pytest.mark.live
