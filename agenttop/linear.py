@@ -53,7 +53,7 @@ class Linear:
             # "[[a]" will mean something else in some later Python: nothing for a user to see.
             warnings.simplefilter("ignore", FutureWarning)
             tree = self._parser.parse(pattern)
-        if _size(tree) > most:
+        if _size(self._parser, tree) > most:
             raise TooComplexError("too large with its repeats written out")
         self._state = tree.state
         self._places: list[_Place] = []
@@ -189,20 +189,20 @@ class Linear:
         return compiled
 
 
-def _size(tree: Any) -> int:
+def _size(parser: Any, tree: Any) -> int:
     """Places that a pattern takes. Raises TooComplexError for what has no such form."""
     size = 0
     for op, argument in tree:
         name = str(op)
         size += 1
         if name == "SUBPATTERN":
-            size += _size(argument[3])
+            size += _size(parser, argument[3])
         elif name == "BRANCH":
-            size += sum(map(_size, argument[1]))
+            size += sum(_size(parser, way) for way in argument[1])
         elif name in _REPEATS:
             least, most, inner = argument
-            times = least + 1 if int(most) >= 1 << 31 else most
-            size += times * (_size(inner) + 1)
+            times = least + 1 if most is parser.MAXREPEAT else most
+            size += times * (_size(parser, inner) + 1)
         elif name not in _CHARACTERS and name != "AT":
             what = name.lower().replace("_", " ").replace("assert", "look-around")
             raise TooComplexError(f"{what} is not supported: it can take for ever")
