@@ -251,7 +251,7 @@ class Watcher:
             if len(there) >= MOST_DUMPS:
                 return f"not written, {name} has {len(there)} of them: remove some"
             owner = "" if agent.user is None else f"u{agent.user}-"
-            own = sum(f"-{owner}" in file for file in there) if owner else 0
+            own = sum(_owner(file) == owner for file in there) if owner else 0
             if own >= MOST_DUMPS - len(there) and not agent.chosen:
                 return f"not written, {name} has {own} of user {agent.user}'s agents: remove some"
             path = self._write(directory, f"{owner}{agent.name}")
@@ -276,6 +276,12 @@ class Watcher:
         stem = f"{_PREFIX}{stamp}-{plain}"
         free = outfile.new_group(directory, stem, {SUFFIX: whole.getvalue()}, 0o600)
         return directory / f"{free}{SUFFIX}"
+
+
+def _owner(file: str) -> str:
+    """Whose agents' a dump is, as its name begins behind the date: what follows anybody chose."""
+    known = re.fullmatch(rf"{_PREFIX}\d+-\d+-(u\d+-).*", file, re.A | re.S)
+    return known[1] if known else ""
 
 
 def _told(condition: Condition, agent: Agent, value_ns: int) -> str:

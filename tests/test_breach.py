@@ -424,6 +424,16 @@ def test_a_user_who_breaches_on_purpose_leaves_files_to_others(tmp_path: Path) -
     breaches(mallory, at=at + 2 * APART_NS)
     (told,) = breaches(alice, at=at + 2 * APART_NS + 1)
     assert "-u1000-coder" in told
+    # Whose a file is, no name can say.
+    for path in made.files():
+        path.unlink()
+    posing = msgspec.structs.replace(mallory, name="x-u1000-y")
+    for _ in range(MOST_DUMPS):
+        at += 4 * APART_NS
+        breaches(posing, at=at)
+    assert len(made.files()) == MOST_DUMPS // 2
+    (told,) = breaches(alice, at=at + 1)
+    assert "-u1000-coder" in told
     # What root chose may have the rest.
     named = msgspec.structs.replace(mallory, chosen=True)
     for _ in range(MOST_DUMPS):
