@@ -355,8 +355,12 @@ class Registry:
             self._wait(agent)
 
     def _wait(self, agent: Agent) -> None:
-        """Keep an agent that has no slot until there is one, or count it."""
-        if sum(other.user == agent.user for other in self._waiting()) >= WAITING_EACH:
+        """Keep an agent that has no slot until there is one, or count it.
+
+        Those that root chose wait apart: a crowd of the same user must not hide them.
+        """
+        mine = (agent.chosen, agent.user)
+        if sum((a.chosen, a.user) == mine for a in self._waiting()) >= WAITING_EACH:
             self._counted[agent.key] = agent.user
             return
         self._counted.pop(agent.key, None)
@@ -426,6 +430,7 @@ class Registry:
 
     def _take_seat(self, agent: Agent) -> None:
         """One of those; from then on it is measured."""
+        self._counted.pop(agent.key, None)
         if self._tracer is None:
             agent.schedstat = TreeSchedstat()
             return

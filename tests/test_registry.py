@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -246,3 +247,41 @@ def test_who_asks_is_found_though_the_ring_dropped_that(registry: Registry, kern
     registry.refresh()
     assert [agent.tid for agent in registry.agents()] == [ME]
     assert kernel.slots == {ME: only(registry, ME).slot}
+
+
+def test_who_was_only_counted_is_not_any_more_once_it_has_a_seat(
+    kernel: Kernel, flooded: tuple[Tree, Path]
+) -> None:
+    tree, rules = flooded
+    made = Registry(Rules.load(str(rules)))
+    made.attach(cast(Tracer, kernel))
+    made.scan()
+    assert made.slots_full > module.WAITING_EACH
+    for pid in range(1000, 1100):
+        shutil.rmtree(tree.proc / str(pid))
+        kernel.slots.pop(pid, None)
+    for _ in range(2 * layout.SLOTS // 32):
+        made.refresh()
+        made.forget()
+        made.scan()
+    assert len(seated(made)) == 200
+    assert made.slots_full == 0
+    assert not made.scan_due
+
+
+def test_who_root_chose_is_not_hidden_by_a_crowd_of_the_same_user(
+    kernel: Kernel, flooded: tuple[Tree, Path]
+) -> None:
+    tree, rules = flooded
+    text = rules.read_text().replace("claude$'}", "claude$'}\n- {name: group, match: 'user:666'}")
+    rules.write_text(text)
+    made = Registry(Rules.load(str(rules)))
+    made.attach(cast(Tracer, kernel))
+    made.scan()
+    tree.process(5000, "worker", uid=666)
+    made.scan()
+    for _ in range(8):
+        made.refresh()
+        made.forget()
+        made.scan()
+    assert 5000 in seated(made)
