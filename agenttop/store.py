@@ -512,6 +512,7 @@ class Store:
         agents = {record.slot for record in gone}
         for tick in self._ticks:
             tick.forget(slots, agents)
+        self._weight = sum(tick.weight for tick in self._ticks)
         for sums in (self._window, self._since):
             sums.forget(slots, agents)
         self._current.forget(slots)

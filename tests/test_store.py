@@ -320,6 +320,7 @@ def test_a_burst_of_agents_gives_back_what_it_took() -> None:
     assert store._window.slots >= 3000
     for _ in range(10):
         store.feed(toy.tick({0: [(9,) * 8]}))
+    assert store._weight == sum(tick.weight for tick in store._ticks), "or ticks are joined early"
     assert store._window.slots <= 4 * MAX_GONE
     assert len(store._current.counts) <= (MAX_GONE + 1) * len(MEASURES)
     assert telescopes(shot(store))
