@@ -3,169 +3,53 @@
 Arguments: the file for the results, and the checks to run (none: all).
 
 Each check gives a line: ``ok``, ``FAIL`` or ``skip``, a name, and what was
-seen; the last line is ``end``. Time here is an emulator's: checks wait for
-things to happen and never measure how long they take.
+seen; the last line is ``end``.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from rig import (
+    CPU,
+    CPUS,
+    FREQ,
+    LIMIT_US,
+    NVME,
+    PATIENCE_S,
+    QOS,
+    ROOT,
+    Held,
+    Loop,
+    Skip,
+    attempt,
+    cgroup,
+    check,
+    checks,
+    deep,
+    deep_entries,
+    end,
+    first_entries,
+    report,
+    text,
+    wait,
+)
 
-from agenttop.client import EngineClient  # noqa: E402
-from agenttop.errors import UserError  # noqa: E402
-from agenttop.labeltext import label_text  # noqa: E402
-from agenttop.model import Command, DetailCounters, Sample  # noqa: E402
-from agenttop.options import EngineOptions  # noqa: E402
-from agenttop.policies.base import Agent, Cpu, Targets, Thread  # noqa: E402
-from agenttop.policies.knobs_files import cgroup2_mount  # noqa: E402
-from agenttop.policies.knobs_sched import Attr  # noqa: E402
-from agenttop.policies.manager import PolicyManager  # noqa: E402
-
-CPUS: Final = Path("/sys/devices/system/cpu")
-#: The CPU that the agent lives on.
-CPU: Final = 1
-QOS: Final = CPUS / f"cpu{CPU}/power/pm_qos_resume_latency_us"
-FREQ: Final = CPUS / f"cpufreq/policy{CPU}"
-NVME: Final = Path("/sys/block/nvme0n1/queue")
-LIMIT_US: Final = 50
-#: An emulated CPU that gets a part of a busy one may need this for what takes a second elsewhere.
-PATIENCE_S: Final = 120.0
-
-_out = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115
-_checks: list[Callable[[subprocess.Popen[bytes]], None]] = []
-
-
-class Skip(Exception):  # noqa: N818
-    """The check cannot run on this kernel."""
-
-
-def report(word: str, name: str, text: str) -> None:
-    _out.write(f"{word:<4} {name}: {text}\n")
-
-
-def check(function: Callable[[subprocess.Popen[bytes]], None]) -> None:
-    """Register a check."""
-    _checks.append(function)
-
-
-def text(path: Path) -> str:
-    return path.read_text().strip()
-
-
-def wait(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.2)
-
-
-def deep(on: bool) -> None:
-    """C2 and C3 are entered by a port read that returns at once: open, they slow the guest."""
-    for cpu in CPUS.glob("cpu[0-9]*"):
-        for state in (2, 3):
-            (cpu / f"cpuidle/state{state}/disable").write_text("0" if on else "1")
-
-
-def entries() -> int:
-    """Entries into C2 and C3 of the agent's CPU."""
-    return sum(int(text(CPUS / f"cpu{CPU}/cpuidle/state{n}/usage")) for n in (2, 3))
-
-
-def deep_entries(seconds: float = 2.0, meanwhile: Callable[[], object] = lambda: None) -> int:
-    """Entries within some seconds; ``meanwhile`` is called again and again (to renew a lease)."""
-
-    def pause(length: float) -> None:
-        end = time.monotonic() + length
-        while time.monotonic() < end:
-            meanwhile()
-            time.sleep(0.1)
-
-    deep(True)
-    pause(0.3)  # an entry that was decided before
-    before = entries()
-    pause(seconds)
-    after = entries()
-    deep(False)
-    return after - before
-
-
-def first_entries(what: str) -> int:
-    """Entries, looked for until there are some: a busy machine leaves the guest no idle time."""
-    found = 0
-
-    def some() -> bool:
-        nonlocal found
-        found = deep_entries()
-        return found > 0
-
-    wait(some, what)
-    return found
-
-
-def targets(loop: subprocess.Popen[bytes], steps: int = 1000) -> Targets:
-    agent = Agent(
-        1, "labloop", (loop.pid,), (Thread(loop.pid, loop.pid, CPU, steps),), {CPU: steps}
-    )
-    return Targets(time.monotonic_ns(), (agent,), tuple(Cpu(n) for n in range(2)))
-
-
-class Held:
-    """A policy switched on for a block, renewed meanwhile."""
-
-    def __init__(self, loop: subprocess.Popen[bytes], name: str, **params: object) -> None:
-        self._state = tempfile.TemporaryDirectory()
-        self._manager = PolicyManager(Path(self._state.name) / "s", settings={name: params})
-        self._loop, self._name = loop, name
-
-    def __enter__(self) -> Held:
-        if reason := self._manager.reason(self._name):
-            raise Skip(reason)
-        wait(self._on, "a guardian that starts")
-        return self
-
-    def _on(self) -> bool:
-        """Switch it on; on a busy machine the emulator may not start a guardian in its time."""
-        events = self._manager.set(self._name, True, targets(self._loop))
-        wrong = [event.text for event in events if event.kind == "error"]
-        late = any("guardian process did not start" in text for text in wrong)
-        assert late or not wrong, wrong[0]
-        return not late
-
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
-        def renewed() -> bool:
-            self.renew()
-            return condition()
-
-        wait(renewed, what)
-
-    def renew(self) -> None:
-        self._manager.tick(targets(self._loop))
-
-    def __exit__(self, *_: object) -> None:
-        events = self._manager.close()
-        self._state.cleanup()
-        wrong = [event.text for event in events if event.kind in ("warning", "error")]
-        assert not wrong, "; ".join(wrong)
-
-
-# --------------------------------------------------------------------------- the checks
+from agenttop.client import EngineClient
+from agenttop.labeltext import label_text
+from agenttop.model import Command, DetailCounters, Sample
+from agenttop.options import EngineOptions
+from agenttop.policies.knobs_sched import Attr
 
 
 @check
-def guard_closes_c2_and_c3(loop: subprocess.Popen[bytes]) -> None:
+def guard_closes_c2_and_c3(loop: Loop) -> None:
     before = first_entries("entries into C2 and C3 before")
     with Held(loop, "guard", limit_us=LIMIT_US) as held:
         assert text(QOS) == str(LIMIT_US), text(QOS)
@@ -181,7 +65,7 @@ def guard_closes_c2_and_c3(loop: subprocess.Popen[bytes]) -> None:
 
 
 @check
-def floor_holds_and_lets_go(loop: subprocess.Popen[bytes]) -> None:
+def floor_holds_and_lets_go(loop: Loop) -> None:
     os.kill(loop.pid, signal.SIGCONT)
     if os.path.exists("/proc/sys/kernel/sched_util_clamp_min"):
         with Held(loop, "floor"):
@@ -211,7 +95,7 @@ def floor_holds_and_lets_go(loop: subprocess.Popen[bytes]) -> None:
 
 
 @check
-def block_sets_nvme(loop: subprocess.Popen[bytes]) -> None:
+def block_sets_nvme(loop: Loop) -> None:
     if not NVME.is_dir():
         raise Skip("no NVMe disk")
     files = [NVME / name for name in ("rq_affinity", "wbt_lat_usec") if (NVME / name).exists()]
@@ -227,7 +111,7 @@ def block_sets_nvme(loop: subprocess.Popen[bytes]) -> None:
 
 
 @check
-def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
+def window_opens_and_expires(loop: Loop) -> None:
     """The whole engine: opened by the kernel at the wake-ups, closed when the agent stops."""
     settings: dict[str, dict[str, object]] = {
         "window": {"limit_us": LIMIT_US, "window_us": 100_000}
@@ -278,43 +162,18 @@ def window_opens_and_expires(loop: subprocess.Popen[bytes]) -> None:
         wait(lambda: text(QOS) == "0" and not floor_held(), "the end of the window")
         os.kill(loop.pid, signal.SIGCONT)
         wait(lambda: limited() and floor_held(), "the window anew")
-        told = "limit and floor while the agent runs, gone when it is stopped, back after"
+        os.kill(client.pid, signal.SIGKILL)
+        wait(lambda: text(QOS) == "0" and not floor_held(), "all restored after a SIGKILL")
+        told = "limit and floor while the agent runs, gone when it is stopped, back after, "
+        told += "gone when the engine is killed"
     finally:
         os.kill(loop.pid, signal.SIGCONT)
         client.close()
-    wait(lambda: text(QOS) == "0", "the limit given back")
     report("ok", "window", told + ("; floor by uclamp" if uclamp else "; floor by cpufreq"))
 
 
-@contextmanager
-def cgroup(name: str, *command: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A cgroup (v2) below the root, with one process in it, and all controllers."""
-    mount = cgroup2_mount()
-    if mount is None:
-        mount = "/run/lab-cgroup"
-        os.makedirs(mount, exist_ok=True)
-        subprocess.run(["mount", "-t", "cgroup2", "none", mount], check=True)
-    there = text(Path(mount) / "cgroup.controllers").split()
-    for controller in ("cpu", "cpuset", "memory", "io"):
-        if controller not in there:
-            raise Skip(f"cgroup v2 has no {controller} controller here")
-        (Path(mount) / "cgroup.subtree_control").write_text(f"+{controller}")
-    folder = Path(mount) / name
-    folder.mkdir()
-    enter = f"echo $$ > {folder}/cgroup.procs && exec {shlex.join(command)}"
-    child = subprocess.Popen(["sh", "-c", enter])
-    try:
-        wait(lambda: text(folder / "cgroup.procs") == str(child.pid), "the process in its cgroup")
-        yield folder, child
-    finally:
-        child.kill()
-        child.wait()
-        wait(lambda: text(folder / "cgroup.procs") == "", "the end of the process")
-        folder.rmdir()
-
-
 @check
-def memory_protects_the_agents_cgroup(loop: subprocess.Popen[bytes]) -> None:
+def memory_protects_the_agents_cgroup(loop: Loop) -> None:
     uses = "memory = b'x' * (16 << 20); import time; time.sleep(600)"
     with cgroup("labagent", sys.executable, "-c", uses) as (folder, agent):
         files = [folder / "memory.low", folder / "memory.min"]
@@ -329,7 +188,7 @@ def memory_protects_the_agents_cgroup(loop: subprocess.Popen[bytes]) -> None:
 
 
 @check
-def shares_of_the_disk_are_the_agents(loop: subprocess.Popen[bytes]) -> None:
+def shares_of_the_disk_are_the_agents(loop: Loop) -> None:
     with cgroup("labagent", "sleep", "600") as (folder, agent):
         weight, latency = folder / "io.weight", folder / "io.latency"
         there = [file for file in (weight, latency) if file.exists()]
@@ -347,7 +206,7 @@ def shares_of_the_disk_are_the_agents(loop: subprocess.Popen[bytes]) -> None:
 
 
 @check
-def demote_puts_a_cgroup_behind(loop: subprocess.Popen[bytes]) -> None:
+def demote_puts_a_cgroup_behind(loop: Loop) -> None:
     seen = []
     with cgroup("labnoise", "sleep", "600") as (folder, _):
         files = [folder / name for name in ("cpu.idle", "cpu.weight", "cpuset.cpus.effective")]
@@ -368,7 +227,7 @@ def demote_puts_a_cgroup_behind(loop: subprocess.Popen[bytes]) -> None:
 
 
 @check
-def causes_name_idle_states_and_ramps(loop: subprocess.Popen[bytes]) -> None:
+def causes_name_idle_states_and_ramps(loop: Loop) -> None:
     """What the steps met: the C-state by name, and rises of the frequency within a step."""
     command = [sys.executable, "-B", "-m", "agenttop", "loop", "--name", "labramp"]
     # Long enough for schedutil to see it as load, and apart far enough for it to fall again.
@@ -446,22 +305,16 @@ def main() -> None:
         governor.write_text("schedutil")
     deep(False)
     command = [sys.executable, "-B", "-m", "agenttop", "loop", "--name", "labloop"]
-    command += ["--interval-us", "20000", "--compute-us", "500", "--for", "900", "--cpu", str(CPU)]
+    command += ["--interval-us", "20000", "--compute-us", "500", "--for", "3000", "--cpu", str(CPU)]
     loop = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     wait(lambda: text(Path(f"/proc/{loop.pid}/comm")) == "labloop", "the loop")
     report("ok", "boot", f"Linux {os.uname().release}, {text(FREQ / 'scaling_driver')}, schedutil")
-    for one in _checks:
+    for one in checks:
         name = one.__name__.partition("_")[0]
-        if sys.argv[2:] and name not in sys.argv[2:]:
-            continue
-        try:
-            one(loop)
-        except Skip as reason:
-            report("skip", name, str(reason))
-        except (AssertionError, OSError, UserError, StopIteration) as error:
-            report("FAIL", name, " ".join(str(error).split()) or repr(error))
+        if not sys.argv[2:] or name in sys.argv[2:]:
+            attempt(name, partial(one, loop))
     loop.kill()
-    _out.write("end\n")
+    end()
 
 
 main()
