@@ -505,6 +505,7 @@ class Engine:
 
     def _switch_now(self, name: str, on: bool, trial: bool) -> None:
         self._looked.add(name)
+        self._sampler.ask_cpus()
         if self._jobs.running:  # What was asked for a while ago is so now.
             self._next_sample = time.monotonic()
         try:

@@ -116,6 +116,10 @@ class Sampler:
         """The next Sample holds every bucket."""
         self._full = True
 
+    def ask_cpus(self) -> None:
+        """The next Sample has the CPUs: figures of before and after it are to be told apart."""
+        self._cpus_read = -math.inf
+
     def edges(self) -> bool:
         """Take in process edges; whether some are left for later, as it takes no long time."""
         if self._tracer is not None:

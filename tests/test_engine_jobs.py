@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from trees import Tree
+from trees.machine import Machine
 
 from agenttop import slices
 from agenttop.engine import Engine
@@ -61,6 +64,19 @@ def test_it_is_switched_on_at_the_end_of_its_reading(engine: Engine) -> None:
         engine._jobs.run()
     assert policies.switched == [("guard", True), ("demote", True)]
     assert engine._plan("demote") == []
+
+
+def test_what_is_switched_has_cpu_figures_of_its_own_from_the_next_sample_on(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(Tree(tmp_path).use(monkeypatch), cpus=130, states=None, cpufreq=False, irqs=2).write()
+    engine._policies = Policies(0)  # type: ignore[assignment]
+    engine._sampler.look_again()
+    assert engine._sampler.sample().cpus
+    assert not engine._sampler.sample().cpus, "very many are read every few seconds"
+    engine._switch("guard", True)
+    assert engine._sampler.sample().cpus
+    assert not engine._sampler.sample().cpus
 
 
 def test_switched_off_before_that_it_never_was_on(engine: Engine) -> None:
