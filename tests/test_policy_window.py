@@ -624,8 +624,10 @@ class TestManaged:
         assert event.kind == "error"
 
     def test_a_stall_of_the_engine_leaves_nothing_open(
-        self, manager: PolicyManager, sys: Path
+        self, manager: PolicyManager, sys: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # A loop that is merely busy keeps its lease for some seconds; one that hangs does not.
+        monkeypatch.setattr("agenttop.policies.heart.BUSY_S", 0.0)
         manager.set("window", True, targets(CODER, cpus=2))
         time.sleep(2.0)  # no renewal
         deadline = time.monotonic() + 20

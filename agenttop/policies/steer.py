@@ -23,7 +23,6 @@ from typing import Annotated, Final
 import msgspec
 
 from agenttop import paths, procinfo
-from agenttop.collectors.interrupts import Interrupts
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError, cpu_set, format_cpus, parse_cpus
 from agenttop.policies.knobs_files import IRQ_AFFINITY, irq_label
@@ -54,6 +53,9 @@ class LineRates:
     """How often each interrupt line fires on each CPU, per second, over the last seconds."""
 
     def __init__(self, t_ns: int) -> None:
+        # With numpy, which a command that only lists policies does not need.
+        from agenttop.collectors.interrupts import Interrupts
+
         self._source = Interrupts()
         self._seen: deque[tuple[int, dict[int, dict[int, int]]]] = deque()
         self.update(t_ns)
