@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -307,6 +308,8 @@ def main() -> int:
     if unknown := set(suites) - set(SUITES):
         say(f"no suite {', '.join(unknown)}: there are {', '.join(SUITES)}")
         return 2
+    # The guest ends with us, and the modules' place is cleared.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     right = True
     try:
         tools()
