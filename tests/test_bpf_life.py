@@ -367,6 +367,29 @@ def test_a_process_that_renames_itself_takes_one_place_in_the_ring(tracer: Trace
     assert tracer.losses(tracer.cpus())["edge_ring_full"] == before
 
 
+def test_a_rename_behind_one_that_came_while_the_ring_was_read_is_told(
+    tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, own = tracer._edges, Path("/proc/self/comm")
+    before = own.read_text()
+
+    class Busy:
+        def records(self, limit: int) -> Iterator[bytes]:
+            own.write_text("meanwhile")
+            yield from ring.records(limit)
+
+    tracer.edges(1 << 20)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(tracer, "_edges", Busy())
+            assert any(edge.tgid == os.getpid() for edge in tracer.edges(1 << 20))
+        # By now its reader has looked at the process, and takes it for "meanwhile".
+        own.write_text("claude")
+        assert any(edge.tgid == os.getpid() for edge in tracer.edges(1 << 20))
+    finally:
+        own.write_text(before.strip())
+
+
 def test_a_thread_that_waits_for_a_slot_is_listed_with_its_user(tracer: Tracer, slot: int) -> None:
     nobody = 65534
     script = (

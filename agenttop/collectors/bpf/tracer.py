@@ -499,12 +499,13 @@ class Tracer:
 
     def edges(self, limit: int = 512) -> list[Edge]:
         """What happened to processes since the last call."""
-        # Before the first is taken: who is told of from now on is looked at again.
-        self._round[0] += 1
         out = []
         for record in self._edges.records(limit):
             kind, pid, slot = struct.unpack_from("<QQQ", record)
             out.append(Edge(layout.EDGES[kind], pid >> 32, pid & 0xFFFFFFFF, slot))
+        # Behind the last: whoever takes these looks at what the processes are from now on, and
+        # what they become after that needs a record of its own.
+        self._round[0] += 1
         return out
 
     def slows(self, limit: int = 2048) -> Record:
