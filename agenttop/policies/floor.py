@@ -60,6 +60,8 @@ class StaticFloor:
         self._usage = Usage()
         self._agents: dict[int, str] = {}
         self._set: list[str] = []
+        #: Energy preferences that are left as they are.
+        self._left: set[str] = set()
 
     def probe(self) -> str | None:
         if os.geteuid() != 0:
@@ -78,9 +80,7 @@ class StaticFloor:
                 self._agents[agent.id] = f">={self._ratio:.0%}"
         if settings:
             self._set.append(f"uclamp.min {round(self._ratio * CAPACITY)}, {len(settings)} threads")
-        for key, value, cpus in self._floor.frequencies(self._ratio, held):
-            if used.isdisjoint(cpus):
-                continue
+        for key, value, cpus in self._floor.frequencies(self._ratio, held, used):
             settings[key] = value
             self._set.append(f"cpu{format_cpus(set(cpus))} >={int(value) // 1000} MHz")
             domain = key[1].partition("/")[0]
@@ -92,10 +92,12 @@ class StaticFloor:
 
     def _prefer(self, target: str, held: Mapping[Key, str]) -> Settings:
         key = ("cpufreq", target)
-        if not self._preference:
+        if key in held:
+            return {key: BALANCED}
+        if not self._preference or target in self._left:
             return {}
         try:
-            weak = key in held or CPUFREQ.read(target) in WEAKER
+            weak = CPUFREQ.read(target) in WEAKER
             available = (
                 paths.sys()
                 / "devices/system/cpu/cpufreq"
@@ -105,7 +107,11 @@ class StaticFloor:
             ).read_text()
         except (KnobError, OSError):
             return {}
-        return {key: BALANCED} if weak and BALANCED in available.split() else {}
+        if weak and BALANCED in available.split():
+            return {key: BALANCED}
+        # What its owner chose when we came stays chosen: not read each second.
+        self._left.add(target)
+        return {}
 
     def detail(self) -> str:
         return "; ".join(self._set) or f"{self._floor.detail()}; no agent has run yet"

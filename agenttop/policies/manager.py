@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from agenttop import paths
@@ -27,7 +27,7 @@ from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
 from agenttop.policies.outcome import words
 from agenttop.policies.undo import THREAD_KINDS, Outcome
-from agenttop.slices import Job
+from agenttop.slices import Job, Jobs
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.windows import Windows
@@ -66,6 +66,9 @@ class PolicyManager:
         self._lease: Lease | None = None
         self._looked_back = False
         self._checks = 0
+        #: The check for drift that is under way: a slice at each tick, however much is held.
+        self._checking = Jobs()
+        self._found: list[Event] = []
         self._probed_ns = self._planned_ns = self._checked_ns = time.monotonic_ns()
         self._attached: tuple[Windows | None, str] | None = None
 
@@ -331,15 +334,23 @@ class PolicyManager:
                 entry.window.figures = self._lease.figures
                 events += entry.window.news(now)
         try:
-            if now - self._checked_ns >= DRIFT_NS:
+            if self._checking:
+                self._checking.run()
+            elif now - self._checked_ns >= DRIFT_NS:
                 self._checked_ns = now
-                events += self._check_drift()
+                self._checking.begin("drift", self._check_drift(), lambda: None)
+            events += self._heard()
             if now - self._planned_ns >= PLAN_NS:
                 self._planned_ns = now
                 events += self._follow(targets)
         except LeaseLostError as lost:
-            events += self._noticed(lost.notice)
+            events += [*self._heard(), *self._noticed(lost.notice)]
         return events
+
+    def _heard(self) -> list[Event]:
+        """What the checks for drift have found since it was asked last."""
+        found, self._found = self._found, []
+        return found
 
     def _look_back(self) -> list[Event]:
         """Once, at the start: repair what an earlier agenttop left."""
@@ -456,27 +467,29 @@ class PolicyManager:
             entry.drop(key)
         return outcomes
 
-    def _check_drift(self) -> list[Event]:
-        events = []
+    def _check_drift(self) -> Generator[None, None, None]:
+        """Compare what is held with what is there, knob by knob; events go to ``_found``."""
         self._checks += 1
         thorough = self._checks % THOROUGH == 0
         for entry in self._entries.values():
             lost = []
-            for key, change in entry.held.items():
-                now = entry.now(change, thorough)
-                if now is None:
-                    continue
-                lost.append(key)
-                if now:
-                    events.append(entry.drift(key, now))
-            # Takes them out of the journal; what somebody else has set stays.
-            self._give_back(entry, lost)
+            for key, change in list(entry.held.items()):
+                # Meanwhile it may have been set to another value, or restored.
+                if entry.held.get(key) == change:
+                    now = entry.now(change, thorough)
+                    if now is not None:
+                        lost.append(change)
+                    if now:
+                        self._found.append(entry.drift(key, now))
+                yield
+            # Takes them out of the journal; what another process has set stays.
+            self._give_back(entry, [c.key for c in lost if entry.held.get(c.key) == c])
             for left_alone in (entry.drifted, entry.refused):
                 for kind, target in [k for k in left_alone if k[0] in THREAD_KINDS]:
                     with contextlib.suppress(Exception):
                         if KNOBS[kind].drift(target, "") == "":  # The thread has ended.
-                            del left_alone[kind, target]
-        return events
+                            left_alone.pop((kind, target), None)
+                    yield
 
     # ----------------------------------------------------------------- the end of a lease
 

@@ -9,19 +9,37 @@ Neither is there on most virtual machines: then there is no floor.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 from agenttop import paths
 from agenttop.policies.base import Agent, Key, Settings
-from agenttop.policies.knobs import KNOBS, KnobError, parse_cpus, thread_stat
+from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, parse_cpus, thread_stat
 
 #: The scheduler's scale of utilization, SCHED_CAPACITY_SCALE.
 CAPACITY = 1024
 
 
+class Domain(NamedTuple):
+    """What of a frequency domain stays as it is while the same CPUs are online."""
+
+    name: str
+    highest_khz: int
+    cpus: frozenset[int]
+    #: What a driver with a table can be asked for, kHz; empty: anything.
+    table: tuple[int, ...]
+
+    def at_least(self, wanted: int) -> int:
+        """The lowest frequency that can be asked for and is high enough, kHz."""
+        return min((khz for khz in self.table if khz >= wanted), default=wanted)
+
+
 class Floor:
-    """See the module."""
+    """See the module. Domains are read once, and again when a CPU comes or goes."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Domain] = {}
+        self._online: frozenset[int] | None = None
 
     @property
     def by_thread(self) -> bool:
@@ -50,22 +68,34 @@ class Floor:
         return settings
 
     def frequencies(
-        self, ratio: float, held: Mapping[Key, str]
+        self, ratio: float, held: Mapping[Key, str], used: Collection[int] | None = None
     ) -> Iterator[tuple[Key, str, tuple[int, ...]]]:
-        """Each domain's lowest frequency, kHz, and its CPUs; nothing where threads are clamped."""
+        """Each domain's lowest frequency, kHz, and its CPUs; nothing where threads are clamped.
+
+        ``used``: only domains of these CPUs.
+        """
         if self.by_thread or "cpufreq" not in KNOBS:
             return
-        for domain in self._domains():
-            folder = paths.sys() / "devices/system/cpu/cpufreq" / domain
-            try:
-                highest = int((folder / "cpuinfo_max_freq").read_text())
-                cpus = parse_cpus((folder / "affected_cpus").read_text().replace(" ", ","))
-            except (OSError, ValueError):
+        for domain in self._all_domains():
+            if used is not None and domain.cpus.isdisjoint(used):
                 continue
-            key = ("cpufreq", f"{domain}/scaling_min_freq")
-            value = _available(folder, round(ratio * highest))
+            key = ("cpufreq", f"{domain.name}/scaling_min_freq")
+            value = domain.at_least(round(ratio * domain.highest_khz))
             if key in held or not self._as_high(key, value):
-                yield key, str(value), tuple(sorted(cpus))
+                yield key, str(value), tuple(sorted(domain.cpus))
+
+    def _all_domains(self) -> list[Domain]:
+        online = cpu_set("online")
+        if online != self._online:
+            self._online = online
+            self._known.clear()
+        found = []
+        for name in self._domains():
+            if (domain := self._known.get(name)) is None and (domain := _domain(name)) is None:
+                continue
+            self._known[name] = domain
+            found.append(domain)
+        return found
 
     def detail(self) -> str:
         """One line on it."""
@@ -88,10 +118,17 @@ class Floor:
         return current is not None and current.isdecimal() and int(current) >= value
 
 
-def _available(folder: Path, wanted: int) -> int:
-    """The lowest frequency that a driver with a table has and that is high enough, kHz."""
+def _domain(name: str) -> Domain | None:
+    """A domain as it is now; None if it has gone."""
+    folder = paths.sys() / "devices/system/cpu/cpufreq" / name
     try:
-        text = (folder / "scaling_available_frequencies").read_text()
-        return min(int(word) for word in text.split() if int(word) >= wanted)
+        highest = int((folder / "cpuinfo_max_freq").read_text())
+        cpus = parse_cpus((folder / "affected_cpus").read_text().replace(" ", ","))
     except (OSError, ValueError):
-        return wanted
+        return None
+    try:
+        words = (folder / "scaling_available_frequencies").read_text().split()
+        table = tuple(int(word) for word in words)
+    except (OSError, ValueError):
+        table = ()
+    return Domain(name, highest, cpus, table)
