@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agenttop.policies import window_floor
+from agenttop.policies import steer, window_floor
 from agenttop.policies.base import Change, Cpu, Targets
 from agenttop.policies.floor import StaticFloor
 from agenttop.policies.knobs import KNOBS
@@ -124,3 +125,30 @@ def looked(cpus: int) -> Targets:
     """An agent on each CPU of its own."""
     agents = tuple(agent({cpu: 100}, cpu + 1) for cpu in range(cpus))
     return Targets(time.monotonic_ns(), agents, tuple(Cpu(cpu) for cpu in range(cpus)))
+
+
+def test_interrupts_are_read_as_often_as_reading_them_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = use(tmp_path, monkeypatch)
+    now, second = [0], 1_000_000_000
+
+    class Slow(steer.Interrupts):
+        def read(self) -> Any:
+            now[0] += second // 10
+            return super().read()
+
+    monkeypatch.setattr(steer, "Interrupts", Slow)
+    monkeypatch.setattr(time, "thread_time_ns", lambda: now[0])
+    trees.interrupts({24: {0: 100}})
+    rates = steer.LineRates(0)
+    read = []
+    for t in range(1, 13):
+        trees.interrupts({24: {0: 100 + 10 * t}})
+        before = now[0]
+        told = rates.update(t * second)
+        if now[0] > before:
+            read.append(t)
+            assert told == {24: {0: pytest.approx(10)}}
+    # A reading of 0.1 s at one part in 20.
+    assert read == [2, 4, 6, 8, 10, 12]
