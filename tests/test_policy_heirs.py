@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from agenttop.policies import heirs
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.chosen import Chosen
-from agenttop.policies.journal import Hold, open_state_dir, ticks
-from agenttop.policies.knobs import cpu_set, thread_stat
+from agenttop.policies.journal import Hold, Journal, open_state_dir, ticks
+from agenttop.policies.knobs import KNOBS, Change, cpu_set, thread_stat
 from agenttop.policies.knobs_sched import SCHED_POLICY
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.undo import recover, release_heirs
+from agenttop.policies.undo import recover, release_heirs, undo_all
 from agenttop.slices import whole
 from tests.policying import needs_root, needs_two_cpus, until
 
@@ -204,3 +205,50 @@ def test_a_process_that_got_a_chosen_ones_number_is_not_chosen() -> None:
         # The next look finds that it is a chosen one itself.
         whole(chosen._table.look())
         assert [info.pid for info in chosen.find(targets())] == [process.pid]
+
+
+@contextmanager
+def ending(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is killed at the end, however a test ends."""
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def held(pid: int, at: int = 0) -> Hold:
+    """A process that is demoted."""
+    stat = thread_stat(pid, pid)
+    assert stat is not None
+    return Hold("demote", "sched_policy", f"{pid}/{pid}/{stat.start}", "OTHER:0", ["IDLE:0"], at)
+
+
+def test_one_that_copies_much_is_soon_known_to_start_nobody(state: int) -> None:
+    """It has no user time to speak of, and it never sleeps."""
+    copying = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M"]
+    with ending(copying) as process:
+        assert until(lambda: KNOBS["sched_policy"].read(held(process.pid).target) == "OTHER:0", 5)
+        (key, target) = held(process.pid).key
+        journal = Journal(state)
+        journal.record([Change("demote", key, target, "OTHER:0", "IDLE:0")])
+        KNOBS[key].write(target, "IDLE:0")
+        assert [outcome.text for outcome in undo_all(journal) if not outcome.settled] == []
+        assert not journal.holds
+
+
+def test_only_whose_heirs_may_be_missing_is_unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heirs, "BOUND_S", 0.05)
+    with shell() as forks, shell() as sleeps:
+        mine = [held(forks.pid), held(sleeps.pid)]
+        monkeypatch.setattr(heirs, "_progress", lambda t: 0 if t == mine[0].target else None)
+        (outcome,), unfinished = heirs.release_all(mine)
+        assert unfinished == {mine[0].key}
+        assert "may be starting a thread just now" in outcome.text
+
+
+def test_a_long_look_for_heirs_says_that_it_goes_on() -> None:
+    with shell() as process:
+        steps: list[int] = []
+        heirs.release_all([held(process.pid)], step=lambda: steps.append(1))
+        assert len(steps) > len([name for name in os.listdir("/proc") if name.isdigit()]) // 2

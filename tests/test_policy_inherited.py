@@ -156,6 +156,48 @@ def test_what_another_process_chose_for_a_held_one_stays(
     assert os.sched_getaffinity(agent.pid) == {1}
 
 
+#: A thread that replaces its process, whose id it gets; its own is said first.
+_EXECS = """
+import os, sys, threading
+def thread():
+    sys.stdin.readline()
+    os.execvp("sleep", ["sleep", "60"])
+started = threading.Thread(target=thread)
+started.start()
+print(started.native_id, flush=True)
+started.join()
+"""
+
+
+@needs_two_cpus
+def test_a_thread_that_execs_is_restored(tmp_path: Path) -> None:
+    every = os.sched_getaffinity(0)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", _EXECS], stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        tid = int(process.stdout.readline())
+        lease = Lease(str(tmp_path / "state"))
+        hold(lease, "affinity", process.pid, "1")
+        stat = thread_stat(process.pid, tid)
+        assert stat is not None
+        thread = f"{process.pid}/{tid}/{stat.start}"
+        before = KNOBS["affinity"].read(thread)
+        assert before is not None
+        lease.apply([Change("home", "affinity", thread, before, "1")])
+        process.stdin.close()
+        assert until(lambda: comm(process.pid) == "sleep", 5)
+        assert os.sched_getaffinity(process.pid) == {1}
+        assert not any(outcome.foreign for outcome in lease.close())
+        assert os.sched_getaffinity(process.pid) == every
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
 @needs_two_cpus
 def test_one_that_lost_its_parent_is_released(agent: subprocess.Popen[str], tmp_path: Path) -> None:
     every = os.sched_getaffinity(0)

@@ -11,7 +11,7 @@ import pytest
 
 from agenttop.policies.cpusets import as_found
 from agenttop.policies.journal import load, open_state_dir
-from agenttop.policies.knobs import AFFINITY, Change, thread_stat
+from agenttop.policies.knobs import AFFINITY, Change, format_cpus, thread_stat
 from agenttop.policies.knobs_cgroup import mount
 from agenttop.policies.knobs_sched import IO_PRIORITY, UCLAMP_MIN, Attr, _libc
 from agenttop.policies.lease import Lease
@@ -87,6 +87,26 @@ def test_an_affinity_of_its_own_stays_exactly(group: Group, tmp_path: Path) -> N
     assert group.has() == {0}
     group.allow("0-1")
     assert group.has() == {0}
+
+
+@needs_two_cpus
+@pytest.mark.parametrize(("own", "at_last"), [(None, {0, 1}), ({0}, {0})])
+def test_a_cpuset_that_changes_meanwhile_hides_no_hold(
+    group: Group, tmp_path: Path, own: set[int] | None, at_last: set[int]
+) -> None:
+    """The kernel keeps the CPUs that were asked for: else they would be back with the cpuset."""
+    group.allow("0-1")
+    if own:
+        os.sched_setaffinity(group.process.pid, own)
+    before = format_cpus(group.has())
+    lease = Lease(str(tmp_path / "state"))
+    (result,) = lease.apply([Change("home", "affinity", group.target, before, "1")])
+    assert result.status == "ok"
+    group.allow("0")
+    assert group.has() == {0}
+    assert [outcome.foreign for outcome in lease.close()] == [False]
+    group.allow("0-1")
+    assert group.has() == at_last
 
 
 @needs_two_cpus

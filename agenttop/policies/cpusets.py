@@ -12,6 +12,7 @@ as well.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from agenttop.policies.knobs import UNPINNED, Change, cpu_set, parse_cpus, split_thread
 from agenttop.policies.knobs_cgroup import CPUSET, mount
@@ -31,6 +32,22 @@ def as_found(change: Change) -> Change:
     if not allowed or cpus & online != allowed:
         return change
     return change._replace(before=change.before + UNPINNED)
+
+
+def granted(target: str, current: str, asked: Iterable[str]) -> bool:
+    """Whether ``current`` is what a thread's cpuset leaves of CPUs that were ``asked`` for.
+
+    When the cpuset changes, or the thread is moved to another, the kernel intersects the two, or
+    takes all of the cpuset if that is empty (__set_cpus_allowed_ptr in kernel/sched/core.c); it
+    keeps what was asked for, and a later change of the cpuset brings it back.
+    """
+    try:
+        pid, tid, _ = split_thread(target)
+        allowed = _allowed(pid, tid)
+        left = {parse_cpus(value) & allowed or allowed for value in asked}
+        return bool(allowed) and parse_cpus(current) in left
+    except (OSError, ValueError):
+        return False
 
 
 def _allowed(pid: int, tid: int) -> frozenset[int]:

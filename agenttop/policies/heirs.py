@@ -16,8 +16,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 
+from agenttop.policies.cpusets import granted
 from agenttop.policies.inherited import FIELDS, Inherited
 from agenttop.policies.journal import Hold, Key
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, parse_cpus, split_thread, thread_stat
@@ -28,10 +30,21 @@ from agenttop.policies.outcome import Outcome, label, plain, words
 THREAD_KINDS = FIELDS
 #: How long threads that are born meanwhile are looked for.
 BOUND_S = 1.0
+#: clone, fork, vfork and clone3, arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl.
+_FORKS = frozenset({56, 57, 58, 435, 120, 2, 190})
 #: Between two passes that find nobody new while a fork may be under way.
 PAUSE_S = 0.005
 
 _Found = Iterator[tuple[str, Hold]]
+
+
+def is_ours(hold: Hold, target: str, now: str) -> bool:
+    """Whether ``target`` has what became of a value that was written for the hold."""
+    return _has_ours(hold, now) or (hold.kind == "affinity" and granted(target, now, hold.ours))
+
+
+def _has_ours(hold: Hold, now: str) -> bool:
+    return any(KNOBS[hold.kind].ours(now, value) for value in hold.ours)
 
 
 def release_heirs(
@@ -39,35 +52,41 @@ def release_heirs(
     groups: Iterable[Iterable[int]],
     held: Collection[Key] = (),
     record: Inherited | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Release heirs among ``groups``, the processes of each agent; ``held`` threads are none."""
-    pass_ = _Pass(holds, held, record)
+    pass_ = _Pass(holds, held, record, step)
     pass_.look([list(group) for group in groups])
     return pass_.outcomes
 
 
 def release_all(
-    holds: Iterable[Hold], held: Collection[Key] = (), record: Inherited | None = None
+    holds: Iterable[Hold],
+    held: Collection[Key] = (),
+    record: Inherited | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> tuple[list[Outcome], set[Key]]:
     """Release all heirs, also those born meanwhile: until a pass finds nobody new, BOUND_S at most.
 
-    Returns outcomes and the holds whose heirs are not all released. Never raises.
+    Returns outcomes and the holds whose heirs are not all released. ``step`` is
+    called now and then, as one pass may take long. Never raises.
     """
-    pass_ = _Pass(holds, held, record)
+    pass_ = _Pass(holds, held, record, step, at_last=True)
     if not pass_.holds:
         return [], set()
     end = time.monotonic() + BOUND_S
     while True:
-        before = len(pass_.outcomes)
         forking = pass_.forking()
         pass_.look(None, end)
-        if len(pass_.outcomes) == before and not forking:
+        if not pass_.fresh and not forking:
             break
         if time.monotonic() > end:
             text = "threads start faster than they can be restored: the newest are not yet"
-            pass_.fail(pass_.holds, text)
+            pass_.fail([hold for hold in pass_.holds if hold.key in pass_.fresh], text)
+            text = "one may be starting a thread just now, which is not restored yet"
+            pass_.fail([hold for hold in pass_.holds if hold.key in forking], text)
             break
-        if len(pass_.outcomes) == before:
+        if not pass_.fresh:
             time.sleep(PAUSE_S)
     return pass_.outcomes, pass_.unfinished
 
@@ -76,7 +95,12 @@ class _Pass:
     """Passes over those who may have inherited."""
 
     def __init__(
-        self, holds: Iterable[Hold], held: Collection[Key], record: Inherited | None
+        self,
+        holds: Iterable[Hold],
+        held: Collection[Key],
+        record: Inherited | None,
+        step: Callable[[], None],
+        at_last: bool = False,
     ) -> None:
         # Policies before slices, as undo_all has it.
         mine = [hold for hold in holds if hold.kind in THREAD_KINDS]
@@ -84,38 +108,42 @@ class _Pass:
         self.outcomes: list[Outcome] = []
         #: Holds with an heir that could not be released.
         self.unfinished: set[Key] = set()
+        #: Holds of which the last pass found another heir, or had no time to look for all.
+        self.fresh: set[Key] = set()
         self._record = record
+        self._step = step
+        #: Heirs whose cpuset hides what they were asked for as well: later is too late.
+        self._at_last = at_last
         known = {*held, *(hold.key for hold in self.holds)}
         self._tids = {
             (kind, split_thread(target)[1]) for kind, target in known if kind in THREAD_KINDS
         }
         #: Dealt with: (kind, ``PID/TID/START``).
         self._seen: set[Key] = set()
-        #: Restored ones that may be in the middle of a fork, with their user time, ticks.
-        self._forking: dict[str, int | None] = dict.fromkeys(hold.target for hold in self.holds)
+        #: Hold and restored thread that may be in the middle of a fork, with its progress.
+        self._forking: dict[tuple[Key, str], int | None] = dict.fromkeys(
+            (hold.key, hold.target) for hold in self.holds
+        )
         #: Processes of the tree so far with their start: one that loses its parent stays in it.
         self._members: dict[int, int] = {}
 
-    def forking(self) -> bool:
-        """Whether one whose value was restored may be in the middle of a fork.
+    def forking(self) -> set[Key]:
+        """Holds of which a thread that was restored may be in the middle of a fork.
 
         Such a fork has copied the value before and shows its child afterwards
-        (kernel/fork.c, copy_process). It is over when the thread sleeps, or has
-        run in user mode.
+        (kernel/fork.c, copy_process). It is over when the thread has got on.
         """
-        for target, before in list(self._forking.items()):
-            pid, tid, start = split_thread(target)
-            stat = thread_stat(pid, tid)
-            if stat is None or stat.start != start or stat.state not in "RD":
-                del self._forking[target]
+        for (key, target), before in list(self._forking.items()):
+            now = _progress(target)
+            if now is None or (before is not None and now > before):
+                del self._forking[key, target]
             elif before is None:
-                self._forking[target] = stat.utime
-            elif stat.utime > before:
-                del self._forking[target]
-        return bool(self._forking)
+                self._forking[key, target] = now
+        return {key for key, _ in self._forking}
 
     def look(self, groups: list[list[int]] | None, end: float = float("inf")) -> None:
         """One pass over ``groups``, or over all there are."""
+        self.fresh.clear()
         record = self._record
         recorded = [hold for hold in self.holds if record is not None and record.covers(hold)]
         others = [hold for hold in self.holds if hold not in recorded]
@@ -126,12 +154,12 @@ class _Pass:
             where = groups
             try:
                 if where is None:
-                    where = [_tree(others, self._members)]
+                    where = [_tree(others, self._members, self._step)]
             except Exception as error:
                 self.fail(others, f"what they have started cannot be found: {words(error)}")
                 return
             for group in where:
-                self._each(others, partial(_by_value, others, group, self._tids), end)
+                self._each(others, partial(_by_value, others, group, self._tids, self._step), end)
 
     def _each(self, holds: list[Hold], find: Callable[[], _Found], end: float) -> None:
         try:
@@ -141,6 +169,7 @@ class _Pass:
                     self._seen.add(key)
                     self._release(target, hold)
                 if time.monotonic() > end:
+                    self.fresh.update(hold.key for hold in holds)
                     return
         except Exception as error:
             self.fail(holds, f"what they have started cannot be found: {words(error)}")
@@ -150,7 +179,9 @@ class _Pass:
         try:
             knob = KNOBS[hold.kind]
             now = knob.read(target)
-            if now is None or not any(knob.ours(now, value) for value in hold.ours):
+            if now is None:
+                return
+            if not (is_ours(hold, target, now) if self._at_last else _has_ours(hold, now)):
                 return
             own = THREAD_KNOBS.get(hold.kind)
             back = own.back(now, hold.original) if own else hold.original
@@ -158,7 +189,8 @@ class _Pass:
                 return
             name = label(hold.kind, target)
             knob.write(target, back)
-            self._forking[target] = None
+            self.fresh.add(hold.key)
+            self._forking[hold.key, target] = None
             text = f"{name}: inherited, -> {plain(back)}"
             self.outcomes.append(Outcome(hold.policy, hold.kind, target, text))
         except Exception as error:
@@ -168,15 +200,38 @@ class _Pass:
 
     def fail(self, holds: Iterable[Hold], text: str) -> None:
         """None of these can be taken for finished."""
-        first = None
-        for hold in holds:
-            self.unfinished.add(hold.key)
-            first = first or hold
-        if first is not None:
-            text = f"{label(first.kind, first.target)} and others: {text}"
+        failed = [hold for hold in holds if hold.key not in self.unfinished]
+        self.unfinished.update(hold.key for hold in failed)
+        if failed:
+            first = failed[0]
+            others = " and others" if len(failed) > 1 else ""
+            text = f"{label(first.kind, first.target)}{others}: {text}"
             self.outcomes.append(
                 Outcome(first.policy, first.kind, first.target, text, settled=False)
             )
+
+
+def _progress(target: str) -> int | None:
+    """What rises when a thread comes back from a system call; None: it is in no fork.
+
+    Its user time, and how often it has read and written: one that copies much
+    has next to no user time.
+    """
+    pid, tid, start = split_thread(target)
+    stat = thread_stat(pid, tid)
+    if stat is None or stat.start != start or stat.state not in "RD":
+        return None
+    folder = f"/proc/{pid}/task/{tid}"
+    if stat.state == "D":
+        # Waits within a system call: most are none that starts a thread.
+        with suppress(OSError, ValueError, IndexError), open(f"{folder}/syscall", "rb") as file:
+            if int(file.read(64).split()[0]) not in _FORKS:
+                return None
+    calls = 0
+    with suppress(OSError, ValueError, IndexError), open(f"{folder}/io", "rb") as file:
+        fields = file.read(512).split()
+        calls = int(fields[fields.index(b"syscr:") + 1]) + int(fields[fields.index(b"syscw:") + 1])
+    return stat.utime + calls
 
 
 # --------------------------------------------------------------------------- finding them
@@ -203,7 +258,9 @@ def _process(tid: int) -> int:
         return 0
 
 
-def _by_value(holds: list[Hold], group: list[int], known: set[tuple[str, int]]) -> _Found:
+def _by_value(
+    holds: list[Hold], group: list[int], known: set[tuple[str, int]], step: Callable[[], None]
+) -> _Found:
     """By ancestry and value, among the processes of one agent."""
     for kind in THREAD_KINDS:
         holders: dict[int, list[Hold]] = {}
@@ -222,6 +279,7 @@ def _by_value(holds: list[Hold], group: list[int], known: set[tuple[str, int]]) 
         ]
         has = _test(kind, [hold for mine in holders.values() for hold in mine])
         for pid in group:
+            step()
             for tid in _threads(pid):
                 if (kind, tid) in known or not (values := has(tid)):
                     continue
@@ -279,11 +337,12 @@ def _threads(pid: int) -> list[int]:
         return []
 
 
-def _tree(holds: Iterable[Hold], members: dict[int, int]) -> list[int]:
+def _tree(holds: Iterable[Hold], members: dict[int, int], step: Callable[[], None]) -> list[int]:
     """The processes of held threads, and their descendants; ``members`` so far, updated."""
     children: dict[int, list[int]] = {}
     starts: dict[int, int] = {}
     for name in os.listdir("/proc"):
+        step()
         if name.isdigit() and (stat := thread_stat(int(name), int(name))):
             children.setdefault(stat.ppid, []).append(int(name))
             starts[int(name)] = stat.start

@@ -107,7 +107,8 @@ class Inherited:
             return False
         tid = split_thread(hold.target)[1]
         entry = self._entry(tid)
-        return entry is not None and entry[FIELDS.index(hold.kind)] != tid
+        # Not another thread's: one that execs takes the id of its process, and its entry along.
+        return entry is not None and entry[FIELDS.index(hold.kind)] == 0
 
     def heirs(self) -> dict[tuple[str, int], list[int]]:
         """(kind, id of the held thread) -> the threads that have inherited from it."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from agenttop.policies import places
-from agenttop.policies.heirs import THREAD_KINDS, release_all, release_heirs
+from agenttop.policies.heirs import THREAD_KINDS, is_ours, release_all, release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import NAME, Hold, Journal, Key, aside, load, put_aside
 from agenttop.policies.knobs import KNOBS, UNPINNED
@@ -40,8 +40,9 @@ def _undo(hold: Hold, record: Inherited | None) -> Outcome:
     if current is None:
         places.missing(hold.kind, hold.target)
         return restored(hold, "has ended" if hold.kind in THREAD_KINDS else "is gone")
-    ours = any(knob.ours(current, value) for value in hold.ours)
-    if knob.same(current, hold.original) and not (ours and hold.original.endswith(UNPINNED)):
+    ours = is_ours(hold, hold.target, current)
+    # A thread may have been asked for other CPUs than it has: that is to be restored as well.
+    if knob.same(current, hold.original) and not (ours and hold.kind == "affinity"):
         if hold.kind == "cpu_latency":
             return restored(hold, "dropped by the kernel with its holder")
         return restored(hold, f"is {plain(hold.original)} again")
@@ -95,7 +96,7 @@ def undo_all(
             journal.undone([hold.key])
         step()
     mine = [hold for hold in holds if hold.kind in THREAD_KINDS]
-    released, unfinished = release_all(mine, held, record)
+    released, unfinished = release_all(mine, held, record, step)
     journal.undone(key for key in threads if key not in unfinished)
     return outcomes + released
 
