@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,15 +12,17 @@ from pathlib import Path
 import pytest
 
 from agenttop.model import Event
+from agenttop.policies import undo
 from agenttop.policies.guardian import Guardian
 from agenttop.policies.journal import Journal, load
-from agenttop.policies.knobs import KNOBS, Change, KnobError
+from agenttop.policies.knobs import KNOBS, Change, KnobError, thread_stat
 from agenttop.policies.knobs_files import Sysctl
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.vfs import NAME
 from tests.policying import needs_root
 from tests.policying_files import Trees, targets, use
 from tests.test_policy_command import Shell
+from tests.test_policy_heirs import ending
 
 BUDGET = "net.core.netdev_budget"
 
@@ -140,6 +144,22 @@ def test_commands_go_on_beside_it(stuck: Path, state: int, tmp_path: Path) -> No
     assert out.endswith("pm_qos_resume_latency_us: 5 -> 0\n")
 
 
+@needs_root
+def test_a_revert_tells_what_became_of_each(
+    stuck: Path, trees: Trees, state: int, tmp_path: Path
+) -> None:
+    manager = PolicyManager(tmp_path / "state")
+    manager.set("vfs", True, targets())
+    shell = Shell(tmp_path / "state")
+    code, out, err = shell.run("policy", "revert")
+    assert (code, err) == (1, "")
+    first, second, last = out.splitlines()
+    assert first.endswith("pm_qos_resume_latency_us: could not be restored, is tried again")
+    assert second == f"  {NAME}: restored to 100"
+    assert last == "reverted guard, vfs"
+    manager.close()
+
+
 # --------------------------------------------------------------------------- the guardian itself
 
 
@@ -232,4 +252,47 @@ def test_what_was_refused_outright_is_not_held(
 ) -> None:
     knob.writable = False
     assert guardian._apply([change(NAME, "100", "50")]) == [["refused", "Permission denied"]]
+    assert load(state) is None
+
+
+def test_of_what_the_kernel_makes_another_value_the_one_before_stays(
+    guardian: Guardian, knob: Stubborn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal names what was asked for: what the kernel made of it would be nobody's."""
+    write = knob.write
+    monkeypatch.setattr(knob, "write", lambda t, value: write(t, "30" if value == "20" else value))
+    assert guardian._apply([change(NAME, "100", "50")]) == [["ok", ""]]
+    assert guardian._apply([change(NAME, "50", "20")]) == [["refused", "the kernel makes 30 of 20"]]
+    assert knob.read(NAME) == "50"
+    (outcome,) = guardian._undo(None)
+    assert outcome.text == f"{NAME}: 50 -> 100"
+
+
+def test_one_whose_heirs_are_not_all_restored_is_tried_again_before_it_is_held(
+    guardian: Guardian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ending(["sleep", "60"]) as process:
+        stat = thread_stat(process.pid, process.pid)
+        assert stat is not None
+        wanted = Change(
+            "block", "ioprio", f"{process.pid}/{process.pid}/{stat.start}", "0:0", "2:3"
+        )
+        assert guardian._apply([wanted]) == [["ok", ""]]
+        with monkeypatch.context() as forks:
+            forks.setattr(undo, "release_all", lambda *_: ([], {wanted.key}))
+            guardian._undo([wanted.key])
+        assert wanted.key in guardian._journal.holds
+        assert guardian._apply([wanted]) == [["ok", ""]]
+
+
+def test_what_cannot_be_noted_as_kept_is_restored(
+    guardian: Guardian, knob: Stubborn, state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Journal) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    guardian._apply([change(NAME, "100", "50")])
+    monkeypatch.setattr(Journal, "keep", full)
+    assert [outcome.text for outcome in guardian._keep()] == [f"{NAME}: 50 -> 100"]
+    assert knob.read(NAME) == "100"
     assert load(state) is None

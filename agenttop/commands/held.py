@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Final
 
 from agenttop import paths
 from agenttop.errors import UserError
@@ -13,7 +14,10 @@ from agenttop.policies.guardian import REQUEST
 from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
 from agenttop.policies.knobs import KNOBS
 from agenttop.policies.lease import kept
-from agenttop.policies.outcome import label, plain, words
+from agenttop.policies.outcome import label, plain, shown, words
+
+#: A revert takes a second at most (heirs.BOUND_S); a loaded machine gets more.
+REVERT_S: Final = 3.0
 
 
 def revert(name: str | None) -> int:
@@ -43,21 +47,39 @@ def revert(name: str | None) -> int:
         for policy in [""] if names is None else policies:
             _request(owner.guardian, policy)
             _wait(owner.guardian, {policy} if policy else None)
+        stays = {hold.key for hold in _held()}
     except JournalError as error:
         raise UserError(str(error)) from None
     for hold in held:
-        print(f"  {label(hold.kind, hold.target)}: given back")
+        told = "could not be restored, is tried again" if hold.key in stays else _became(hold)
+        print(f"  {label(hold.kind, hold.target)}: {told}")
     print(f"reverted {', '.join(policies) or 'all'}")
-    return 0
+    return int(any(hold.key in stays for hold in held))
 
 
 def _wait(guardian: int, policies: set[str] | None) -> None:
-    """Until these hold nothing any more. Raises UserError."""
-    deadline = time.monotonic() + 2.0
+    """Until these hold nothing that can be restored. Raises UserError."""
+    deadline = time.monotonic() + REVERT_S
     while any(policies is None or hold.policy in policies for hold in _held()):
         if time.monotonic() > deadline:
-            raise UserError(f"the guardian, pid {guardian}, did not revert: end it with SIGTERM")
+            if os.path.lexists(paths.state() / REQUEST):
+                text = f"the guardian, pid {guardian}, did not revert: end it with SIGTERM"
+                raise UserError(text)
+            return  # It did: what is left could not be restored.
         time.sleep(0.02)
+
+
+def _became(hold: Hold) -> str:
+    """What has become of a setting that is no longer held."""
+    try:
+        now = KNOBS[hold.kind].read(hold.target)
+        if now is None:
+            return "has gone"
+        if KNOBS[hold.kind].same(now, hold.original):
+            return f"restored to {shown(plain(hold.original))}"
+    except Exception as error:  # The others are shown all the same.
+        return f"cannot be read: {words(error)}"
+    return f"now {shown(now)}, as another process has set it: left as it is"
 
 
 def _request(guardian: int, name: str) -> None:

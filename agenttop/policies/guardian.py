@@ -267,9 +267,10 @@ class Guardian:
                 status, text = self._write(change)
                 if status == "ok":
                     self._journal.confirm(change.key)
-                if status == "changed" and change.key in fresh:
+                if status == "changed":
+                    # The journal knows what was asked for only: it could not be restored.
                     status, text = "refused", f"the kernel makes {text[:40]} of {change.after}"
-                if status == "refused" and change.key in fresh and not self._take_back(change):
+                if status == "refused" and not self._take_back(change) and change.key in fresh:
                     self._left.add(change.key)
             results.append([status, text])
         self._journal.undone(
@@ -317,14 +318,15 @@ class Guardian:
         rest = [key for key in (holds if keys is None else keys) if key not in theirs]
         outcomes = undo_all(self._journal, rest, self._record, self._step)
         self._journal.undone(theirs)
-        self._left.update((o.kind, o.target) for o in outcomes if not o.settled)
+        # Also those whose heirs could not all be restored.
+        self._left.update(rest)
         self._left.intersection_update(holds)
         return left + outcomes
 
     def _release(self, groups: list[list[int]]) -> list[Outcome]:
         """Release the heirs among these processes."""
         holds = self._journal.holds
-        return release_heirs(holds.values(), groups, holds, self._record)
+        return release_heirs(holds.values(), groups, holds, self._record, self._step)
 
     def _take_record(self, fds: list[int]) -> bool:
         """From now on the kernel records who inherits; whether it does."""
@@ -379,9 +381,12 @@ class Guardian:
         ours = [k for k in self._journal.holds if k[0] == "cpu_latency" or (watch and k in watch)]
         outcomes = self._undo([*ours, *self._left])
         if self._journal.holds.keys() - self._left:
-            # If this fails, everything is undone.
-            self._journal.keep()
-            self._kept = True
+            try:
+                self._journal.keep()
+                self._kept = True
+            except (OSError, journals.JournalError):
+                # Nobody would know that it is to stay.
+                outcomes += self._undo(None)
         return outcomes
 
     def _check(self, change: Change) -> tuple[str, str]:
@@ -420,7 +425,7 @@ class Guardian:
         return ("ok", "") if knob.same(now, change.after) else ("changed", now)
 
     def _take_back(self, change: Change) -> bool:
-        """After a first write that failed, or of which the kernel made another value.
+        """After a write that failed, or of which the kernel made another value.
 
         Whether all is as if it had not been; what cannot even be read may have been written.
         """
