@@ -156,6 +156,14 @@ def test_trees_are_machines_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.path.samestat(os.stat(machine.open_anchor()), trees.proc.stat())
 
 
+def test_a_full_disk_keeps_nobody_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing could be restored there: who has the lock is only said in its file."""
+    use(tmp_path / "trees", monkeypatch)
+    child = holder(tmp_path / "state", "prlimit", "--fsize=0")
+    assert said(child) == "held"
+    child.communicate("")
+
+
 # --------------------------------------------------------------------------- namespaces
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import struct
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 from agenttop.policies import machine, pulse
@@ -109,10 +110,11 @@ def _take(lock: Lock) -> Owner | None:
 
 
 def sign(lock: Lock, pid: int, guardian: int) -> None:
-    """Write who holds the lock into it."""
+    """Write who holds the lock into it, if there is room: a full disk keeps nobody from it."""
     people = {"pid": [pid, _start(pid)], "guardian": [guardian, _start(guardian)]}
-    os.truncate(lock.file, 0)
-    os.pwrite(lock.file, json.dumps(people).encode(), 0)
+    with suppress(OSError):
+        os.truncate(lock.file, 0)
+        os.pwrite(lock.file, json.dumps(people).encode(), 0)
 
 
 def release(lock: Lock) -> None:
