@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -70,3 +71,21 @@ def test_places_that_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
     assert isolated.safe(str(tmp_path / "open"), trusted=False)
     assert not isolated.of_root(str(tmp_path / "open"))
     assert not isolated.of_root(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("module", [os, pytest], ids=["standard library", "packages"])
+def test_the_interpreters_own_places_hold_whoever_works_there(module: ModuleType) -> None:
+    assert module.__file__ is not None
+    place = Path(module.__file__).parent
+    if (place / "__init__.py").exists():
+        place = place.parent
+    done = subprocess.run(
+        [Path(sys.executable).with_name("agenttop"), "doctor"],
+        cwd=place,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1)
