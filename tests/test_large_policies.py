@@ -1,23 +1,27 @@
 """Policies on machines of 2 to 512 CPUs with gaps and offline ones: planned, applied, restored.
 
 The real guardian writes into fixture trees, each of which is a machine with a lock of its own.
-Settings of threads have no files and cannot be those of CPU 511: home, slice, block's priorities
-and demote's processes are in test_policy_home, _threads and _demote, on the machine's own CPUs.
-window's settings are planned here; they are written when wake-ups open windows, which only BPF
-can do (test_policy_window, test_window_live).
+Settings of threads have no files: home, slice, block's priorities and demote's processes act on
+a child of the test, which stands on the tree's first CPUs, as the machine has no more. That all
+threads of an agent come back is shown in test_policy_home, _threads and _demote, on the machine's
+own CPUs. window's settings are planned here; they are written when wake-ups open windows, which
+only BPF can do (test_policy_window, test_window_live).
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from agenttop.policies import steer
-from agenttop.policies.base import Agent, Cpu, Targets
+from agenttop.policies.base import Agent, Cpu, Targets, Thread
+from agenttop.policies.knobs_sched import Attr
 from agenttop.policies.manager import PolicyManager
 from tests.policying_files import Trees, agent
 from tests.trees import Tree
@@ -185,3 +189,65 @@ def test_a_window_is_planned_for_each_cpu(
     assert floors == {f"policy{cpu}/scaling_min_freq" for cpu in made.online}
     # All of them are written in one message to the guardian, and none is here.
     assert manager.guardian is None
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    process = subprocess.Popen(["sleep", "100"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def settings_of(pid: int) -> tuple[object, ...]:
+    attr = Attr(pid)
+    ioprio = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, check=True).stdout
+    return os.sched_getaffinity(pid), attr.policy, attr.nice, attr.runtime, ioprio
+
+
+@pytest.mark.policies
+@pytest.mark.parametrize("cpus", [2, 64, pytest.param(512, marks=pytest.mark.long)])
+def test_a_thread_of_this_machine_gets_its_own_settings_back(
+    cpus: int, child: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "machine"
+    made = machine(root, cpus)
+    made.tree.use(monkeypatch)
+    # The very process, also where policies look for those that they were told to choose.
+    for file in ("stat", "cmdline"):
+        made.tree.write(f"proc/{child}/{file}", Path(f"/proc/{child}/{file}").read_bytes())
+    online = set(made.online)
+    looked = Targets(
+        time.monotonic_ns(),
+        (Agent(1, "coder", (child,), (Thread(child, child, 0, 100, 0.1),), {0: 100}),),
+        tuple(Cpu(cpu, cpu in online, busy_ratio=0.5 if cpu == 0 else 0.0) for cpu in made.present),
+    )
+    nobody = Targets(looked.t_ns, (), looked.cpus)
+    before, tree = settings_of(child), files(root)
+    manager = PolicyManager(
+        str(tmp_path / "state"), settings={"demote": {"processes": ["comm:^sleep$"]}}
+    )
+    wanted = {"home": looked, "slice": looked, "block": looked, "demote": nobody}
+    try:
+        for name, told in wanted.items():
+            if name == "demote":
+                # An agent's process is never demoted: it is somebody else's from here on.
+                manager.close()
+                assert settings_of(child) == before
+            reason = manager.reason(name)
+            if name == "slice" and reason and "no slice per thread" in reason:
+                continue
+            assert reason is None, reason
+            planned = [change.key for change in manager.plan(name, told)]
+            events = manager.set(name, True, told)
+            assert not [e for e in events if e.kind in ("error", "warning")], events
+            assert manager.is_on(name)
+            mine = {kind for kind, target in planned if target.startswith(f"{child}/")}
+            kinds = {"home": "affinity", "slice": "slice", "block": "ioprio"}
+            assert mine == {kinds.get(name, "sched_policy")}
+        assert Attr(child).policy == os.SCHED_IDLE
+    finally:
+        events = manager.close()
+    assert not [e for e in events if e.kind in ("error", "warning")], events
+    assert settings_of(child) == before
+    assert files(root) == tree
