@@ -38,7 +38,7 @@ OWN_NS = 20_000
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load(request.param)
     cpus = BpfCpus(tracer)
-    cpus.read(full=True)
+    cpus.read(tracer.cpus(), full=True)
     tracer.details.name_lines(cpus.irq_names())
     yield tracer
     tracer.close()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from agenttop.policies.journal import load, open_state_dir
 from agenttop.policies.knobs import Change
 from agenttop.policies.lease import Lease
-from tests.policying import machine_lock, needs_root
+from tests.policying import TESTS, machine_lock, needs_root
 from tests.policying_files import Trees, use
 from tests.test_policy_command import Shell
 
@@ -132,6 +135,19 @@ def test_what_is_gone_for_good_is_forgotten_by_name(trees: Trees, tmp_path: Path
     assert Shell(tmp_path / "state").run("restore") == (0, "nothing to restore\n", "")
 
 
+#: Holds a setting until it is killed; prints its guardian.
+HOLD = """
+import sys
+from agenttop.policies.knobs import Change
+from agenttop.policies.lease import Lease
+lease = Lease(sys.argv[1])
+(result,) = lease.apply([Change(*sys.argv[2:])])
+assert result.status == "ok", result
+print(lease.guardian, flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.mark.policies
 def test_restore_in_a_container_leaves_its_interfaces_alone(tmp_path: Path) -> None:
     """Interface 1 is lo in every network namespace."""
@@ -139,14 +155,21 @@ def test_restore_in_a_container_leaves_its_interfaces_alone(tmp_path: Path) -> N
     before = file.read_text()
     change = Change("softirq", "netdev", "1/gro_flush_timeout", before.strip(), "4321")
     with machine_lock():
-        lease = applied(tmp_path / "state", change)
-        os.kill(lease.guardian, 19)
-        os.kill(lease.guardian, 9)
+        owner = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path / "state"), *change],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=TESTS.parent,
+        )
         try:
-            lease._channel.close()
-            lease._end_record()
-            for fd in lease._lock:
-                os.close(fd)
+            assert owner.stdout is not None
+            guardian = int(owner.stdout.readline())
+            os.kill(guardian, signal.SIGSTOP)
+            owner.kill()
+            os.kill(guardian, signal.SIGKILL)
+            owner.communicate()
+            assert file.read_text() == "4321\n"
             shell = Shell(tmp_path / "state")
             inside = "mount -t sysfs none /sys; echo 4321 > /sys/class/net/lo/gro_flush_timeout;"
             process = shell.start(
@@ -163,4 +186,5 @@ def test_restore_in_a_container_leaves_its_interfaces_alone(tmp_path: Path) -> N
             assert shell.run("restore")[0] == 0
             assert file.read_text() == before
         finally:
+            owner.kill()
             file.write_text(before)
