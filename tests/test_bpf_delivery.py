@@ -32,6 +32,9 @@ STEPS = 300
 #: A busy machine holds up the loop between the kernel's last event and its own clock.
 TRIES = 4
 OWN_NS = 20_000
+#: At level lite the return to user space is not measured; its target, which a virtual machine's
+#: idle CPUs exceed now and then.
+RETURN_NS = 50_000
 
 
 @pytest.fixture(scope="module", params=LEVELS)
@@ -230,7 +233,8 @@ def test_a_timers_slack_is_told_from_its_lateness(tracer: Tracer, slack_us: int)
         # Entering and leaving the call are not in the chain.
         assert told <= mean + 2000
         excess.append(mean - told)
-        if excess[-1] <= max(0.05 * mean, OWN_NS):
+        own_ns = OWN_NS + (RETURN_NS if tracer.level == "lite" else 0)
+        if excess[-1] <= max(0.05 * mean, own_ns):
             return
     pytest.fail(f"the loop was later than the chain tells, by {excess} ns")
 
@@ -502,7 +506,8 @@ def test_work_that_completes_a_step_is_named_with_its_wait_and_its_run(tracer: T
         told = (done + slowpath(seen.found)) / seen.found.steps
         assert told <= mean + 2000
         excess.append(mean - told)
-        if excess[-1] <= max(0.05 * mean, OWN_NS):
+        own_ns = OWN_NS + (RETURN_NS if tracer.level == "lite" else 0)
+        if excess[-1] <= max(0.05 * mean, own_ns):
             return
     pytest.fail(f"the loop was later than the chain tells, by {excess} ns")
 
