@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -110,7 +111,9 @@ def bcc() -> Any:
             sys.path.append(folder)
     try:
         import bcc as module
-    except (ImportError, OSError) as error:
+    except OSError as error:
+        raise LoadError(descriptors.why(error, f"{HOW_TO_GET_BCC} ({error})")) from None
+    except ImportError as error:
         raise LoadError(f"{HOW_TO_GET_BCC} ({error})") from None
     if not hasattr(module, "BPF"):
         where = getattr(module, "__file__", None) or "?"
@@ -138,8 +141,10 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
     if known is not None:
         try:
             return _attach(plan, btf, rows, known)
-        except (OSError, KeyError):
-            pass  # not what it was said to be: compile
+        except (OSError, KeyError) as error:
+            if isinstance(error, OSError) and descriptors.lacking(error):
+                raise LoadError(descriptors.lack()) from None
+            # Not what it was said to be: compile.
     os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
     module = bcc()
     try:
@@ -221,8 +226,9 @@ def hand_over(load: Callable[[], tuple[dict[str, Any], list[int]]]) -> int:
     channel = socket.socket(fileno=int(sys.argv[1]))
     try:
         answer, fds = load()
-    except LoadError as error:
-        channel.sendall(json.dumps({"error": str(error)}).encode())
+    except (LoadError, OSError) as error:
+        said = descriptors.why(error, str(error)) if isinstance(error, OSError) else str(error)
+        channel.sendall(json.dumps({"error": said}).encode())
         return 1
     if len(fds) > _SCM_MAX_FD:
         channel.sendall(json.dumps({"error": "too many programs for one message"}).encode())
@@ -271,9 +277,12 @@ class Child:
         try:
             text, fds_list, flags, _ = socket.recv_fds(self._socket, 1 << 16, _SCM_MAX_FD)
             fds.extend(fds_list)
-            self._socket.send(b"k")
         except OSError:
-            text = text if fds else b""
+            text = b""
+        else:
+            # One that answered with a reason may have ended already.
+            with suppress(OSError):
+                self._socket.send(b"k")
         finally:
             code = self._finish()
         if not text:
