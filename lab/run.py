@@ -227,7 +227,7 @@ def boot(suite: str, vng: Path, table: Path, checks: list[str]) -> bool:
 
 
 def attend(suite: str, child: subprocess.Popen[bytes], asked: Path, monitor: Path) -> bool:
-    """Wait for the guest's end, and plug a CPU in when it asks for one; in time?"""
+    """Wait for the guest's end, and plug a CPU in when it asks for one (wide.py); in time?"""
     until = time.monotonic() + BOOT_S
     while time.monotonic() < until:
         with suppress(subprocess.TimeoutExpired):
