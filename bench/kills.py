@@ -199,7 +199,8 @@ class Kills:
                 dead.add(whom.lower())
         if "e" not in dead and done.mode != "engine":
             signal_all([owner], signal.SIGUSR1)
-        if "g" in dead and done.mode == "trees":
+        # A guardian that is stopped in the middle of a write never ends it.
+        if done.mode == "trees" and ("g" in dead or done.way == "guardian stopped"):
             self.scene.whole_files()
         begun = time.monotonic()
         if dead == {"e", "g"}:
