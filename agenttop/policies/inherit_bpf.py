@@ -7,8 +7,8 @@ is held and lets go of them when none is held any more (lease.py); the guardian
 has their descriptors too. The kernel detaches them with the last descriptor,
 whoever is killed.
 
-While they are attached the system call tracepoints cost every system call of
-the machine some tens of ns (``python -m bench inherit``), so policies that
+While they are attached the system call tracepoints cost time in every system
+call of the machine (``python -m bench inherit``), so policies that
 hold no thread attach nothing. No cheaper event tells the same: the LSM hooks
 (security/security.c, task_setscheduler and its like) come before a call is
 known to succeed, are not told what it sets, and want BPF trampolines, which
