@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from agenttop.policies import journal
 from agenttop.policies.journal import Hold, Journal, JournalError, aside, fold, load, open_state_dir
 from agenttop.policies.knobs import KNOBS, Change
-from agenttop.policies.undo import forget, recover
+from agenttop.policies.undo import forget, recover, undo_all
+from tests.policying_files import use
+
+BUDGET = "net.core.netdev_budget"
 
 
 def qos(cpu: int, before: str = "0", after: str = "n/a", policy: str = "guard") -> Change:
@@ -416,6 +419,47 @@ def test_a_new_file_that_could_not_be_synced_is_written_once_more(
             writer.record([qos(1)])
     writer.record([qos(2)])
     assert held(state).keys() == {"cpu0", "cpu2"}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.EPERM])
+def test_one_that_cannot_be_removed_keeps_nothing_from_being_restored(
+    state: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    trees = use(tmp_path, monkeypatch)
+    trees.sysctl(BUDGET, "300")
+    writer = Journal(state)
+    writer.record([Change("softirq", "sysctl", BUDGET, "300", "150")])
+    trees.sysctl(BUDGET, "150")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", refuse)
+        broken.setattr(journal, "_write_all", refuse)
+        first, second = undo_all(writer)
+        assert (first.text, first.settled) == (f"{BUDGET}: 150 -> 300", True)
+        assert not second.settled
+        assert second.text.endswith(f"but it cannot be removed: {os.strerror(number)}")
+    assert KNOBS["sysctl"].read(BUDGET) == "300"
+    assert undo_all(writer) == []
+    assert load(state) is None
+
+
+def test_one_that_cannot_be_put_aside_is_told_of(
+    state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path(state).write_bytes(b"damaged\n" + written([qos(0)]).split(b"\n", 1)[1])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    first, second = recover(state) or []
+    assert first.text.endswith("cannot be renamed: Read-only file system")
+    assert not first.settled
+    assert not second.settled
+    assert load(state) is not None
 
 
 # --------------------------------------------------------------------------- strangers

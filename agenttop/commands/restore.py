@@ -50,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
             os.close(dir_fd)
     except (JournalError, lock.LockedError) as error:
         raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"restore: {state}: {error.strerror}") from None
 
 
 def _restore(state: str, dir_fd: int, drop: bool) -> int:
-    """Exit code. Raises JournalError and LockedError."""
+    """Exit code. Raises JournalError, LockedError and OSError."""
     held = lock.acquire(state)
     try:
         before = aside(dir_fd)

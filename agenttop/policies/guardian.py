@@ -316,8 +316,8 @@ class Guardian:
         holds = self._journal.holds
         left = [left_alone(holds[key], now) for key, now in theirs.items() if key in holds]
         rest = [key for key in (holds if keys is None else keys) if key not in theirs]
-        outcomes = undo_all(self._journal, rest, self._record, self._step)
         self._journal.undone(theirs)
+        outcomes = undo_all(self._journal, rest, self._record, self._step)
         # Also those whose heirs could not all be restored.
         self._left.update(rest)
         self._left.intersection_update(holds)

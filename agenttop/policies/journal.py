@@ -18,6 +18,7 @@ import stat
 import time
 from binascii import crc32
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from agenttop.policies import places
@@ -256,8 +257,11 @@ def load(dir_fd: int) -> Loaded | None:
         fd = open_own(dir_fd, NAME, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with open(fd, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
+    try:
+        with open(fd, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise JournalError(f"{NAME} in the state directory: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise JournalError(f"{NAME} in the state directory: too large to be agenttop's")
     return fold(data)
@@ -288,6 +292,8 @@ class Journal:
         self._size = 0
         self._limit = COMPACT_BYTES
         self.holds: dict[Key, Hold] = {hold.key: hold for hold in holds}
+        #: Why the file is still there although nothing is held; "" if it is not.
+        self.stale = ""
 
     def record(self, changes: Iterable[Change]) -> None:
         """Note changes that are about to be made; returns when the disk has them.
@@ -332,15 +338,20 @@ class Journal:
 
         Not synced: it is in the file whoever is killed, and a machine that loses it starts
         anew. A disk that is full is no error: the file tells of knobs that are as they were
-        found.
+        found. Nor is one that cannot be removed: it is ``stale``.
         """
         lines = []
         for key in keys:
             if self.holds.pop(key, None) is not None:
                 lines.append(_line({"op": "undone", "kind": key[0], "target": key[1]}))
+        self.stale = ""
         if not self.holds:
-            self._remove()
-        elif lines:
+            try:
+                self._remove()
+                return
+            except OSError as error:
+                self.stale = error.strerror or str(error)
+        if lines:
             try:
                 self._append(b"".join(lines), MAX_BYTES, sync=False)
             except (OSError, JournalError):
@@ -352,9 +363,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; what is held stays in it."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with suppress(OSError):  # The kernel has closed it all the same.
+                os.close(fd)
 
     def _append(self, data: bytes, most: int, sync: bool = True) -> None:
         """Write lines; ``most``: the file's size in bytes, JournalError if it cannot be kept."""
@@ -403,16 +415,14 @@ class Journal:
         self._limit = max(COMPACT_BYTES, 2 * self._size)
 
     def discard(self) -> None:
-        """Remove the file whatever it holds."""
+        """Remove the file whatever it holds. Raises OSError."""
         self.holds.clear()
         self._remove()
 
     def _remove(self) -> None:
-        self.close()
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(NAME, dir_fd=self._dir_fd)
-        except FileNotFoundError:
-            pass
+        self.close()
 
 
 def ticks() -> int:

@@ -98,6 +98,10 @@ def undo_all(
     mine = [hold for hold in holds if hold.kind in THREAD_KINDS]
     released, unfinished = release_all(mine, held, record, step)
     journal.undone(key for key in threads if key not in unfinished)
+    if journal.stale:
+        text = f"{NAME}: nothing that it lists is held any more, but it cannot be removed: "
+        text += journal.stale
+        released.append(Outcome("", "", "", text, settled=False))
     return outcomes + released
 
 
@@ -125,8 +129,13 @@ def recover(dir_fd: int, record: Inherited | None = None) -> list[Outcome] | Non
 
 def _undated(dir_fd: int, holds: Iterable[Hold]) -> list[Outcome]:
     """Put a journal aside that may be of any boot, and name what it holds."""
-    name = put_aside(dir_fd)
-    text = f"{NAME}: its first line is damaged, so it may be of an earlier boot: kept as {name}"
+    text = f"{NAME}: its first line is damaged, so it may be of an earlier boot: "
+    try:
+        name = put_aside(dir_fd)
+        text += f"kept as {name}"
+    except OSError as error:
+        name = NAME
+        text += f"not restored, and it cannot be renamed: {error.strerror}"
     outcomes = [Outcome("", "", "", text, settled=False)]
     for hold in holds:
         text = f"not restored, it was {shown(plain(hold.original))} if {name} is of this boot"
