@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agenttop.policies import knobs
 from agenttop.policies.journal import Hold, ticks
 from agenttop.policies.knobs import (
     AFFINITY,
     RESUME_LATENCY,
+    CpuLatency,
     KnobError,
     format_cpus,
     parse_cpus,
@@ -71,6 +74,43 @@ def test_pm_qos_goes_back_if_it_is_still_ours(qos: Path) -> None:
     assert outcome.settled
     assert not outcome.foreign
     assert qos.read_text() == "0"
+
+
+class Device:
+    """/dev/cpu_dma_latency with another request of ``effective`` us: a file that says so."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path.write_bytes(bytes(4))
+        self.effective = 0
+        self.path = path
+        monkeypatch.setattr(knobs, "CPU_LATENCY_DEVICE", str(path))
+        monkeypatch.setattr(os, "pread", lambda *_: struct.pack("=i", self.effective))
+
+    @property
+    def open(self) -> int:
+        """How many descriptors of this process are its."""
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return sum(os.path.lexists(one) and os.readlink(one) == str(self.path) for one in links)
+
+
+def test_a_latency_that_was_refused_leaves_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, knob = Device(tmp_path / "latency", monkeypatch), CpuLatency()
+    device.effective = 200
+    with pytest.raises(KnobError, match="holds 200 us"):
+        knob.write("all", "20")
+    assert (knob.read("all"), device.open) == ("none", 0)
+    device.effective = 0
+    knob.write("all", "20")
+    device.effective = 15
+    with pytest.raises(KnobError, match="holds 15 us"):
+        knob.write("all", "10")
+    # The request that was there is there again.
+    assert (knob.read("all"), device.open) == ("20", 1)
+    assert device.path.read_bytes()[-4:] == struct.pack("=i", 20)
+    knob.write("all", "none")
+    assert device.open == 0
 
 
 def test_pm_qos_of_somebody_else_is_left(qos: Path) -> None:

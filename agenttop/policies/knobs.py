@@ -209,21 +209,33 @@ class CpuLatency:
 
     def write(self, target: str, value: str) -> None:
         try:
-            if value == "none":
-                if self._fd is not None:
-                    os.close(self._fd)
-                self._fd = None
-            else:
-                if self._fd is None:
-                    self._fd = os.open(CPU_LATENCY_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-                os.write(self._fd, struct.pack("=i", int(value)))
-                # Reading gives the strictest request of all holders.
-                (effective,) = struct.unpack("=i", os.pread(self._fd, 4, 0))
-                if effective > int(value):
-                    raise KnobError(f"the kernel holds {effective} us instead")
-        except OSError as error:
-            raise KnobError(reason(error)) from None
+            self._request(value)
+        except BaseException as error:
+            # The kernel keeps no request that ``read`` does not tell of.
+            try:
+                self._request(self._value)
+            except BaseException:
+                self._request("none")
+                self._value = "none"
+            if isinstance(error, OSError):
+                raise KnobError(reason(error)) from None
+            raise
         self._value = value
+
+    def _request(self, value: str) -> None:
+        """Have the kernel hold this value. Raises OSError, KnobError."""
+        if value == "none":
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                os.close(fd)
+            return
+        if self._fd is None:
+            self._fd = os.open(CPU_LATENCY_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        os.write(self._fd, struct.pack("=i", int(value)))
+        # Reading gives the strictest request of all holders.
+        (effective,) = struct.unpack("=i", os.pread(self._fd, 4, 0))
+        if effective > int(value):
+            raise KnobError(f"the kernel holds {effective} us instead")
 
     def same(self, a: str, b: str) -> bool:
         return a == b
