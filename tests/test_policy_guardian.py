@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from agenttop.policies.knobs import KNOBS, Change, KnobError, thread_stat
 from agenttop.policies.knobs_files import Sysctl
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.vfs import NAME
+from agenttop.policies.window_watch import Watch
 from tests.policying import needs_root
 from tests.policying_files import Trees, targets, use
 from tests.test_policy_command import Shell
@@ -295,4 +297,37 @@ def test_what_cannot_be_noted_as_kept_is_restored(
     monkeypatch.setattr(Journal, "keep", full)
     assert [outcome.text for outcome in guardian._keep()] == [f"{NAME}: 50 -> 100"]
     assert knob.read(NAME) == "100"
+    assert load(state) is None
+
+
+class Watching(Watch):
+    """A watch without a kernel side, which cannot open one knob's file."""
+
+    def __init__(self, refused: str) -> None:
+        self._refused_target = refused
+        self._size = 8
+        self._knobs, self._by_cell, self._held = {}, {}, set()
+        self._cells = memoryview(bytearray(16 * self._size)).cast("Q")
+
+    def add(self, change: Change, cells: Iterable[int]) -> None:
+        if change.target == self._refused_target:
+            raise KnobError("Too many open files")
+        super().add(change, cells)
+
+    def close(self) -> dict[tuple[str, str], str]:
+        return self.forget(list(self._knobs))
+
+
+def test_one_that_cannot_be_followed_is_refused_alone(
+    guardian: Guardian, knob: Stubborn, trees: Trees, state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guardian._watch = Watching(NAME)
+    monkeypatch.setattr(guardian, "_poll", select.poll())
+    changes = [change(NAME, "100", "50"), change(BUDGET, "300", "150")]
+    # The same cell twice is one.
+    answers = guardian._follow(changes, [[1], [2, 2]])
+    assert answers == [["refused", "Too many open files"], ["ok", ""]]
+    assert (knob.read(NAME), knob.read(BUDGET)) == ("100", "300")
+    assert held(state).keys() == {BUDGET}
+    assert [outcome.settled for outcome in guardian._undo(None)] == [True]
     assert load(state) is None

@@ -56,7 +56,7 @@ messages = st.one_of(
     st.builds(wire.Alive, st.dictionaries(st.text(max_size=5), number, max_size=3)),
     st.builds(wire.Busy),
     st.builds(wire.Done, number, rows),
-    st.builds(wire.Refused, text),
+    st.builds(wire.Refused, number, text),
     st.builds(wire.Reverted, text, text, rows),
     st.builds(wire.Lost, text, rows),
     st.builds(wire.More, rows),
@@ -195,6 +195,45 @@ def test_no_packet_ends_the_guardian_or_loses_a_hold(trees: Trees, tmp_path: Pat
     assert [result.status for result in lease.apply([budget("64", before="128")])] == ["ok"]
     lease.close()
     assert value(trees) == "300"
+
+
+@needs_root
+def test_a_refusal_names_the_request(trees: Trees, tmp_path: Path) -> None:
+    lease = Lease(str(tmp_path / "state"))
+    for packet, number in ((b"\0", 0), (b'["Done", 9, []]', 9), (b'["Watched", 1, 1]', 0)):
+        lease._channel.send(packet)
+        assert readable(lease._channel.fileno(), 2)
+        answer = wire.decode(lease._channel.recv(1 << 18))
+        assert isinstance(answer, wire.Refused)
+        assert answer.id == number
+    lease.close()
+
+
+@needs_root
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_refusal_answers_its_own_request_only(
+    heard: tuple[Lease, socket.socket, socket.socket], mine: bool
+) -> None:
+    lease, theirs, guardian = heard
+    number = lease._id + 1
+    theirs.send(wire.encode(wire.Refused(number if mine else number - 1, "no room")))
+    theirs.send(wire.encode(wire.Done(number, [["ok", ""]])))
+    (result,) = lease.apply([budget("64", before="128")])
+    assert (result.status, result.text) == (("refused", "no room") if mine else ("ok", ""))
+    lease._channel = guardian
+    lease.close()
+
+
+@needs_root
+def test_a_refused_undo_is_told_of(heard: tuple[Lease, socket.socket, socket.socket]) -> None:
+    lease, theirs, guardian = heard
+    theirs.send(wire.encode(wire.More([list(Outcome("softirq", "sysctl", USECS, "text"))])))
+    theirs.send(wire.encode(wire.Refused(lease._id + 1, "no room")))
+    (outcome,) = lease.undo([("sysctl", BUDGET)])
+    assert (outcome.text, outcome.settled) == ("the guardian: no room", False)
+    assert lease._rows == []
+    lease._channel = guardian
+    lease.close()
 
 
 @needs_root

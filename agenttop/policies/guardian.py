@@ -176,14 +176,14 @@ class Guardian:
         except wire.WireError as error:
             # It renews nothing; the engine, if it was the engine, tells by the answer.
             _close(fds)
-            self._send(wire.Refused(f"the guardian cannot read it: {error}"))
+            self._send(wire.Refused(0, f"the guardian cannot read it: {error}"))
             return None
         self._hear(time.monotonic())
         try:
             return self._obey(message, fds)
         except Exception as error:
             # Whatever it was: what is held stays held, and this process lives to restore it.
-            self._send(wire.Refused(f"{type(error).__name__}: {error}"[:200]))
+            self._send(wire.Refused(_id(message), f"{type(error).__name__}: {error}"[:200]))
             return None
         finally:
             _close(fds)
@@ -215,7 +215,7 @@ class Guardian:
             case wire.Follow(id=number, changes=changes, cells=cells):
                 self._done(number, self._follow(changes, cells))
             case _:
-                self._send(wire.Refused("the guardian does no such thing"))
+                self._send(wire.Refused(_id(message), "the guardian does no such thing"))
         return None
 
     def _hung_up(self) -> bool:
@@ -303,10 +303,21 @@ class Guardian:
                 results[change.key] = ["refused", text]
             elif results[change.key][0] == "ok":
                 again = self._write(change._replace(after=change.before))
-                results[change.key] = list(again)
                 if again[0] == "ok":
-                    self._watch.add(change, where)
+                    again = self._watched(change, where)
+                results[change.key] = list(again)
+                if again[0] != "ok":
+                    self._undo([change.key])
         return [results[change.key] for change in changes]
+
+    def _watched(self, change: Change, cells: list[int]) -> tuple[str, str]:
+        """Have one knob followed; [status, text]. Whatever it meets is its own."""
+        assert self._watch is not None
+        try:
+            self._watch.add(change, cells)
+        except Exception as error:
+            return "refused", words(error)
+        return "ok", ""
 
     def _undo(self, keys: list[journals.Key] | None) -> list[Outcome]:
         """Give knobs back (all of them without ``keys``), those first that are followed."""
@@ -481,7 +492,7 @@ class Guardian:
         try:
             data = wire.encode(message)
         except wire.WireError as error:
-            data = wire.encode(wire.Refused(str(error)))
+            data = wire.encode(wire.Refused(_id(message), str(error)))
         until = time.monotonic() + SEND_S
         while True:
             try:
@@ -493,6 +504,11 @@ class Guardian:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS) or left <= 0:
                     return
             writable(self._channel, left)
+
+
+def _id(message: wire.Message) -> int:
+    """The number of a request, or of the answer to one; 0 for what has none."""
+    return int(getattr(message, "id", 0))
 
 
 def _unfit(changes: list[Change]) -> dict[int, list[str]]:

@@ -338,6 +338,8 @@ class Lease:
             case wire.Done(rows=rows) | wire.Reverted(rows=rows) | wire.Lost(rows=rows):
                 message = message._replace(rows=self._rows + rows)
                 self._rows = []
+            case wire.Refused():
+                self._rows = []  # It was refused in the middle of its answer.
         return message
 
     def _receive(self) -> bytes:
@@ -369,8 +371,10 @@ class Lease:
                     heard = time.monotonic()
                 case wire.Done(id=message.id, rows=rows) if count in (None, len(rows)):
                     return rows
-                case wire.Refused(why=why):
-                    return [["refused", why]] * (count or 0)
+                case wire.Refused(id=number, why=why) if number in (0, message.id):
+                    if count is None:
+                        return [[*Outcome("", "", "", f"the guardian: {why}", settled=False)]]
+                    return [["refused", why]] * count
                 case wire.Lost() as lost:
                     raise LeaseLostError(self._lost(lost))
                 case answer:

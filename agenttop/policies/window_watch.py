@@ -186,7 +186,7 @@ class Watch:
 
     def add(self, change: Change, cells: Iterable[int]) -> None:
         """Have a knob follow; it has the value ``before`` now, and will again. Raises KnobError."""
-        mine = [cell for cell in cells if 0 <= cell < self._size]
+        mine = [cell for cell in dict.fromkeys(cells) if 0 <= cell < self._size]
         watched = _Watched(change.key, change.before, change.after, mine)
         self.forget([change.key])
         self._knobs[change.key] = watched

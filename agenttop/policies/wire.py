@@ -112,8 +112,9 @@ class Done(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The answer to a request that could not be read or met; nothing has been done."""
+    """The answer to a request that could not be read (its id is 0 then) or met."""
 
+    id: int
     why: str
 
 
