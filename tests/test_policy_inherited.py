@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from agenttop.policies import inherit_bpf
-from agenttop.policies.inherited import FIELDS
+from agenttop.policies import inherit_bpf, inherited
+from agenttop.policies.heirs import release_all
+from agenttop.policies.inherited import ENTRY, FIELDS, KEY, THREAD
 from agenttop.policies.journal import Hold, open_state_dir, ticks
 from agenttop.policies.knobs import KNOBS, Change, thread_stat
 from agenttop.policies.knobs_sched import THREAD_KNOBS, default_slice
@@ -336,6 +339,53 @@ def test_a_record_that_is_full_is_not_relied_upon() -> None:
             "home", "affinity", f"{os.getpid()}/{os.getpid()}/{stat.start}", "0", [], ticks()
         )
         assert not record.covers(mine)
+    finally:
+        attached.close()
+
+
+def test_a_fork_that_is_under_way_is_waited_for(agent: subprocess.Popen[str]) -> None:
+    """One that has copied its parent's value, and whose child is not to be seen yet."""
+    attached = inherit_bpf.Attached()
+    try:
+        record = attached.record
+        mine = Hold("home", "affinity", target(agent.pid), "0", ["1"], ticks())
+        record.add(*mine.key)
+        tool = started(agent, "exec sleep 60")
+        assert record.forks(agent.pid) == 2
+        assert record.forks(tool) == 0
+        key = KEY.pack(agent.pid, THREAD)
+        record._call(2, key, ENTRY.pack(agent.pid, 0, 0, 0, 0, 3))
+        outcomes, unfinished = release_all([mine], record=record)
+        assert unfinished == {mine.key}
+        assert not outcomes[-1].settled
+        timer = threading.Timer(
+            0.1, lambda: record._call(2, key, ENTRY.pack(agent.pid, 0, 0, 0, 0, 4))
+        )
+        timer.start()
+        _, unfinished = release_all([mine], record=record)
+        assert not unfinished
+        timer.join()
+    finally:
+        attached.close()
+
+
+def test_a_record_that_the_kernel_left_a_fork_out_of_is_not_relied_upon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attached = inherit_bpf.Attached()
+    try:
+        record = attached.record
+        mine = Hold("home", "affinity", target(os.getpid()), "0", [], ticks())
+        assert record.covers(mine)
+        monkeypatch.setattr(inherited, "_MISSED", struct.Struct("=200xQ"))  # run_cnt, in its place
+        counted = Path("/proc/sys/kernel/bpf_stats_enabled")
+        before = counted.read_text()
+        try:
+            counted.write_text("1")
+            subprocess.run(["true"], check=True)
+            assert not record.covers(mine)
+        finally:
+            counted.write_text(before)
     finally:
         attached.close()
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from agenttop.collectors import interrupts
+from agenttop.collectors.interrupts import Interrupts
 from agenttop.policies import steer, window_floor
 from agenttop.policies.base import Change, Cpu, Targets
 from agenttop.policies.floor import StaticFloor
@@ -133,12 +135,12 @@ def test_interrupts_are_read_as_often_as_reading_them_costs(
     trees = use(tmp_path, monkeypatch)
     now, second = [0], 1_000_000_000
 
-    class Slow(steer.Interrupts):
+    class Slow(Interrupts):
         def read(self) -> Any:
             now[0] += second // 10
             return super().read()
 
-    monkeypatch.setattr(steer, "Interrupts", Slow)
+    monkeypatch.setattr(interrupts, "Interrupts", Slow)
     monkeypatch.setattr(time, "thread_time_ns", lambda: now[0])
     trees.interrupts({24: {0: 100}})
     rates = steer.LineRates(0)

@@ -55,7 +55,7 @@ SEND_S = 1.0
 #: And hears this often that a request which takes long goes on.
 BUSY_S = 0.25
 #: Descriptors that come with a message.
-MAX_FDS = 16
+MAX_FDS = 32
 REQUEST = "request"
 
 
@@ -227,7 +227,7 @@ class Guardian:
     def _read(self) -> tuple[bytes, list[int]]:
         """A packet, and the descriptors that came with it; nothing when the engine has gone."""
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(
+            data, ancillary, flags, _ = self._socket.recvmsg(
                 wire.MAX_BYTES + 1, _socket.CMSG_SPACE(4 * MAX_FDS), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError:
@@ -236,6 +236,10 @@ class Guardian:
         for level, kind, raw in ancillary:
             if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
                 fds += [fd for (fd,) in struct.iter_unpack("i", raw[: len(raw) // 4 * 4])]
+        if flags & _socket.MSG_CTRUNC:
+            # Not with some of what was sent: the message is refused without any.
+            _close(fds)
+            fds.clear()
         return data, fds
 
     # ----------------------------------------------------------------- writing
@@ -342,8 +346,8 @@ class Guardian:
     def _take_record(self, fds: list[int]) -> bool:
         """From now on the kernel records who inherits; whether it does."""
         try:
-            record = Inherited(fds[0])
-        except OSError:
+            record = Inherited(*fds[:2])
+        except (OSError, TypeError):
             return False
         self._close_record()
         self._record = record

@@ -131,15 +131,22 @@ class _Pass:
         """Holds of which a thread that was restored may be in the middle of a fork.
 
         Such a fork has copied the value before and shows its child afterwards
-        (kernel/fork.c, copy_process). It is over when the thread has got on.
+        (kernel/fork.c, copy_process). The record says when it is over; without
+        one it is when the thread has got on.
         """
+        covered = {hold.key for hold in self.holds if self._record and self._record.covers(hold)}
         for (key, target), before in list(self._forking.items()):
-            now = _progress(target)
+            now = self._forks(target) if key in covered else _progress(target)
             if now is None or (before is not None and now > before):
                 del self._forking[key, target]
             elif before is None:
                 self._forking[key, target] = now
         return {key for key, _ in self._forking}
+
+    def _forks(self, target: str) -> int | None:
+        """The number of the fork that a thread of the record is in; None for none."""
+        forks = self._record.forks(split_thread(target)[1]) if self._record else None
+        return forks if forks is not None and forks % 2 else None
 
     def look(self, groups: list[list[int]] | None, end: float = float("inf")) -> None:
         """One pass over ``groups``, or over all there are."""

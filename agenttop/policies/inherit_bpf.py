@@ -35,6 +35,7 @@ from agenttop.policies.inherited import (
     ENTRIES,
     ENTRY,
     FIELDS,
+    FORKS_AT,
     KEY,
     PENDING,
     THREAD,
@@ -62,6 +63,8 @@ _CALLS: Final = {
     "sched_setattr": (0, None, ("sched_policy", "slice", "uclamp_min")),
     "ioprio_set": (1, 1, ("ioprio",)),
 }
+#: The system calls by which a thread starts another (kernel/fork.c).
+_FORK_CALLS: Final = ("clone", "clone3", "fork", "vfork")
 #: Where the arguments, or the result, of a system call's event begin.
 _ARGUMENTS: Final = 16
 #: Below the frame pointer, which is register 10; 8 bytes for what a helper writes.
@@ -241,20 +244,49 @@ def _pass_on(code: _Code, parent: int, child: int) -> None:
     code.key(7, THREAD)
     code.on_map(_LOOKUP)
     code.if_equal(0, 0, "out")
+    code.move(9, 0)
     code.op(0xB7, 2, value=0)
     for at in range(0, ENTRY.size, 8):
         code.load64(1, 0, at)
+        if at + 4 == FORKS_AT:
+            code.move32(1, 1)  # The child is in no fork.
         code.store64(1, _VALUE + at)
         code.op(0x4F, 2, 1)
     code.if_equal(2, 0, "out")
     code.key(8, THREAD)
     code.on_map(_UPDATE)
+    # vfork(2) returns later, but its child is there.
+    _count(code, 9, ends=True)
     code.if_equal(0, 0, "out")
     code.op(0xB7, 1, value=0)
     code.key(1, DROPPED)
     code.on_map(_LOOKUP)
     code.if_equal(0, 0, "out")
     code.set32(0, 0, 1)
+
+
+def _fork_call(code: _Code, ends: bool) -> None:
+    """A fork begins or ends in a thread of the record: its number gets odd, or even."""
+    code.call(_PID_TGID)
+    code.move32(7, 0)
+    code.key(7, THREAD)
+    code.on_map(_LOOKUP)
+    code.if_equal(0, 0, "out")
+    _count(code, 0, ends)
+
+
+def _count(code: _Code, entry: int, ends: bool) -> None:
+    """The number of forks in the entry that a register points to: the next odd or even one.
+
+    Not just one more: an event that the kernel has skipped leaves no thread in a fork for ever.
+    """
+    code.load32(1, entry, FORKS_AT)
+    code.op(0x07, 1, value=1)
+    if ends:
+        code.op(0x57, 1, value=~1)
+    else:
+        code.op(0x47, 1, value=1)
+    code.op(0x63, entry, 1, FORKS_AT)
 
 
 def _gone(code: _Code) -> None:
@@ -268,7 +300,10 @@ def _gone(code: _Code) -> None:
 
 
 class Attached:
-    """The programs, attached: their descriptors. Raises OSError when they cannot be."""
+    """The programs, attached. Raises OSError when they cannot be.
+
+    Their descriptors: the map's, that of the program which sees forks, and the attachments.
+    """
 
     def __init__(self) -> None:
         self.fds: list[int] = []
@@ -276,8 +311,8 @@ class Attached:
             attr = struct.pack("=5I", _MAP_HASH, KEY.size, ENTRY.size, ENTRIES, 0)
             self._map = bpf(_MAP_CREATE, attr)
             self.fds.append(self._map)
-            self.record = Inherited(self._map)
             self._attach()
+            self.record = Inherited(*self.fds[:2])
             self.record.start()
         except BaseException:
             self.close()
@@ -295,23 +330,32 @@ class Attached:
                     f"syscalls/sys_enter_{call}",
                     partial(_enter, argument=argument, which=which, fields=fields),
                 )
+            for call in _FORK_CALLS:
+                for event, ends in (("exit", True), ("enter", False)):
+                    where = f"syscalls/sys_{event}_{call}"
+                    self._add(events, where, partial(_fork_call, ends=ends))
             for event, names in {
                 "sched/sched_process_fork": ("parent_pid", "child_pid"),
                 "sched/sched_process_exec": ("old_pid", "pid"),
             }.items():
                 parent, child = _offsets(events, event, names)
-                self._add(events, event, partial(_pass_on, parent=parent, child=child))
+                pass_on = partial(_pass_on, parent=parent, child=child)
+                self._add(events, event, pass_on, keep=event == "sched/sched_process_fork")
             self._add(events, "sched/sched_process_exit", _gone)
         finally:
             os.close(events)
 
-    def _add(self, events: int, event: str, build: Callable[[_Code], None]) -> None:
+    def _add(
+        self, events: int, event: str, build: Callable[[_Code], None], keep: bool = False
+    ) -> None:
         code = _Code(self._map)
         build(code)
         name = event.rpartition("/")[2]
         program = load_program(code.end(), re.sub("^s.*_", "", name), _PROG_TRACEPOINT)
         try:
             self.fds.append(_attach(program, int(_read(events, f"{event}/id"))))
+            if keep:
+                self.fds.insert(1, os.dup(program))
         finally:
             os.close(program)
 

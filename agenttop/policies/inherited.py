@@ -9,8 +9,10 @@ sched_setaffinity(2) and its like clear a field when they succeed, an exit
 removes the entry. Where BPF is missing there is no record: heirs.py then goes
 by ancestry and value.
 
-The map is bounded. What it could not take is counted, and then the record is
-not relied upon.
+The map is bounded, and the kernel runs no program of a tracepoint on a CPU where
+a bpf(2) call that reads or writes a map has been preempted (trace_call_bpf in
+kernel/trace/bpf_trace.c). Both are counted, the latter from Linux 6.7 on, and
+then the record is not relied upon.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from agenttop.policies.knobs import split_thread
 
 #: Kinds of knobs in the order of their fields in an entry.
 FIELDS = ("affinity", "sched_policy", "slice", "uclamp_min", "ioprio")
-#: An entry: a thread id for each of FIELDS, 0 for none, and a field of padding.
+#: An entry: a thread id for each of FIELDS, 0 for none, and the number of the thread's forks,
+#: counted at their beginning and at their end: odd while it is in one.
 ENTRY = struct.Struct("=6I")
+FORKS_AT = 4 * len(FIELDS)
 #: A key: a number, and in the upper half what it is the number of.
 KEY = struct.Struct("=II")
 THREAD, PENDING, WRITER, DROPPED = range(4)
@@ -34,7 +38,9 @@ ENTRIES = 16_384
 
 #: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux/bpf.h
 SYS_BPF = 321
-_LOOKUP, _UPDATE, _NEXT = 1, 2, 4
+_LOOKUP, _UPDATE, _NEXT, _INFO = 1, 2, 4, 15
+#: struct bpf_prog_info: where recursion_misses is, after Linux 5.12.
+_MISSED = struct.Struct("=208xQ")
 
 _syscall = CDLL(None, use_errno=True).syscall
 _syscall.restype = c_long
@@ -51,10 +57,11 @@ def bpf(command: int, attr: bytes) -> int:
 
 
 class Inherited:
-    """The map by its descriptor. Nothing here raises but __init__: OSError."""
+    """The map and the program that sees forks. Nothing here raises but __init__: OSError."""
 
-    def __init__(self, fd: int, began: int | None = None) -> None:
+    def __init__(self, fd: int, program: int, began: int | None = None) -> None:
         self.fd = fd
+        self._program = program
         #: Holds from before are not in it; clock ticks since boot.
         self._began = ticks() if began is None else began
         # The writer's own calls are no choice of the thread's.
@@ -99,7 +106,17 @@ class Inherited:
         if hold.kind not in FIELDS or hold.at < self._began:
             return False
         dropped = self._entry(0, DROPPED)
-        return dropped is not None and not dropped[0]
+        return dropped is not None and not dropped[0] and not self._missed()
+
+    def _missed(self) -> int:
+        """Forks that the kernel has not shown to the program."""
+        info = create_string_buffer(_MISSED.size)
+        try:
+            bpf(_INFO, struct.pack("=IIQ", self._program, _MISSED.size, addressof(info)))
+        except OSError:
+            return 0  # From before Linux 5.12.
+        (missed,) = _MISSED.unpack(info.raw)
+        return int(missed)
 
     def chosen(self, hold: Hold) -> bool:
         """Whether a held thread has been given the value that it has by another process."""
@@ -109,6 +126,11 @@ class Inherited:
         entry = self._entry(tid)
         # Not another thread's: one that execs takes the id of its process, and its entry along.
         return entry is not None and entry[FIELDS.index(hold.kind)] == 0
+
+    def forks(self, tid: int) -> int | None:
+        """Number of a thread's forks, odd while it is in one; None: it is not in the record."""
+        entry = self._entry(tid)
+        return None if entry is None else entry[-1]
 
     def heirs(self) -> dict[tuple[str, int], list[int]]:
         """(kind, id of the held thread) -> the threads that have inherited from it."""
