@@ -34,6 +34,7 @@ from agenttop.options import EngineOptions, causes_of
 from agenttop.outbox import Outbox
 from agenttop.policies import bundles
 from agenttop.policies.base import Targets
+from agenttop.policies.entry import reason_of
 from agenttop.policies.manager import PolicyManager
 from agenttop.privileges import why_no_bpf
 from agenttop.procinfo import printable
@@ -93,7 +94,9 @@ class Engine:
         self._sampler = Sampler(self._registry, self._cost)
         self._policies = PolicyManager(settings=options.settings, readonly=options.readonly)
         self._targets = EngineTargets(self._registry)
-        self._jobs = Jobs()
+        self._jobs = Jobs(self._job_failed)
+        #: Jobs that have failed: the kind of the exception, and what was told.
+        self._failures: dict[str, tuple[type[Exception], str]] = {}
         #: Policies that have read all processes once.
         self._looked: set[str] = set()
         self._loading = None if isinstance(loading, LoadError) else loading
@@ -162,6 +165,16 @@ class Engine:
                 self._next_sample = time.monotonic()
 
         self._jobs.begin(_SCAN, self._registry.scanning(), found)
+
+    def _job_failed(self, name: str, error: Exception) -> None:
+        """It is begun again when it is due; until then what was known holds."""
+        what = name.removeprefix(f"{_LOOK} ")
+        what = "looking for agents" if name == _SCAN else f"{what}: looking at the processes"
+        text = f"{what} failed: {reason_of(error)}"
+        # Once for each kind: the words may name another process each time.
+        if self._failures.get(name, (None, ""))[0] is not type(error):
+            self._events.append(Event(time.monotonic_ns(), "error", text))
+        self._failures[name] = (type(error), text)
 
     def _loaded(self) -> None:
         loading, self._loading = self._loading, None
@@ -466,7 +479,8 @@ class Engine:
         if f"{_LOOK} {name}" not in self._jobs:
             self._look(name, lambda: self._looked.add(name))
         if name not in self._looked:
-            return ["the processes are being read"]
+            failed = self._failures.get(f"{_LOOK} {name}")
+            return [failed[1] if failed else "the processes are being read"]
         try:
             changes = self._policies.plan(name, self._targets.current())
         except UserError as error:
@@ -497,6 +511,7 @@ class Engine:
             self._events.append(Event(time.monotonic_ns(), "error", str(error)))
 
     def _switch(self, name: str, on: bool, trial: bool = False) -> None:
+        self._failures.pop(f"{_LOOK} {name}", None)
         if on:
             self._look(name, lambda: self._switch_now(name, True, trial))
         else:

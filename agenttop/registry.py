@@ -236,6 +236,13 @@ class Registry:
         """``scan``, with a yield after each process."""
         self._scanned = time.monotonic()
         self._rescan = False
+        try:
+            yield from self._scanning()
+        except Exception:
+            self._rescan = True  # Else nothing would ask for the next one.
+            raise
+
+    def _scanning(self) -> Generator[None, None, None]:
         # With BPF this is the only look at those that were there before: at all of them.
         yield from self._processes.look(anew=self._tracer is not None)
         found = {f.key: f for f in (yield from agents.group(self._processes))}

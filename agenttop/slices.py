@@ -28,10 +28,16 @@ def whole(job: Generator[None, None, Result]) -> Result:
             return result
 
 
-class Jobs:
-    """Jobs by name; each is run to its end, in turns."""
+def _raise(name: str, error: Exception) -> None:
+    raise error
 
-    def __init__(self) -> None:
+
+class Jobs:
+    """Jobs by name; each is run to its end, in turns, whatever another one raises."""
+
+    def __init__(self, failed: Callable[[str, Exception], None] = _raise) -> None:
+        """``failed``: called with what a job, or what follows its end, raises; that job is over."""
+        self._failed = failed
         self._jobs: dict[str, tuple[Job, Callable[[], None]]] = {}
         #: Whether a later slice than a job's first is being run.
         self.running = False
@@ -57,14 +63,19 @@ class Jobs:
         """One slice of the job that has waited longest."""
         if self._jobs:
             self.running = True
-            self._slice(next(iter(self._jobs)))
-            self.running = False
+            try:
+                self._slice(next(iter(self._jobs)))
+            finally:
+                self.running = False
 
     def _slice(self, name: str) -> None:
         job, then = self._jobs.pop(name)
         until = time.monotonic() + SLICE_S
-        for _ in job:
-            if time.monotonic() >= until:
-                self._jobs[name] = (job, then)
-                return
-        then()
+        try:
+            for _ in job:
+                if time.monotonic() >= until:
+                    self._jobs[name] = (job, then)
+                    return
+            then()
+        except Exception as error:
+            self._failed(name, error)

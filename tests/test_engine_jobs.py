@@ -23,6 +23,7 @@ class Policies:
 
     guardian = None
     on: tuple[str, ...] = ()
+    fails = False
 
     def __init__(self, pieces: int) -> None:
         self.pieces = pieces
@@ -34,6 +35,8 @@ class Policies:
     def _read(self) -> Job:
         for _ in range(self.pieces):
             yield
+        if self.fails:
+            raise KeyError("no such field")
 
     def set(self, name: str, on: bool, targets: Targets, trial: bool) -> list[Any]:
         self.switched.append((name, on))
@@ -86,3 +89,47 @@ def test_switched_off_before_that_it_never_was_on(engine: Engine) -> None:
     while engine._jobs:
         engine._jobs.run()
     assert policies.switched == [("demote", False)]
+
+
+def test_one_that_cannot_look_is_told_of_and_tried_again(engine: Engine) -> None:
+    engine._policies = policies = Policies(2)  # type: ignore[assignment]
+    policies.fails = True
+    engine._switch("demote", True)
+    while engine._jobs:
+        engine._jobs.run()
+    (event,) = engine._events
+    assert event.text == "demote: looking at the processes failed: KeyError: 'no such field'"
+    assert policies.switched == []
+    policies.on = ("demote",)
+    for _ in range(3):
+        engine._tick_policies()  # tried again, told once
+        while engine._jobs:
+            engine._jobs.run()
+    assert engine._plan("demote") == [event.text]
+    assert engine._events == [event]
+    policies.fails = False
+    engine._switch("demote", True)
+    while engine._jobs:
+        engine._jobs.run()
+    assert policies.switched == [("demote", True)]
+
+
+def test_the_engine_goes_on_without_a_scan(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Job:
+        yield
+        raise ValueError("a line of /proc that is none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._registry, "_scanning", broken)
+        for _ in range(2):
+            engine._scan()
+            while engine._jobs:
+                engine._jobs.run()
+    (event,) = engine._events
+    assert event.kind == "error"
+    assert event.text.startswith("looking for agents failed: ValueError: a line")
+    assert not engine._registry.scanned
+    engine._scan()
+    while engine._jobs:
+        engine._jobs.run()
+    assert engine._registry.scanned

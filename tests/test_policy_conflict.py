@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies.base import Cpu, Key, Settings, Targets
+from agenttop.policies.lease import LeaseLostError, Notice
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.vfs import Vfs
+from agenttop.slices import Job
 from tests.policying import needs_root, victims
 from tests.test_policy_guard import XEON, tree
 from tests.test_policy_guard import targets as guarded
@@ -92,3 +94,20 @@ def test_drift_is_told_within_two_seconds_and_left_alone(manager: PolicyManager)
         time.sleep(0.1)
     manager.close()
     assert PRESSURE.read_text() == "77\n"
+
+
+def test_a_check_for_drift_that_fails_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
+    manager = PolicyManager(tmp_path / "state")
+
+    def check(error: Exception) -> Job:
+        yield
+        raise error
+
+    for _ in range(2):
+        manager._checking.begin("drift", check(ValueError("no number")), lambda: None)
+    texts = [event.text for event in manager._heard()]
+    assert texts == ["the check for drift failed: ValueError: no number"]
+    # The end of the lease is for its owner to see.
+    lost = LeaseLostError(Notice("the guardian was killed", [], True))
+    with pytest.raises(LeaseLostError):
+        manager._checking.begin("drift", check(lost), lambda: None)

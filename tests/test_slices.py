@@ -200,3 +200,57 @@ def test_jobs_take_turns_and_all_come_to_their_end(lengths: list[int]) -> None:
     assert "endless" in jobs
     jobs.drop("endless")
     assert not jobs
+
+
+@pytest.mark.parametrize("where", ["first", "later", "then"])
+def test_a_job_that_fails_is_over_and_the_others_go_on(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "SLICE_S", 0.0)
+    failed: list[str] = []
+    ended: list[str] = []
+    jobs = Jobs(lambda name, error: failed.append(f"{name}: {error}"))
+
+    def job(pieces: int, fails: bool) -> Job:
+        for _ in range(pieces):
+            yield
+        if fails:
+            raise ValueError("no number")
+
+    def then() -> None:
+        if where == "then":
+            raise ValueError("no number")
+        ended.append("bad")
+
+    jobs.begin("good", job(3, fails=False), lambda: ended.append("good"))
+    jobs.begin("bad", job(0 if where == "first" else 2, fails=where != "then"), then)
+    while jobs:
+        jobs.run()
+    assert (failed, ended) == (["bad: no number"], ["good"])
+    assert not jobs.running
+    where = ""
+    jobs.begin("bad", job(0, fails=False), then)
+    assert ended == ["good", "bad"]
+
+
+def test_a_scan_that_fails_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    there = [5]
+    monkeypatch.setattr(procinfo, "pids", lambda *_: iter(there))
+    monkeypatch.setattr(procinfo, "read", lambda pid, **_: process(pid, comm="claude"))
+    registry = Registry(Rules.load(patterns=["comm:^claude$"]))
+    registry.scan()
+    # With BPF nothing but lost edges asks for a scan.
+    registry._tracer = object()  # type: ignore[assignment]
+
+    def broken(*_: object) -> None:
+        raise OSError("Input/output error")
+
+    registry.edges((), lost=True)
+    clock.now += 100
+    with monkeypatch.context() as patch:
+        patch.setattr(procinfo, "pids", broken)
+        with pytest.raises(OSError, match="Input"):
+            registry.scan()
+    clock.now += 100
+    assert registry.scan_due

@@ -69,7 +69,7 @@ class Entry:
         try:
             self.reason = self.policy.probe() or machine.refusal()
         except Exception as error:
-            self.reason = f"cannot be tried here: {_reason(error)}"
+            self.reason = f"cannot be tried here: {reason_of(error)}"
         return self.reason
 
     def wanted(self, targets: Targets, held: Mapping[Key, str]) -> Settings:
@@ -77,7 +77,7 @@ class Entry:
         try:
             return self.policy.wanted(targets, held)
         except Exception as error:
-            raise PlanError(f"cannot be planned: {_reason(error)}") from error
+            raise PlanError(f"cannot be planned: {reason_of(error)}") from error
 
     def act(self, targets: Targets) -> None:
         """Have the policy do what is no setting. Raises PlanError."""
@@ -85,14 +85,14 @@ class Entry:
             try:
                 self.policy.act(targets)
             except Exception as error:
-                raise PlanError(f"cannot act: {_reason(error)}") from error
+                raise PlanError(f"cannot act: {reason_of(error)}") from error
 
     def detail(self) -> str:
         """One line on what holds."""
         try:
             return self.policy.detail()
         except Exception as error:
-            return f"cannot be described: {_reason(error)}"
+            return f"cannot be described: {reason_of(error)}"
 
     # ----------------------------------------------------------------- what it holds
 
@@ -171,7 +171,7 @@ def event(kind: EventKind, text: str) -> Event:
     return Event(time.monotonic_ns(), kind, text)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An exception in one line, with its kind where its text alone would say little."""
     known = isinstance(error, OSError | KnobError)
     return words(error) if known else f"{type(error).__name__}: {words(error)}"

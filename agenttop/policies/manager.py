@@ -19,7 +19,7 @@ from agenttop.errors import UserError
 from agenttop.model import Event, PolicyStatus
 from agenttop.policies import catalog, lock, machine
 from agenttop.policies.base import Change, Key, Looking, Settings, Targets
-from agenttop.policies.entry import Entry, PlanError, event, refusals
+from agenttop.policies.entry import Entry, PlanError, event, reason_of, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
 from agenttop.policies.knobs import KNOBS, split_thread
@@ -67,7 +67,8 @@ class PolicyManager:
         self._looked_back = False
         self._checks = 0
         #: The check for drift that is under way: a slice at each tick, however much is held.
-        self._checking = Jobs()
+        self._checking = Jobs(self._check_failed)
+        self._check_failure: type[Exception] | None = None
         self._found: list[Event] = []
         self._probed_ns = self._planned_ns = self._checked_ns = time.monotonic_ns()
         self._attached: tuple[Windows | None, str] | None = None
@@ -346,6 +347,13 @@ class PolicyManager:
         except LeaseLostError as lost:
             events += [*self._heard(), *self._noticed(lost.notice)]
         return events
+
+    def _check_failed(self, name: str, error: Exception) -> None:
+        if isinstance(error, LeaseLostError):
+            raise error
+        if self._check_failure is not type(error):
+            self._check_failure = type(error)
+            self._found.append(event("error", f"the check for drift failed: {reason_of(error)}"))
 
     def _heard(self) -> list[Event]:
         """What the checks for drift have found since it was asked last."""
