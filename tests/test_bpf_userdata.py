@@ -92,17 +92,17 @@ def test_a_worker_or_another_thread_may_complete_it(tracer: Tracer, slot: int) -
         slot,
         RING + "from agenttop.workloads.blockfile import BLOCK, BlockFile\n"
         "file, read = BlockFile(None, 1 << 20, direct=False), step('read')\n"
-        "for i in range(100):\n"
+        "for i in range(300):\n"
         "    at = i % file.blocks * BLOCK\n"
         "    file.forget(at)\n"
         "    ring.queue(uring.OP_READ, file.fd, file.address, BLOCK, at, 0, uring.SQE_ASYNC,\n"
         "               uring_user_data(read))\n"
         "    ring.wait(); ring.reap()\n",
     )
-    assert tracer.steps.marks(slot).contexts == 100
+    assert tracer.steps.marks(slot).contexts == 300
     # A disk may be done before the thread waits: then there is no step.
     sources = measured(tracer, slot).sources
-    woken = min(sources["io_uring"] + sources["block"], 100)
+    woken = min(sources["io_uring"] + sources["block"], 300)
     assert woken >= 30
     assert by_name(tracer, slot)["read"].steps == pytest.approx(woken, abs=8)
 

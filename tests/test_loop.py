@@ -62,6 +62,8 @@ def refused(*options: object) -> str:
 
 def in_order(measure: dict[str, Any]) -> bool:
     values = [measure[key] for key in ("p50_ns", "p99_ns", "p999_ns", "max_ns")]
+    if measure["count"] == 0:
+        return values == [None] * 4 and measure["sum_ns"] == 0
     return values == sorted(values) and values[0] >= 0 and values[-1] <= measure["sum_ns"]
 
 
@@ -247,7 +249,8 @@ def test_the_peer_lives_outside_the_tree_and_ends_with_the_loop(source: str, num
         result = json.loads(stdout)
         assert (started.process.returncode, stderr) == (0, "")
         assert 0 < result["steps"] < 60_000
-        assert result["step"]["count"] == result["steps"] - 1
+        slept = result["steps"] - result["ready"]
+        assert slept - 1 <= result["step"]["count"] <= slept
     assert until(lambda: not alive(peer))
 
 
