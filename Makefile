@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 
 JOBS ?= $(shell nproc)
 
+# Tests start hundreds of processes: each would compile all of agenttop again without the bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-long test-newest lint lock bench screenshots lab clean
 
 $(VENV)/.run: pyproject.toml setup.sh requirements/run.txt
