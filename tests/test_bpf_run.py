@@ -143,6 +143,21 @@ def test_a_wait_beside_an_idle_cpu_is_avoidable(tracer: Tracer) -> None:
 
 
 @pytest.mark.bpf
+def test_an_offline_cpu_is_not_one_that_was_idle(tracer: Tracer) -> None:
+    """As the programs are told: this machine's CPUs stay online."""
+    two_cpus()
+    hogged, *others = sorted(os.sched_getaffinity(0))
+    observe(tracer, *WAITS)
+    try:
+        tracer.causes.follow_cpus(frozenset({hogged}))
+        seen = watched(tracer, "--cause", "avoidable_wait", "--steps", STEPS, *SLOW)
+    finally:
+        tracer.causes.follow_cpus(frozenset({hogged, *others}))
+    assert seen.steps("ran_meanwhile") >= 0.5 * seen.found.steps
+    assert seen.steps("avoidable_wait") == 0
+
+
+@pytest.mark.bpf
 @pytest.mark.measures
 def test_a_step_that_came_to_another_cpu_is_named_with_both(tracer: Tracer) -> None:
     two_cpus()

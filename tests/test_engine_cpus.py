@@ -13,6 +13,11 @@ import pytest
 from engines import agent, engine, needs_bpf
 from loops import loop
 
+from agenttop.collectors.bpf import kernel
+from agenttop.collectors.bpf.causes import Causes
+from agenttop.collectors.bpf.causes_loader import LoadedCauses
+from agenttop.collectors.bpf.cpurows import CpuRows
+from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.engine import Engine
 from agenttop.model import Command, CpuCounters, Histogram, Sample
@@ -65,6 +70,20 @@ def test_steps_on_a_cpu_that_came_later_are_lost_until_its_arrays_are_there(cpus
         # Commands are obeyed as before.
         running.client.send(Command("causes", name="off"))
         running.until(lambda s: all(c.state != "on" for c in s.causes))
+
+
+def test_the_programs_of_causes_are_told_which_cpus_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[int, bytes] = {}
+    monkeypatch.setattr(kernel, "map_update", lambda fd, key, value: told.update({fd: value}))
+    maps = {"cause_wanted": 1, "online_cpus": 2}
+    power = cast(Power, SimpleNamespace(refresh=lambda: None))
+    causes = Causes("full", maps, CpuRows(range(140)), power)
+    causes._loaded = LoadedCauses({}, {})
+    causes.want(())
+    assert told[2] == sum(1 << cpu for cpu in causes._online).to_bytes(16, "little")
+    # The first 128 are looked at.
+    causes.follow_cpus(frozenset({0, 3, 64, 127, 128, 139}))
+    assert told[2] == (1 | 1 << 3 | 1 << 64 | 1 << 127).to_bytes(16, "little")
 
 
 class Programs:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from agenttop import descriptors
-from agenttop.collectors.bpf import kernel
+from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.causes_loader import (
     CONTEXT_PROGRAMS,
     CONTEXTS,
@@ -46,6 +46,10 @@ _LAST: Final = (
     "cause_enter",
     "cause_run",
 )
+
+
+#: The key of the only value of a map.
+_FIRST: Final = b"\0\0\0\0"
 
 
 class Causes:
@@ -110,6 +114,12 @@ class Causes:
         if self._loaded is not None:
             self._attach()
 
+    def _tell_online(self) -> None:
+        """The programs name no CPU as idle that does not run."""
+        mask = sum(1 << cpu for cpu in self._online if cpu < layout.AVOIDABLE_CPUS)
+        value = mask.to_bytes(layout.AVOIDABLE_CPUS // 8, "little")
+        kernel.map_update(self._maps["online_cpus"], _FIRST, value)
+
     def finish(self) -> None:
         """Take over what ``loading`` has loaded."""
         loading, self.loading = self.loading, None
@@ -126,7 +136,8 @@ class Causes:
         assert self._loaded is not None
         mask = sum(1 << CAUSE_NAMES.index(cause) for cause in self._wanted)
         mask |= CONTEXTS if self._contexts else 0
-        kernel.map_update(self._maps["cause_wanted"], b"\0\0\0\0", struct.pack("<I", mask))
+        kernel.map_update(self._maps["cause_wanted"], _FIRST, struct.pack("<I", mask))
+        self._tell_online()
         self._power.refresh()
         needed = {name for cause in self._wanted for name in self._programs(cause)}
         if self._contexts:

@@ -37,6 +37,7 @@ MAPS: Final = (
     "cause_rows",
     "cause_hist",
     "cause_wanted",
+    "online_cpus",
     "cause_details",
     "cause_labels",
     "delivery",

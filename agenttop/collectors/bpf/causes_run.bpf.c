@@ -174,22 +174,27 @@ static __always_inline void ran_take(struct thread *t, struct run_cpu *c,
 }
 
 /*
- * The longest that one allowed CPU was idle meanwhile: others may have been too.
+ * The longest that one allowed CPU that is online was idle meanwhile: others may have been too.
  * Without branches in the loop: the verifier follows each of them through all
  * the turns that are left, and would give up with 70 CPUs.
  */
 static __always_inline void avoidable_take(struct thread *t, void *task,
 					   struct look *l, u32 on)
 {
+	struct online_cpus *online;
 	struct run_cpu *c;
 	struct told *told;
 	u64 ns, more, cpu;
-	u32 row;
+	u32 row, zero = 0;
 
-	l->allowed[0] = KERNEL_U64(task, OFF_CPUS_MASK);
+	online = online_cpus.lookup(&zero);
+	if (!online)
+		return;
+	/* A mask may name CPUs that are offline: what they do looks like idling. */
+	l->allowed[0] = KERNEL_U64(task, OFF_CPUS_MASK) & online->mask[0];
 	l->allowed[1] = 0;
 #if CPU_SPAN > 64
-	l->allowed[1] = KERNEL_U64(task, OFF_CPUS_MASK + 8);
+	l->allowed[1] = KERNEL_U64(task, OFF_CPUS_MASK + 8) & online->mask[1];
 #endif
 	if (on < AVOIDABLE_CPUS)
 		l->allowed[on / 64 & 1] &= ~(1ULL << on % 64);

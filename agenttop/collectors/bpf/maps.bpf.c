@@ -300,6 +300,11 @@ struct run_cpu {
 	struct ran ran[RAN_KEPT];
 } PER_CPU;
 
+/* The CPUs that run, as user space sees them: one that does not is none to run on. */
+struct online_cpus {
+	u64 mask[AVOIDABLE_CPUS / 64];
+};
+
 struct assignment {
 	u32 slot;
 	u32 alone;
@@ -321,6 +326,7 @@ BPF_F_TABLE("array", u32, struct cause_row, cause_rows, SLOTS * CPU_ROWS, MMAPAB
 BPF_F_TABLE("array", u32, struct agent_hist_stub, cause_hist, SLOTS, MMAPABLE);
 /* The causes that are observed, one bit each; some programs see several. */
 BPF_ARRAY(cause_wanted, u32, 1);
+BPF_ARRAY(online_cpus, struct online_cpus, 1);
 BPF_TABLE("hash", struct detail_key, struct detail, cause_details, MAX_LABELS);
 BPF_F_TABLE("array", u32, struct labels, cause_labels, SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct delivery, delivery, CPU_ROWS, MMAPABLE);
