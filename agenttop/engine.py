@@ -60,6 +60,9 @@ DELAYS: Final = (0.1, 3600.0)
 BEHIND_S: Final = 0.1
 #: Without a Sample for so long, agents that have ended make room all the same, s.
 UNTOLD_S: Final = 1.5
+#: CPUs that come later are measured once no other has come for so long, s: the programs are
+#: loaded once for all that are plugged in one by one.
+SETTLED_S: Final = 5.0
 #: Events that wait for it at most, the newest; a view shows as many.
 MOST_EVENTS: Final = 200
 
@@ -118,6 +121,8 @@ class Engine:
         self._seen_to = time.monotonic()
         #: CPUs that came later, and were looked at.
         self._known_later: frozenset[int] = frozenset()
+        #: Those that there were at the last look, and since when, s.
+        self._coming: tuple[frozenset[int], float] = (frozenset(), 0.0)
         #: The policy whose plan somebody looks at.
         self._planned = ""
 
@@ -235,6 +240,11 @@ class Engine:
         """Where CPUs came later, have them measured too: a boundary, as a policy's toggle is."""
         later = self._sampler.later_cpus
         if not later - self._known_later or self._loading is not None:
+            return
+        now = time.monotonic()
+        if self._coming[0] != later:
+            self._coming = (later, now)
+        if now - self._coming[1] < SETTLED_S:
             return
         self._known_later |= later
         names = ", ".join(str(cpu) for cpu in sorted(later))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -19,9 +20,10 @@ from agenttop.collectors.bpf.causes_loader import LoadedCauses
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.engine import Engine
+from agenttop.engine import SETTLED_S, Engine
 from agenttop.model import Command, CpuCounters, Histogram, Sample
 from agenttop.options import EngineOptions
+from agenttop.sampler import Sampler
 
 
 @pytest.fixture
@@ -117,6 +119,36 @@ def test_policies_are_told_of_idle_exits_since_the_new_programs() -> None:
         made._detach()
         made._targets.update(exits(3))
         assert wakes(made) == 3
+
+
+def test_those_that_come_one_by_one_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, later = [1000.0], set[int]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        made = Engine(EngineOptions(), ours)
+        sampler = SimpleNamespace(look_again=lambda: None)
+        made._sampler = cast(Sampler, sampler)
+        monkeypatch.setattr(made, "_describe", lambda: None)
+
+        def sample() -> list[str]:
+            sampler.later_cpus = frozenset(later)
+            made._look_for_cpus()
+            return [event.text for event in made._events]
+
+        for cpu in range(2, 34):
+            later.add(cpu)
+            for _ in range(4):
+                assert sample() == []
+                now[0] += 1
+        now[0] += SETTLED_S - 4.5
+        assert sample() == []
+        now[0] += 1
+        (text,) = sample()
+        assert text.startswith("CPU 2, 3, 4,")
+        assert ", 33 came online" in text
+        now[0] += 60
+        assert sample() == [text]
 
 
 @pytest.mark.live
