@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import warnings
 from typing import Any, Final, NamedTuple
 
@@ -28,11 +29,26 @@ _codes: Final[dict[tuple[str, str, int], re.Pattern[str]]] = {}
 _ALPHABETS: Final = int(re.ASCII | re.LOCALE | re.UNICODE)
 _MATCH: Final = -1
 _REPEATS: Final = frozenset({"MAX_REPEAT", "MIN_REPEAT"})
+_REFUSED: Final = frozenset(
+    {
+        "ASSERT",
+        "ASSERT_NOT",
+        "ATOMIC_GROUP",
+        "FAILURE",
+        "GROUPREF",
+        "GROUPREF_EXISTS",
+        "POSSESSIVE_REPEAT",
+    }
+)
 _CHARACTERS: Final = frozenset({"LITERAL", "NOT_LITERAL", "ANY", "IN"})
 
 
 class TooComplexError(ValueError):
     """The pattern needs what is not offered here, in a few words."""
+
+
+class UnknownPythonError(Exception):
+    """This Python's re is not built as the ones that are known; one line."""
 
 
 class _Place(NamedTuple):
@@ -44,9 +60,25 @@ class _Place(NamedTuple):
 
 
 class Linear:
-    """A compiled pattern. Raises re.error, TooComplexError, RecursionError, OverflowError."""
+    """A compiled pattern.
+
+    Raises re.error, TooComplexError, RecursionError, OverflowError, UnknownPythonError.
+    """
 
     def __init__(self, pattern: str, most: int = MOST_PLACES) -> None:
+        try:
+            self._build(pattern, most)
+        except (re.error, TooComplexError, RecursionError, OverflowError, MemoryError):
+            raise
+        except Exception as error:
+            # Of modules that are Python's own nothing is promised.
+            version = ".".join(map(str, sys.version_info[:3]))
+            raise UnknownPythonError(
+                f"Python {version} takes regular expressions apart in a way that is not known"
+                f" here ({type(error).__name__}: {error})"
+            ) from None
+
+    def _build(self, pattern: str, most: int) -> None:
         self._parser: Any = importlib.import_module("re._parser")
         self._compiler: Any = importlib.import_module("re._compiler")
         with warnings.catch_warnings():
@@ -203,7 +235,9 @@ def _size(parser: Any, tree: Any) -> int:
             least, most, inner = argument
             times = least + 1 if most is parser.MAXREPEAT else most
             size += times * (_size(parser, inner) + 1)
-        elif name not in _CHARACTERS and name != "AT":
+        elif name in _REFUSED:
             what = name.lower().replace("_", " ").replace("assert", "look-around")
             raise TooComplexError(f"{what} is not supported: it can take for ever")
+        elif name not in _CHARACTERS and name != "AT":
+            raise LookupError(name)
     return size

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.linear import MOST_PLACES, Linear, TooComplexError
+from agenttop.linear import MOST_PLACES, Linear, TooComplexError, UnknownPythonError
 from agenttop.procinfo import ProcInfo, printable
 from agenttop.programs import Program
 
@@ -23,6 +23,8 @@ KINDS: Final = ("pid", "comm", "cmd", "prog", "cgroup", "user")
 #: Characters of a command line that patterns see: their time is linear in it (linear.py).
 MAX_TEXT: Final = 1024
 MAX_PATTERN: Final = 500
+#: Those whose regular expressions linear.py is known to take apart.
+PYTHONS: Final = "3.11 to 3.13"
 #: (uid_t) -1, which chown(2) and its like take for "none".
 NO_USER: Final = (1 << 32) - 1
 
@@ -173,5 +175,10 @@ def _compile(value: str, shown: str) -> Linear:
         ) from None
     except TooComplexError as error:
         raise UserError(f"'{shown}': bad regular expression: {error}") from None
+    except UnknownPythonError as error:
+        raise UserError(
+            f"'{shown}': {printable(str(error), 200)}: run agenttop with Python {PYTHONS},"
+            " or choose by pid:, user: or cgroup:"
+        ) from None
     except (RecursionError, OverflowError):
         raise UserError(f"'{shown}': bad regular expression: too large") from None

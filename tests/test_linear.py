@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from agenttop.agents import Rules
+from agenttop.cli import main
+from agenttop.errors import UserError
 from agenttop.linear import Linear, TooComplexError
+from agenttop.patterns import Pattern
+from agenttop.policies import catalog
 
 _ATOMS = st.sampled_from(
     ["a", "b", ".", "[ab]", "[^a]", r"\w", r"\d", r"\s", r"\b", r"\B", "^", "$", r"\A", r"\Z", "é"]
@@ -45,7 +52,7 @@ def test_as_re(pattern: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"(a)\1", "(?=a)b", "(?<!a)b", "(?>a)b", "a*+b", "(a)?(?(1)b)"]
+    "pattern", [r"(a)\1", "(?!)", "(?=a)b", "(?<!a)b", "(?>a)b", "a*+b", "(a)?(?(1)b)"]
 )
 def test_what_needs_trying_is_refused(pattern: str) -> None:
     with pytest.raises(TooComplexError, match="not supported"):
@@ -70,3 +77,37 @@ def test_a_hostile_name_ends(pattern: str) -> None:
     assert not Linear(pattern).fullmatch("a," * 512)
     # Not how fast: by trying one way after the other it would take years.
     assert time.process_time() - began < 20
+
+
+def lacking(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(sys.modules, "re._parser", None)
+
+
+def other(patch: pytest.MonkeyPatch) -> None:
+    patch.delattr("re._parser.SubPattern.__init__")
+
+
+def renamed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("re._parser.parse", lambda *_: [("REPEAT_AT_MOST", (1, 2, []))])
+
+
+@pytest.mark.parametrize("python", [lacking, other, renamed])
+def test_another_python_is_one_clear_error(
+    python: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("agenttop.linear._codes", {})
+    python(monkeypatch)
+    with pytest.raises(UserError, match=r"^'comm:a\.\*b': .* run agenttop with Python 3") as error:
+        Pattern.parse("comm:a.*b")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"agents\.yaml:.* run agenttop with Python 3"):
+        Rules.load()
+    # What needs no regular expression is as it was.
+    for text in ("pid:1", "user:0", "cgroup:/system.slice/*"):
+        assert str(Pattern.parse(text)) == text
+    assert Rules.load(patterns=["user:0"]).rules
+    assert catalog.make_all({})
+    assert main(["policy", "plan", "demote"]) in (0, 1, 2)
+    assert "Traceback" not in capsys.readouterr().err
