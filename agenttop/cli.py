@@ -63,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         return _tell(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("agenttop"):
+            raise
+        return _tell(isolated.remedy(str(error)))
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does. Python would
         # complain once more when it flushes at exit.

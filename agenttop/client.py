@@ -110,7 +110,10 @@ class EngineClient:
             _, said = self._process.communicate(timeout=CLOSE_S)
         except (subprocess.TimeoutExpired, ValueError):
             said = b""
-        lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+        text = said.decode(errors="replace")
+        if remedy := isolated.remedy(text):
+            return f"the engine cannot start: {remedy}"
+        lines = [line for line in text.splitlines() if line.strip()]
         code = self._process.returncode
         why = f"signal {-code}" if code is not None and code < 0 else f"code {code}"
         return f"the engine ended ({why})" + (f": {lines[-1].strip()}" if lines else "")

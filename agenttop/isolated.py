@@ -9,6 +9,7 @@ our processes, which may be root's.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from agenttop.privileges import effective
 
 #: Where this package lies: it has been imported from there already.
 PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[1])
+#: What Python says of a module that it does not find.
+_MISSING: Final = re.compile(r"No module named '([^'.\n]+)")
 #: The interpreter's own places: whoever may write there need not wait for one of us to be there.
 _INTERPRETER: Final = tuple(
     os.path.join(prefix, name, "python")
@@ -38,6 +41,22 @@ def python(*arguments: str) -> list[str]:
     PYTHONPATH and the user's own packages count as they do for the view.
     """
     return [sys.executable, "-I" if privileged() else "-P", *arguments]
+
+
+def remedy(said: str) -> str:
+    """One line on what to do where a child of ours has not found what it needs; "" else.
+
+    ``said``: its stderr. With rights it looks in the interpreter's own places alone, where a
+    checkout that is run by ``python -m agenttop``, or a user's own packages, are not.
+    """
+    missing = _MISSING.search(said)
+    if missing is None:
+        return ""
+    alone = ", and as root nothing else is looked at" if privileged() else ""
+    return (
+        f"{sys.executable} has no {missing[1]} among its own packages{alone}:"
+        f" '{sys.executable} -m pip install {PACKAGE_ROOT}' installs it"
+    )
 
 
 def tidy() -> None:

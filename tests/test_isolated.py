@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
+import numpy
 import pytest
+import textual
 
 from agenttop import isolated
 from agenttop.cli import COMMANDS
@@ -89,3 +94,52 @@ def test_the_interpreters_own_places_hold_whoever_works_there(module: ModuleType
     )
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 1)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkout that is not installed, and an interpreter with all that it needs but that."""
+    shutil.copytree(Path(isolated.PACKAGE_ROOT) / "agenttop", tmp_path / "checkout/agenttop")
+    bare = tmp_path / "bare"
+    venv.create(bare, symlinks=True)
+    needs = {str(Path(module.__file__ or "").parents[1]) for module in (msgspec, numpy, textual)}
+    (packages,) = bare.glob("lib/python*/site-packages")
+    for place in map(Path, needs):
+        for part in place.iterdir():
+            if "agenttop" not in part.name and part.suffix != ".pth":
+                target = packages / part.name
+                if not target.exists():
+                    target.symlink_to(part)
+    return tmp_path / "checkout", bare / "bin/python"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without rights PYTHONPATH and the user's count")
+def test_a_checkout_that_is_not_installed_says_so(checkout: tuple[Path, Path]) -> None:
+    root, python = checkout
+    done = subprocess.run(
+        [python, "-m", "agenttop", "snapshot", "--for", "0.2", "--no-bpf"],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "has no agenttop among its own packages" in line
+    assert f"-m pip install {root}' installs it" in line
+
+
+def test_without_what_it_needs_it_says_so(tmp_path: Path) -> None:
+    shutil.copytree(Path(isolated.PACKAGE_ROOT) / "agenttop", tmp_path / "agenttop")
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "agenttop", "snapshot"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "has no msgspec among its own packages" in line

@@ -309,7 +309,10 @@ class Child:
 
     def _last_words(self) -> str:
         self._said.seek(0)
-        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line]
+        text = self._said.read().decode(errors="replace")
+        if remedy := isolated.remedy(text):
+            return f": {remedy}"
+        lines = [line for line in text.splitlines() if line]
         errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
         return f": {errors[0][:200]}" if errors else ""
 
