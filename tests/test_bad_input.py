@@ -6,9 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+
+from tests.warm import Warm, warm
 
 ROOT = Path(__file__).parent.parent
 #: Nothing here waits for longer on a quiet machine; a hang is a failure, not a slow pass.
@@ -205,23 +209,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def agenttop(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "agenttop", *arguments],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "AGENTTOP_STATE": str(folder / "state"),
-            **env,
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=PATIENCE_S,
-    )
+@pytest.fixture(scope="module", autouse=True)
+def started() -> Iterator[Warm]:
+    """What most commands here run in; the others are processes of their own."""
+    with warm() as running:
+        yield running
 
 
-def refused(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
+def agenttop(started: Warm, folder: Path, *arguments: str, **env: str) -> CompletedProcess[bytes]:
+    environ = {**os.environ, "AGENTTOP_STATE": str(folder / "state"), **env}
+    return started.run(*arguments, cwd=folder, environ=environ)
+
+
+def refused(done: CompletedProcess[bytes], *words: str) -> None:
     """It ended with one line for the user, which does nothing to the terminal."""
     said = done.stderr.decode()
     assert done.returncode == 2, said
@@ -239,39 +239,44 @@ def place(file: str) -> str:
 
 
 @pytest.mark.parametrize("file", BAD_RULES)
-def test_rules(folder: Path, file: str) -> None:
-    done = agenttop(folder, "snapshot", "--agents", file)
+def test_rules(started: Warm, folder: Path, file: str) -> None:
+    done = agenttop(started, folder, "snapshot", "--agents", file)
     refused(done, place(file), BAD_RULES[file])
 
 
 @pytest.mark.parametrize("file", BAD_THEMES)
-def test_themes(folder: Path, file: str) -> None:
+def test_themes(started: Warm, folder: Path, file: str) -> None:
     theme = f"./{file}" if file.endswith(".yaml") else file
     words = [BAD_THEMES[file], *([file] if file.isprintable() else [])]
-    refused(agenttop(folder, "snapshot", "--format", "svg", "--theme", theme), *words)
+    refused(agenttop(started, folder, "snapshot", "--format", "svg", "--theme", theme), *words)
 
 
 @pytest.mark.parametrize("line", OPTIONS)
-def test_options(folder: Path, line: str) -> None:
-    refused(agenttop(folder, *line.split(" ")), OPTIONS[line])
+def test_options(started: Warm, folder: Path, line: str) -> None:
+    refused(agenttop(started, folder, *line.split(" ")), OPTIONS[line])
 
 
-def test_the_users_own_rules_are_told_with_their_place(folder: Path, tmp_path: Path) -> None:
+def test_the_users_own_rules_are_told_with_their_place(
+    started: Warm, folder: Path, tmp_path: Path
+) -> None:
     own = tmp_path / "agenttop" / "agents.yaml"
     own.parent.mkdir()
     own.write_bytes(FILES["regex.yaml"])
-    done = agenttop(folder, "snapshot", XDG_CONFIG_HOME=str(tmp_path))
+    done = agenttop(started, folder, "snapshot", XDG_CONFIG_HOME=str(tmp_path))
     refused(done, f"{own}:3: rules[0].match")
 
 
 @pytest.mark.parametrize("command", ["restore", "policy status", "policy revert"])
-def test_a_state_directory_that_is_none(folder: Path, command: str) -> None:
+def test_a_state_directory_that_is_none(started: Warm, folder: Path, command: str) -> None:
     state = str(folder / "scalar.yaml")
-    refused(agenttop(folder, *command.split(), AGENTTOP_STATE=state), state, "Not a directory")
+    refused(
+        agenttop(started, folder, *command.split(), AGENTTOP_STATE=state), state, "Not a directory"
+    )
 
 
 @pytest.mark.parametrize(
-    "command", ["schema", "--version", "doctor", "snapshot --for 0.1 --no-bpf", "-b -d 0.1"]
+    "command",
+    ["schema", "--version", "doctor", "snapshot --for 0.1 --no-bpf", "-b -d 0.1 --no-bpf"],
 )
 def test_a_full_disk_behind_stdout(folder: Path, command: str) -> None:
     with open("/dev/full", "wb") as full:
@@ -302,11 +307,11 @@ def test_closed_standard_streams(folder: Path, tmp_path: Path, closed: str) -> N
     assert json.loads(out.read_bytes())["schema"] == "agenttop.snapshot"
 
 
-def test_a_pipe_gets_all_of_it_once(folder: Path, tmp_path: Path) -> None:
+def test_a_pipe_gets_all_of_it_once(started: Warm, folder: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
-        done = agenttop(folder, "snapshot", "--for", "0.1", "--no-bpf", "-o", str(pipe))
+        done = agenttop(started, folder, "snapshot", "--for", "0.1", "--no-bpf", "-o", str(pipe))
         assert (done.returncode, done.stderr) == (0, b"")
         assert reader.stdout is not None
         assert reader.stdout.read().startswith(b"agenttop ")

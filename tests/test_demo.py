@@ -54,52 +54,51 @@ def sleeps(pid: int) -> int:
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def demo() -> Iterator[Demo]:
     with Demo("small", seconds=120) as running:
         yield running
 
 
-def test_every_agent_repeats_its_steps(demo: Demo) -> None:
-    assert set(demo.agents) == set(AGENTS)
-    running = {name: pid for name, pid in demo.agents.items() if ON_DISK or name != "retriever"}
-    # Named only once they are at work.
-    assert until(lambda: all(comm(pid) == name for name, pid in running.items()))
-    before = {name: sleeps(pid) for name, pid in running.items()}
-    assert until(lambda: all(sleeps(pid) >= before[name] + 50 for name, pid in running.items()))
-    if ON_DISK:
-        assert demo.failed() == []
+class TestRunning:
+    """One demo for all of these, and its noise no longer than them."""
 
+    def test_every_agent_repeats_its_steps(self, demo: Demo) -> None:
+        assert set(demo.agents) == set(AGENTS)
+        running = {name: pid for name, pid in demo.agents.items() if ON_DISK or name != "retriever"}
+        # Named only once they are at work.
+        assert until(lambda: all(comm(pid) == name for name, pid in running.items()))
+        before = {name: sleeps(pid) for name, pid in running.items()}
+        assert until(lambda: all(sleeps(pid) >= before[name] + 50 for name, pid in running.items()))
+        if ON_DISK:
+            assert demo.failed() == []
 
-def test_the_rules_find_exactly_the_agents(demo: Demo) -> None:
-    found = scan(Rules.load(demo.rules_file()))
-    assert {agent.name: agent.root for agent in found} == demo.agents
+    def test_the_rules_find_exactly_the_agents(self, demo: Demo) -> None:
+        found = scan(Rules.load(demo.rules_file()))
+        assert {agent.name: agent.root for agent in found} == demo.agents
 
+    def test_the_noise_and_the_servers_are_no_agents(self, demo: Demo) -> None:
+        noise = {"hog-1", "hog-2", "writer", "model-server", "tool-server"}
+        assert until(lambda: noise <= {comm(pid) for pid in descendants(os.getpid())})
+        agents = set().union(*({pid} | descendants(pid) for pid in demo.agents.values()))
+        assert not noise & {comm(pid) for pid in agents}
 
-def test_the_noise_and_the_servers_are_no_agents(demo: Demo) -> None:
-    noise = {"hog-1", "hog-2", "writer", "model-server", "tool-server"}
-    assert until(lambda: noise <= {comm(pid) for pid in descendants(os.getpid())})
-    agents = set().union(*({pid} | descendants(pid) for pid in demo.agents.values()))
-    assert not noise & {comm(pid) for pid in agents}
+    @pytest.mark.skipif(not ON_DISK, reason="no directory on a disk")
+    def test_no_file_has_a_name(self, demo: Demo) -> None:
+        pid = demo.agents["retriever"]
 
+        def files() -> list[str]:
+            links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            return [link for link in links if link.startswith("/") and not link.startswith("/dev/")]
 
-@pytest.mark.skipif(not ON_DISK, reason="no directory on a disk")
-def test_no_file_has_a_name(demo: Demo) -> None:
-    pid = demo.agents["retriever"]
+        assert until(lambda: bool(files()))
+        assert all(name.endswith((" (deleted)", "memfd:agenttop-demo-errors")) for name in files())
 
-    def files() -> list[str]:
-        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        return [link for link in links if link.startswith("/") and not link.startswith("/dev/")]
-
-    assert until(lambda: bool(files()))
-    assert all(name.endswith((" (deleted)", "memfd:agenttop-demo-errors")) for name in files())
-
-
-def test_an_actor_that_ended_is_told(demo: Demo) -> None:
-    with Demo("small", seconds=60) as other:
-        os.kill(other.agents["voice"], signal.SIGKILL)
-        assert until(lambda: other.failed() == ["voice: ended early"])
-    assert all(map(alive, demo.agents.values()))
+    def test_an_actor_that_ended_is_told(self, demo: Demo) -> None:
+        with Demo("small", seconds=60) as other:
+            os.kill(other.agents["voice"], signal.SIGKILL)
+            assert until(lambda: other.failed() == ["voice: ended early"])
+        assert all(map(alive, demo.agents.values()))
 
 
 def test_the_end_leaves_no_process() -> None:
