@@ -87,6 +87,17 @@ def test_a_state_that_breaks_its_promise_is_closed(sys: Path) -> None:
     ) == qos(cpu1="50")
 
 
+@pytest.mark.parametrize(
+    ("exit_ns", "text"),
+    [(70_250, "70.2us"), (99_990, "100us"), (999_900, "1000us"), (1_050_000, "1050us")],
+)
+def test_how_long_an_exit_takes_is_a_plain_number(sys: Path, exit_ns: int, text: str) -> None:
+    tree(sys, XEON)
+    guard = Guard(Params(limit_us=50))
+    guard.wanted(targets({1: 100}, exits={2: Exit(exit_ns, 100)}), {})
+    assert f"C1E ({text} measured)" in guard.detail()
+
+
 def test_halt_of_a_guest_is_closed_by_default_even_unmeasured(sys: Path) -> None:
     tree(sys, GUEST, "haltpoll")
     guard = Guard()

@@ -130,9 +130,14 @@ def closes(shut: Mapping[int, list[Closed]]) -> list[str]:
     """Which CPUs close which states, one text for those that close the same."""
     groups: dict[tuple[str, ...], set[int]] = {}
     for cpu, closed in shut.items():
-        texts = tuple(f"{c.state.name} ({c.exit_ns / 1000:.3g}us {c.how})" for c in closed)
+        texts = tuple(f"{c.state.name} ({_us(c.exit_ns)} {c.how})" for c in closed)
         groups.setdefault(texts, set()).add(cpu)
     return [f"cpu{format_cpus(cpus)} closes {', '.join(texts)}" for texts, cpus in groups.items()]
+
+
+def _us(ns: int) -> str:
+    """Without an exponent, however slow a hypervisor is."""
+    return f"{ns / 1000:.3g}us" if ns < 100_000 else f"{ns / 1000:.0f}us"
 
 
 def _text(path: Path) -> str:
