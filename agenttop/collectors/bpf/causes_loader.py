@@ -10,13 +10,11 @@ kernel; it attaches none.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import Child, LoadError, bcc, hand_over
@@ -51,6 +49,7 @@ MAPS: Final = (
 )
 #: Those that nobody else uses: made with the programs.
 OWN_MAPS: Final = ("requests", "finished", "ring_sets", "ring_done")
+ALL_MAPS: Final = (*MAPS, *OWN_MAPS)
 #: Interrupt vectors that wake, of those that have tracepoints.
 _VECTORS: Final = (
     "local_timer",
@@ -273,16 +272,13 @@ def _load(level: str, maps: dict[str, int], rows: CpuRows) -> tuple[dict[str, An
 
     try:
         btf = Btf.load()
-        facts = _facts(btf, rows)
-        text = programs.cause_text(btf, "full" if level == "full" else "lite", rows, facts)
+        text, names = source(btf, "full" if level == "full" else "lite", rows)
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
-    names = [f"p_{name}" for name in _names(level)]
     made = compiled.recall(text, names)
     if made is None:
-        os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
         try:
-            made = compiled.compile_text(bcc(), text, (*MAPS, *OWN_MAPS), names)
+            made = compiled.compile_text(bcc(), text, ALL_MAPS, names)
         except LoadError:
             raise
         except Exception as error:  # BCC raises plain Exceptions
@@ -294,6 +290,14 @@ def _load(level: str, maps: dict[str, int], rows: CpuRows) -> tuple[dict[str, An
         raise LoadError("the chain's programs are of another version: start agenttop anew")
     own = [kernel.create_map(one.name, one.shape, None) for one in made.maps[len(MAPS) :]]
     return _into_kernel(btf, made, _names(level), [*(maps[name] for name in MAPS), *own])
+
+
+def source(btf: Btf, level: Literal["lite", "full"], rows: CpuRows) -> tuple[str, list[str]]:
+    """What is compiled, and the programs in it. Raises UnsupportedError."""
+    from agenttop.collectors.bpf import programs
+
+    text = programs.cause_text(btf, level, rows, _facts(btf, rows))
+    return text, [f"p_{name}" for name in _names(level)]
 
 
 def _names(level: str) -> tuple[str, ...]:

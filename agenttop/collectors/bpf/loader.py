@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from agenttop import descriptors, isolated
@@ -137,8 +136,7 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
         plan = programs.plan(btf, "full" if level == "full" else "lite", rows, raw=raw)
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
-    names = [f"p_{name}" for name in plan.tracepoints] + ["p_iter_task"] * plan.iterator
-    known = compiled.recall(plan.text, names)
+    known = compiled.recall(plan.text, plan.names)
     if known is not None:
         try:
             return _attach(plan, btf, rows, known)
@@ -146,10 +144,9 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
             if isinstance(error, OSError) and descriptors.lacking(error):
                 raise LoadError(descriptors.lack()) from None
             # Not what it was said to be: compile.
-    os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
     module = bcc()
     try:
-        made = compiled.compile_text(module, plan.text, MAPS, names)
+        made = compiled.compile_text(module, plan.text, MAPS, plan.names)
     except Exception as error:  # BCC raises plain Exceptions
         raise LoadError(f"BCC could not compile the programs: {error}") from None
     try:
@@ -157,7 +154,7 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
     except OSError as error:
         said = f"the kernel refused a program: {error.strerror or error}"
         raise LoadError(descriptors.why(error, said)) from None
-    compiled.keep(made, plan.text, names)
+    compiled.keep(made, plan.text, plan.names)
     return result
 
 

@@ -163,6 +163,11 @@ class Plan:
     #: Number in the compiled code -> BTF id of the kernel function to call.
     calls: dict[int, int]
 
+    @property
+    def names(self) -> list[str]:
+        """The programs, as the text calls them."""
+        return [f"p_{name}" for name in self.tracepoints] + ["p_iter_task"] * self.iterator
+
 
 def plan(btf: Btf, level: Literal["lite", "full"], rows: CpuRows, raw: bool = False) -> Plan:
     """Choose by facts, never by version. Raises UnsupportedError with the reason.
