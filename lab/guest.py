@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import ahead
 from rig import (
     CPU,
     CPUS,
@@ -312,8 +313,12 @@ def main() -> None:
     command = [sys.executable, "-B", "-m", "agenttop", "loop", "--name", "labloop"]
     command += ["--interval-us", "20000", "--compute-us", "500", "--for", "3000", "--cpu", str(CPU)]
     loop = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    later = text(CPUS / "possible") != text(CPUS / "present")
+    ahead.want(Path(sys.argv[1]).with_suffix(".texts"), later)
     wait(lambda: text(Path(f"/proc/{loop.pid}/comm")) == "labloop", "the loop")
-    report("ok", "boot", f"Linux {os.uname().release}, {text(FREQ / 'scaling_driver')}, schedutil")
+    clock = text(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource"))
+    told = f"Linux {os.uname().release}, {text(FREQ / 'scaling_driver')}, schedutil, clock {clock}"
+    report("ok", "boot", told)
     import killed  # noqa: F401
     import wide  # noqa: F401  # Last: the CPU that it plugs in stays.
 

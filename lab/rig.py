@@ -40,6 +40,8 @@ LIMIT_US: Final = 50
 PATIENCE_S: Final = 120.0
 
 _out = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115
+#: When the last line was written; CLOCK_MONOTONIC begins with the guest.
+_last = 0.0
 #: The process that is the agent: ``agenttop loop``.
 Loop = subprocess.Popen[bytes]
 Check = Callable[[Loop], None]
@@ -51,7 +53,11 @@ class Skip(Exception):  # noqa: N818
 
 
 def report(word: str, name: str, text: str) -> None:
-    _out.write(f"{word:<4} {name}: {text}\n")
+    """A line of the results, with the time since the last one."""
+    global _last
+    now = time.monotonic()
+    _out.write(f"{word:<4} {name}: {text} ({now - _last:.0f} s)\n")
+    _last = now
 
 
 def end() -> None:
