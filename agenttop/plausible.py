@@ -14,16 +14,17 @@ import msgspec
 import numpy as np
 
 from agenttop.caused import ANNEXES
+from agenttop.collectors.bpf import layout
 from agenttop.model import Histogram, Sample
 from agenttop.named import MOST as MOST_NAMES
 from agenttop.named import PER_ANNEX
 
-#: In one Sample. The engine measures 256 at a time.
-MOST_AGENTS: Final = 512
+#: In one Sample: twice as many as the kernel side has slots for.
+MOST_AGENTS: Final = 2 * (layout.SLOTS - 1)
 #: Slots of a Store (the buckets in use take memory) that agents, their names and their causes
-#: take, beside what bounded.py allows all of them together: 1536 for 256
-#: agents with causes and the 512 names that the engine counts at a time.
-MOST_SLOTS: Final = 2048
+#: take, beside what bounded.py allows all of them together: so many agents with causes. An
+#: engine takes (SLOTS - 1) * (1 + ANNEXES), and one for each of its LANES - 1 names at most.
+MOST_SLOTS: Final = MOST_AGENTS * (1 + ANNEXES)
 #: In one file, one after the other: a report knows all of them, 1 kB each.
 MOST_IN_ALL: Final = 100_000
 #: CPU numbers lie below this.

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from synth import Synth
 
 from agenttop import cli, recording
+from agenttop.caused import ANNEXES
+from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
 from agenttop.model import (
     Activity,
@@ -36,6 +38,7 @@ from agenttop.plausible import (
     MOST_AGENTS,
     MOST_CPUS,
     MOST_IN_ALL,
+    MOST_SLOTS,
     Checker,
     ImplausibleError,
 )
@@ -248,8 +251,15 @@ def checked(samples: Iterable[Sample]) -> None:
 
 def test_names_and_causes_are_bounded_by_the_memory_that_they_take() -> None:
     checked(following([crowd(1, causes=True)] * 3))
-    # What the engine has at most: 256 agents with causes, and 512 names.
-    checked(following([crowd(1, 2, causes=True)[:256]] * 3))
+    # What the engine has at most: agents with causes, and all names, as wide apart as they can be.
+    seats, names = layout.SLOTS - 1, layout.LANES - 1
+    assert names // seats == 2
+    checked(following([crowd(1, 2, causes=True)[:seats]] * 3))
+    alone = crowd(1, 1, causes=True)[:seats]
+    more = (names - seats) // (layout.NAMES_EACH - 1)
+    alone[:more] = crowd(1, layout.NAMES_EACH, causes=True)[:more]
+    checked(following([alone] * 3))
+    assert seats * (1 + ANNEXES) + names <= MOST_SLOTS
     for agents in (
         [crowd(1, 32, causes=True)],
         [crowd(1, 1, causes=True)],
