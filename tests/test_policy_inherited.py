@@ -192,6 +192,11 @@ def test_a_thread_that_execs_is_restored(tmp_path: Path) -> None:
         process.stdin.close()
         assert until(lambda: comm(process.pid) == "sleep", 5)
         assert os.sched_getaffinity(process.pid) == {1}
+        assert lease._kernel is not None
+        record = lease._kernel.record
+        # Whoever gets the thread's own id next has nothing to do with it.
+        assert record._entry(tid) is None
+        assert record._entry(process.pid) == (tid, 0, 0, 0, 0, 0)
         assert not any(outcome.foreign for outcome in lease.close())
         assert os.sched_getaffinity(process.pid) == every
     finally:

@@ -237,10 +237,15 @@ def _leave(code: _Code, attributes: bool) -> None:
     code.on_map(_DELETE)
 
 
-def _pass_on(code: _Code, parent: int, child: int) -> None:
-    """A fork, or an exec by which a thread gets its process's id: the entry goes along."""
+def _pass_on(code: _Code, parent: int, child: int, moves: bool) -> None:
+    """A fork, or (``moves``) an exec by which a thread gets its process's id: the entry goes along.
+
+    The id that it had is free then: the next thread that gets it must not find the entry.
+    """
     code.load32(7, 1, parent)
     code.load32(8, 1, child)
+    if moves:
+        code.op(0x1D, 7, 8, "out")  # It has the id already.
     code.key(7, THREAD)
     code.on_map(_LOOKUP)
     code.if_equal(0, 0, "out")
@@ -252,11 +257,17 @@ def _pass_on(code: _Code, parent: int, child: int) -> None:
             code.move32(1, 1)  # The child is in no fork.
         code.store64(1, _VALUE + at)
         code.op(0x4F, 2, 1)
-    code.if_equal(2, 0, "out")
+    if not moves:
+        code.if_equal(2, 0, "out")
     code.key(8, THREAD)
     code.on_map(_UPDATE)
     # vfork(2) returns later, but its child is there.
     _count(code, 9, ends=True)
+    if moves:
+        code.move(6, 0)
+        code.key(7, THREAD)
+        code.on_map(_DELETE)
+        code.move(0, 6)
     code.if_equal(0, 0, "out")
     code.op(0xB7, 1, value=0)
     code.key(1, DROPPED)
@@ -339,8 +350,9 @@ class Attached:
                 "sched/sched_process_exec": ("old_pid", "pid"),
             }.items():
                 parent, child = _offsets(events, event, names)
-                pass_on = partial(_pass_on, parent=parent, child=child)
-                self._add(events, event, pass_on, keep=event == "sched/sched_process_fork")
+                fork = event == "sched/sched_process_fork"
+                pass_on = partial(_pass_on, parent=parent, child=child, moves=not fork)
+                self._add(events, event, pass_on, keep=fork)
             self._add(events, "sched/sched_process_exit", _gone)
         finally:
             os.close(events)
