@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import CDLL
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,12 @@ from agenttop.errors import UserError
 MOST: Final = 64 << 20
 #: Left of it for pages that are no data (code that a small one did not run).
 _CODE: Final = 4 << 20
+#: malloc.h of glibc, and a block that is large, bytes.
+_MMAP_THRESHOLD: Final = -3
+_TRIM_THRESHOLD: Final = -1
+_LARGE: Final = 128 << 10
+#: What a screen may come to need after it has begun: its popups, and its cached lines.
+_SCREEN: Final = 32 << 20
 
 
 @contextmanager
@@ -43,16 +50,59 @@ def memory(name: str) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
+class Budget:
+    """The same for a process with threads and a screen: looked at, not kept by the kernel.
+
+    It may go beyond by what one Sample makes before the next look.
+    """
+
+    def __init__(self, name: str) -> None:
+        _return_large_blocks()
+        self._name = name
+        self._most = _resident() + MOST + _SCREEN
+
+    def check(self) -> None:
+        """Raises UserError once more is taken."""
+        if _resident() > self._most:
+            raise UserError(
+                f"{self._name}: takes more than {MOST >> 20} MB of memory to show:"
+                " 'agenttop snapshot --from' with --for reads less of it"
+            )
+
+
 def _prepare() -> None:
     """What everyone needs: numpy, and the buffer (32 MB, hardly touched) of its products."""
     import numpy as np
 
+    _return_large_blocks()
     _ = np.ones((64, 64)) @ np.ones((64, 64))
+
+
+def _return_large_blocks() -> None:
+    """Have malloc(3) return large blocks to the kernel as they are freed, whatever came before.
+
+    By itself glibc keeps ever larger ones for later (mallopt(3), M_MMAP_THRESHOLD): of 256
+    agents the gaps between them took as much as what was read.
+    """
+    mallopt = getattr(CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            mallopt(option, _LARGE)
 
 
 def _data() -> int:
     """Private writable memory of this process, bytes."""
+    return _status("VmData:")
+
+
+def _resident() -> int:
+    """Of it, what is in memory."""
+    return _status("RssAnon:")
+
+
+def _status(name: str) -> int:
+    """Bytes; 0 where the kernel does not tell."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
+        if line.startswith(name):
             return int(line.split()[1]) << 10
     return 0

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from agenttop import headless
+from agenttop.bounded import Budget
 from agenttop.errors import UserError
 from agenttop.model import Command, Event, Message, Sample
 from agenttop.recording import Recording
@@ -66,6 +67,7 @@ class Replay:
         self._stop = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._shown_ns = 0
+        self._budget: Budget | None = None
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()
 
@@ -82,11 +84,18 @@ class Replay:
         return self._wake
 
     def read(self) -> list[Message]:
-        """What is due. Raises UserError where the file is damaged, after all that was good."""
+        """What is due.
+
+        Raises UserError where the file is damaged, after all that was good, and where what it
+        makes takes more memory than bounded.py allows.
+        """
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             pass
+        # The screen is there by now: what it takes is not the recording's.
+        self._budget = self._budget or Budget(self._recording.name)
+        self._budget.check()
         messages: list[Message] = []
         while self._ready:
             item, weight = self._ready[0]

@@ -16,8 +16,9 @@ import pytest
 from synth import Synth
 
 from agenttop import bounded
+from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
-from agenttop.recording import MAGIC, Header
+from agenttop.recording import MAGIC, Header, Writer
 from agenttop.words import MEASURES, STAGES
 
 Tree = dict[str, Any]
@@ -133,3 +134,64 @@ def test_beyond_the_bound_is_a_line_and_the_bound_goes() -> None:
     assert len(bytearray(1 << 29)) == 1 << 29
     with bounded.memory("a.rec"):
         assert len(bytearray(40 << 20)) == 40 << 20
+
+
+_SHOWN = """
+import sys
+from pathlib import Path
+from agenttop import bounded
+from agenttop.errors import UserError
+from agenttop.replaying import Replay
+from agenttop.store import Store
+replay = Replay(Path(sys.argv[1]), 10_000)
+store = Store(clock=replay.clock)
+base, told, ended = 0, "", False
+while not told and not ended:
+    try:
+        for sample in replay.read():
+            base = base or bounded._resident()
+            store.feed(sample)
+            ended = any("ends here" in event.text for event in sample.events)
+    except UserError as error:
+        told = str(error)
+print(told)
+print((bounded._resident() - base) >> 20)
+replay.close()
+"""
+
+
+def shown(path: Path) -> tuple[str, int]:
+    """What a replay has said, and what it has taken beside what it took at first, MB."""
+    out = subprocess.run(
+        [sys.executable, "-c", _SHOWN, str(path)], cwd=_ROOT, capture_output=True, text=True
+    )
+    told, taken = out.stdout.splitlines()
+    return told, int(taken)
+
+
+def test_a_replay_that_takes_too_much_ends_with_a_line(tmp_path: Path) -> None:
+    told, taken = shown(written(tmp_path / "small.rec", None, 30))
+    assert told == ""
+    assert taken < 8
+
+    told, taken = shown(written(tmp_path / "a.rec", lines, 120))
+    assert "a.rec: takes more than 64 MB of memory to show: 'agenttop snapshot --from'" in told
+    assert taken < 64 + 32 + 32
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """256 busy agents as an engine writes them: a full Sample in ten."""
+    path = tmp_path_factory.mktemp("many") / "many.rec"
+    with path.open("xb", buffering=0) as file:
+        writer = Writer(file)
+        for sample in Synth(agents=layout.SLOTS - 1, cpus=2).samples(12):
+            writer.add(sample)
+        writer.close()
+    return path
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_256_busy_agents_can_be_read(reader: str, many: Path) -> None:
+    code, _, told = read(many, reader)
+    assert code == 0, told
