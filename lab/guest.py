@@ -15,7 +15,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import ahead
 from rig import (
@@ -297,10 +296,6 @@ def causes_name_idle_states_and_ramps(loop: Loop) -> None:
     report("ok", "causes", "; ".join(told))
 
 
-#: Checks that run only when --only names them: not yet seen to pass on an idle machine.
-ASKED: Final = ("kills", "wide")
-
-
 def main() -> None:
     for first in ("ip link set lo up", "modprobe acpi-cpufreq", "modprobe nvme"):
         subprocess.run(first.split(), check=False, capture_output=True)
@@ -324,7 +319,7 @@ def main() -> None:
 
     for one in checks:
         name = one.__name__.partition("_")[0]
-        if name in sys.argv[2:] or (not sys.argv[2:] and name not in ASKED):
+        if name in sys.argv[2:] or not sys.argv[2:]:
             attempt(name, partial(one, loop))
     loop.kill()
     end()
