@@ -272,7 +272,7 @@ def causes_name_idle_states_and_ramps(loop: Loop) -> None:
         return all(states[name].state == "on" for name in named)
 
     try:
-        wait(switched_on, "the causes", 300)
+        wait(switched_on, "the causes", 600)
         # C1 alone: the guest is in C2 and C3 for no time, so no interrupt finds it there.
         wait(lambda: bool(labels("idle")), "an idle state")
         wait(lambda: any(" to " in said for said in labels("frequency")), "a rise", 300)
