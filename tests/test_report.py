@@ -607,7 +607,7 @@ TREE = msgspec.to_builtins(SAMPLES[3], builtin_types=(bytes,))
 PLACES = [place for place in _numbers_of(TREE) if place[0] not in ("t_ns", "seq")]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.sampled_from(PLACES), NUMBERS, min_size=1, max_size=8))
 def test_any_counters_give_a_report(changes: dict[tuple[Any, ...], int]) -> None:
     tree = msgspec.msgpack.decode(msgspec.msgpack.encode(TREE))
