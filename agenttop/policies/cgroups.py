@@ -66,10 +66,12 @@ def group_of(pid: int) -> str:
     return ""
 
 
-def members(folder: str) -> set[int]:
-    """All processes in a cgroup and in those below it."""
+def members(folder: str, most: int = 1 << 22) -> set[int]:
+    """The processes in a cgroup and in those below it; no more are read beyond ``most``."""
     pids: set[int] = set()
-    for base, _, files in os.walk(folder):
+    for number, (base, _, files) in enumerate(os.walk(folder)):
+        if len(pids) > most or number > most:
+            break
         if "cgroup.procs" in files:
             raw = procinfo.read_whole(f"{base}/cgroup.procs") or b""
             pids.update(int(word) for word in raw.split() if word.isdigit())

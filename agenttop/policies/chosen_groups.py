@@ -7,6 +7,7 @@ kernel thread, process 1 or agenttop's own, whatever was chosen.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -19,8 +20,11 @@ from agenttop.policies.base import Targets
 from agenttop.policies.knobs_cgroup import CPUSET, mount, valid_path
 from agenttop.procinfo import printable
 
-#: Every so many looks processes that were found to be harmless are read again.
+#: At one look in so many a process that was found to be harmless is read again.
 REREAD: Final = 10
+#: Processes in a group at most; and read at one look, some 10 ms.
+MOST: Final = 2048
+AT_ONCE: Final = 256
 
 
 class Group(NamedTuple):
@@ -48,6 +52,8 @@ class ChosenGroups:
                     f"demote.groups: '{printable(path, 80)}' is no path of a cgroup below its mount"
                 )
         self._harmless: set[int] = set()
+        #: Groups whose processes have all been read once.
+        self._read: set[str] = set()
         self._looks = 0
 
     def __bool__(self) -> bool:
@@ -56,8 +62,8 @@ class ChosenGroups:
     def find(self, controller: str, targets: Targets, left: list[str]) -> list[Group]:
         """Those that there are and that may be touched; the others go to ``left``, with why."""
         self._looks += 1
-        if self._looks % REREAD == 0:
-            self._harmless.clear()
+        turn = self._looks % REREAD
+        self._harmless = {pid for pid in self._harmless if pid % REREAD != turn}
         found = where(controller)
         if isinstance(found, str):
             left.append(found)
@@ -76,15 +82,17 @@ class ChosenGroups:
                 # Its cgroup.procs cannot be read: nobody could tell an agent in it.
                 left.append(f"cgroup {printable(path, 64)} refused: it is threaded (cgroup.type)")
                 continue
-            pids = cgroups.members(folder)
-            if reason := self._refuses(pids, agents):
+            pids = cgroups.members(folder, MOST)
+            if reason := self._refuses(path, pids, agents):
                 left.append(f"cgroup {printable(path, 64)} refused: {reason}")
             else:
                 groups.append(Group(path, version, folder, frozenset(pids)))
         return groups
 
-    def _refuses(self, pids: set[int], agents: dict[int, str]) -> str | None:
+    def _refuses(self, path: str, pids: set[int], agents: dict[int, str]) -> str | None:
         """Why a group of these processes is not touched."""
+        if len(pids) > MOST:
+            return f"more than {MOST} processes are in it"
         for pid in sorted(pids):
             if pid in agents:
                 return f"the agent {printable(agents[pid], 32)} is in it"
@@ -92,7 +100,8 @@ class ChosenGroups:
                 return "agenttop itself is in it"
             if pid in (1, 2):
                 return f"process {pid} is in it"
-        for pid in pids - self._harmless:
+        unread = pids - self._harmless
+        for pid in itertools.islice(unread, AT_ONCE):
             info = procinfo.read(pid)
             if info is None:
                 continue
@@ -101,6 +110,10 @@ class ChosenGroups:
             if is_own(info):
                 return "agenttop itself is in it"
             self._harmless.add(pid)
+        # Of one that is held, those that come in numbers are read one look later.
+        if len(unread) > AT_ONCE and path not in self._read:
+            return "its processes are being read"
+        self._read.add(path)
         return None
 
 

@@ -264,7 +264,10 @@ def _napi_threads(device: str) -> list[str]:
     """The kernel threads ``napi/DEVICE-N`` as knobs."""
     prefix = f"napi/{device}-"
     found = []
-    for pid in procinfo.pids("/proc"):
+    # The kernel's threads alone, where it tells (CONFIG_PROC_CHILDREN): processes may be many.
+    children = procinfo.read_whole(f"/proc/{KTHREADD}/task/{KTHREADD}/children")
+    pids = procinfo.pids("/proc") if children is None else map(int, children.split())
+    for pid in pids:
         stat = thread_stat(pid, pid)
         # Anybody can take the name, only a kernel thread this parent.
         if stat and stat.ppid == KTHREADD and stat.comm.startswith(prefix):
