@@ -97,7 +97,7 @@ def command(*arguments: str, columns: int = 80, encoding: str = "utf-8") -> byte
     except SystemExit as ending:
         code = ending.code
     finally:
-        sys.stdout.detach()  # type: ignore[attr-defined]
+        sys.stdout.detach()
         sys.stdout = before
     more = told.getvalue() + (f"exit code {code}\n" if code else "")
     return out.getvalue() + more.encode()
@@ -128,9 +128,9 @@ def snapshot_text() -> Outputs:
         if name != "live":
             ascii_only = command(*arguments, "--ascii", columns=columns)
             out[f"{name}-{columns}-ascii.txt"] = ascii_only
-    arguments = ("snapshot", "--from", recording("cut"), "--sort=-pid")
-    out["cut-by-pid.txt"] = command(*arguments)
-    out["cut-c-locale.txt"] = command(*arguments, encoding="ascii")
+    by_pid = ("snapshot", "--from", recording("cut"), "--sort=-pid")
+    out["cut-by-pid.txt"] = command(*by_pid)
+    out["cut-c-locale.txt"] = command(*by_pid, encoding="ascii")
     out["sort-help.txt"] = command("snapshot", "-s", "help")
     return out
 
@@ -223,7 +223,7 @@ def trial() -> Outputs:
         engines.append(Played("trial"))
         return engines[-1]
 
-    headless.start = start
+    headless.start = start  # type: ignore[assignment]
     out["trial.txt"] = command("policy", "trial", *TRIAL)
     out["trial.json"] = command("policy", "trial", *TRIAL, "--json")
     out["trial.commands"] = b"".join(encode(one) for one in engines[0].told)
@@ -272,8 +272,12 @@ def wire() -> Outputs:
         Change("demote", "cpu2", 'cpu.weight/agents\udcff \u00e9\n"', "100", "1"),
     ]
     keys = [change.key for change in changes]
-    rows = [["ok", ""], ["refused", "Permission denied"], ["guard", "pm_qos", "cpu0", "text", True]]
-    messages = [
+    rows: list[list[Any]] = [
+        ["ok", ""],
+        ["refused", "Permission denied"],
+        ["guard", "pm_qos", "cpu0", "text", True],
+    ]
+    messages: list[wire.Message] = [
         wire.Beat(),
         wire.Apply(1, changes),
         wire.Apply(2, []),
@@ -325,12 +329,12 @@ def wire() -> Outputs:
 
 def journals() -> Outputs:
     """Holds of each kind as the guardian keeps them, and journals as they are read."""
-    from agenttop.policies import journal
+    from agenttop.policies import journal, places
     from agenttop.policies.knobs import KNOBS, Change
 
     journal.boot_id = lambda: BOOT
     journal.ticks = lambda: 123_456
-    journal.places.view = lambda kind: "0:42/1" if kind in ("cgroup", "netdev") else ""
+    places.view = lambda kind: "0:42/1" if kind in ("cgroup", "netdev") else ""
     found = json.loads((INPUT / "holds.json").read_text())
     changes = [Change(*one) for one in found]
     out = {
@@ -465,11 +469,12 @@ def bpf() -> Outputs:
 
     compiler = Compiler()
     sys.modules["bcc"] = compiler  # type: ignore[assignment]
-    loader.bcc = causes_loader.bcc = lambda: compiler
+    loader.bcc = lambda: compiler
+    causes_loader.bcc = lambda: compiler  # type: ignore[attr-defined]
     platform.machine = lambda: "x86_64"
     os.sysconf = {"SC_PAGE_SIZE": 4096}.__getitem__  # type: ignore[assignment]
     causes_loader.tick_ns = lambda: 4_000_000
-    causes_loader.read_text = lambda path: "8191"
+    causes_loader.read_text = lambda path: "8191"  # type: ignore[attr-defined]
 
     def given(main: Callable[[], int], *arguments: str) -> dict[str, Any]:
         compiler.given = {}
@@ -483,8 +488,8 @@ def bpf() -> Outputs:
     out: Outputs = {}
     for name, (kernel, cpus) in KERNELS.items():
         rows = CpuRows(cpus)
-        Btf.load = lambda kernel=kernel: kernel  # type: ignore[assignment, misc]
-        CpuRows.present = lambda rows=rows: rows  # type: ignore[assignment, misc]
+        Btf.load = lambda kernel=kernel: kernel  # type: ignore[assignment, return-value]
+        CpuRows.present = lambda rows=rows: rows  # type: ignore[misc, method-assign]
         told: dict[str, Any] = {}
         for level in ("lite", "full"):
             for mode in ("tp_btf", "raw_tp"):
@@ -512,7 +517,35 @@ def bpf() -> Outputs:
         }
         out[f"{name}.json"] = dumped(told)
     out["causes.json"] = dumped(causes_loader.PROGRAMS)
+    out["inherit.json"] = dumped(inherit())
     return out
+
+
+def inherit() -> dict[str, Any]:
+    """The guardian's programs, which are written without a compiler."""
+    from types import SimpleNamespace
+
+    from agenttop.policies import inherit_bpf
+
+    null, stat = os.open(os.devnull, os.O_RDONLY), os.stat
+    number = os.dup2(null, 100)  # of the map, which is in the code
+    found: dict[str, Any] = {}
+
+    def load(code: bytes, name: str, kind: int) -> int:
+        key = f"{len(found)} {name}"
+        found[key] = {"sha256": sha256(code), "length": len(code), "kind": kind}
+        return os.dup(null)
+
+    module: Any = inherit_bpf
+    module.bpf, module.load_program = lambda *_: number, load
+    module._attach, module._events = lambda *_: os.dup(null), lambda: os.dup(null)
+    module._read, module._offsets = lambda *_: b"7", lambda *_: (24, 44)
+    module.Inherited = lambda *_: SimpleNamespace(start=lambda: None)
+    space: Any = SimpleNamespace(st_dev=4, st_ino=0xEFFFFFFC)
+    os.stat = lambda path, **more: space if path == "/proc/self/ns/pid" else stat(path, **more)
+    module.Attached()
+    os.stat = stat
+    return found
 
 
 # --------------------------------------------------------------------------- all of them

@@ -16,15 +16,16 @@ from corpus import EXPECTED, KINDS, WRITTEN_WITH, made, read, written_with
 
 def difference(expected: bytes, found: bytes) -> str:
     """Where two outputs differ, in some lines."""
-    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+    pairs = enumerate(zip(expected, found, strict=False))
+    at = next((i for i, (one, other) in pairs if one != other), None)
     if at is None:
         at = min(len(expected), len(found))
     said = f"{len(expected)} bytes expected, {len(found)} found, the first other is number {at}\n"
     try:
-        texts = [one.decode().splitlines() for one in (expected, found)]
+        a, b = expected.decode().splitlines(), found.decode().splitlines()
     except UnicodeDecodeError:
         return f"{said}{expected[at : at + 40]!r}\n{found[at : at + 40]!r}"
-    lines = list(difflib.unified_diff(*texts, "expected", "found", lineterm=""))
+    lines = list(difflib.unified_diff(a, b, "expected", "found", lineterm=""))
     return said + "\n".join(lines[:40])
 
 
