@@ -202,7 +202,7 @@ static __always_inline int frequency_fold(struct thread *t)
 static __always_inline void causes_fold(struct thread *t)
 {
 	u32 caused = t->folding, labelled = caused, slot = t->slot, i, stage, at, row;
-	u64 explained[8] = {};
+	u64 *explained = t->staged_ns;
 	struct cause_hist *h;
 	struct cause_row *r;
 	u64 ns;
@@ -218,6 +218,9 @@ static __always_inline void causes_fold(struct thread *t)
 	/* How often the frequency did not rise is told by its label alone. */
 	if (caused & 1U << CAUSE_FREQUENCY && !frequency_fold(t))
 		caused &= ~(1U << CAUSE_FREQUENCY);
+#pragma clang loop unroll(full)
+	for (i = 0; i <= STAGE_QUEUE; i++)
+		explained[i] = 0;
 	r->seq++;
 	barrier();
 	/* What was computed until the frequency rose was computed all the same. */

@@ -167,6 +167,13 @@ struct thread {
 	u32 taken;		/* sequence number of the wake-up whose causes were taken */
 	u32 raised_irq;		/* the handler's time and the raise are one behind the other */
 	u64 raised_ns;		/* softirq: raise to entry */
+	/*
+	 * What the causes of each stage up to the queue explain, while they
+	 * are folded. On the stack the verifier of 7.2 would take all of it
+	 * to be in use wherever one of them is read by its number, and would
+	 * find no two paths alike.
+	 */
+	u64 staged_ns[STAGE_QUEUE + 1];
 	struct given given;
 	/* Between the wake-up and the run (causes_run.bpf.c). */
 	u32 left_cpu;		/* the CPU that it ran on last, + 1; 0: not known */
