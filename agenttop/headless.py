@@ -22,6 +22,8 @@ from agenttop.store import Store
 LOADING: Final = "loading"
 #: An engine that says nothing for so long (beyond its delay) hangs.
 SILENCE_S: Final = 60.0
+#: After which time a signal whose exception was dropped comes again.
+AGAIN_S: Final = 0.01
 
 
 class Client(Protocol):
@@ -57,17 +59,34 @@ def start(options: EngineOptions) -> Client:
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Stopped inside; the handlers before it come back after it."""
+    """SIGTERM and SIGHUP raise Stopped inside; the handlers before it come back after it.
+
+    An exception is dropped where Python can pass it to no caller, as in the callback that ends an
+    import's lock: then the signal comes again a moment later.
+    """
+    stopping = (signal.SIGTERM, signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGHUP):
+        for each in stopping:
             signal.signal(each, signal.SIG_IGN)  # the way out is not interrupted again
         raise Stopped(number)
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGHUP)}
+    def dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(stopped := unraisable.exc_value, Stopped):
+            number = stopped.number
+            signal.signal(signal.SIGALRM, lambda _, frame: stop(number, frame))
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            hook(unraisable)
+
+    before = {each: signal.signal(each, stop) for each in stopping}
+    before[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for each, handler in before.items():
             signal.signal(each, handler)
 

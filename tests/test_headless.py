@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -306,6 +307,24 @@ def test_a_signal_ends_it_quietly_and_stops_the_engine(
     _, err = process.communicate(timeout=20)
     assert err == "engine closed\n"
     assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_not_lost_where_python_drops_exceptions(number: signal.Signals) -> None:
+    """As in the callback that the end of an import's lock is."""
+
+    class Ends:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def work() -> int:
+        Ends()
+        time.sleep(20)
+        return 0
+
+    handlers = [signal.getsignal(each) for each in (number, signal.SIGALRM)]
+    assert headless.quietly(work) == 128 + number
+    assert [signal.getsignal(each) for each in (number, signal.SIGALRM)] == handlers
 
 
 def test_an_old_encoding_gets_plain_ascii(
