@@ -16,6 +16,10 @@ from agenttop.policies import lock, machine
 from agenttop.policies.journal import NAME, JournalError, aside, open_state_dir
 from agenttop.policies.undo import forget, recover
 
+#: How long threads that start meanwhile are looked for: on a machine that is too busy for them
+#: to get on with it, it takes that long. Nothing else waits for this process.
+PATIENCE_S = 10.0
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
@@ -59,7 +63,7 @@ def _restore(state: str, dir_fd: int, drop: bool) -> int:
     held = lock.acquire(state)
     try:
         before = aside(dir_fd)
-        outcomes = recover(dir_fd) or []
+        outcomes = recover(dir_fd, bound_s=PATIENCE_S) or []
         forgotten = forget(dir_fd) if drop else []
     finally:
         lock.release(held)

@@ -28,10 +28,13 @@ from agenttop.policies.outcome import Outcome, label, plain, words
 
 #: Kinds whose target is a thread, which passes them on to what it starts.
 THREAD_KINDS = FIELDS
-#: How long threads that are born meanwhile are looked for.
+#: How long threads that are born meanwhile are looked for, unless the caller can wait for longer.
 BOUND_S = 1.0
 #: clone, fork, vfork and clone3, arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl.
 _FORKS = frozenset({56, 57, 58, 435, 120, 2, 190})
+#: A thread that has got on by so much has left the fork that it was in: its user time may rise by
+#: one clock tick within, as the kernel derives it from all of its run time (cputime_adjust).
+_SURE = 2
 #: Between two passes that find nobody new while a fork may be under way.
 PAUSE_S = 0.005
 
@@ -65,8 +68,9 @@ def release_all(
     held: Collection[Key] = (),
     record: Inherited | None = None,
     step: Callable[[], None] = lambda: None,
+    bound_s: float = BOUND_S,
 ) -> tuple[list[Outcome], set[Key]]:
-    """Release all heirs, also those born meanwhile: until a pass finds nobody new, BOUND_S at most.
+    """Release all heirs, also those born meanwhile: until a pass finds nobody new, bound_s at most.
 
     Returns outcomes and the holds whose heirs are not all released. ``step`` is
     called now and then, as one pass may take long. Never raises.
@@ -74,7 +78,7 @@ def release_all(
     pass_ = _Pass(holds, held, record, step, at_last=True)
     if not pass_.holds:
         return [], set()
-    end = time.monotonic() + BOUND_S
+    end = time.monotonic() + bound_s
     while True:
         forking = pass_.forking()
         pass_.look(None, end)
@@ -137,7 +141,7 @@ class _Pass:
         covered = {hold.key for hold in self.holds if self._record and self._record.covers(hold)}
         for (key, target), before in list(self._forking.items()):
             now = self._forks(target) if key in covered else _progress(target)
-            if now is None or (before is not None and now > before):
+            if now is None or (before is not None and now >= before + _SURE):
                 del self._forking[key, target]
             elif before is None:
                 self._forking[key, target] = now
@@ -146,7 +150,7 @@ class _Pass:
     def _forks(self, target: str) -> int | None:
         """The number of the fork that a thread of the record is in; None for none."""
         forks = self._record.forks(split_thread(target)[1]) if self._record else None
-        return forks if forks is not None and forks % 2 else None
+        return _SURE * forks if forks is not None and forks % 2 else None
 
     def look(self, groups: list[list[int]] | None, end: float = float("inf")) -> None:
         """One pass over ``groups``, or over all there are."""
@@ -221,8 +225,8 @@ class _Pass:
 def _progress(target: str) -> int | None:
     """What rises when a thread comes back from a system call; None: it is in no fork.
 
-    Its user time, and how often it has read and written: one that copies much
-    has next to no user time.
+    Its user time, clock ticks, and how often it has read and written, which counts
+    for _SURE: one that copies much has next to no user time.
     """
     pid, tid, start = split_thread(target)
     stat = thread_stat(pid, tid)
@@ -238,7 +242,7 @@ def _progress(target: str) -> int | None:
     with suppress(OSError, ValueError, IndexError), open(f"{folder}/io", "rb") as file:
         fields = file.read(512).split()
         calls = int(fields[fields.index(b"syscr:") + 1]) + int(fields[fields.index(b"syscw:") + 1])
-    return stat.utime + calls
+    return stat.utime + _SURE * calls
 
 
 # --------------------------------------------------------------------------- finding them

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from agenttop.policies import places
-from agenttop.policies.heirs import THREAD_KINDS, is_ours, release_all, release_heirs
+from agenttop.policies.heirs import BOUND_S, THREAD_KINDS, is_ours, release_all, release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import NAME, Hold, Journal, Key, aside, load, put_aside
 from agenttop.policies.knobs import KNOBS, UNPINNED
@@ -73,12 +73,13 @@ def undo_all(
     keys: Iterable[Key] | None = None,
     record: Inherited | None = None,
     step: Callable[[], None] = lambda: None,
+    bound_s: float = BOUND_S,
 ) -> list[Outcome]:
     """Undo holds (all of them without ``keys``), newest first, slices last. Never raises.
 
     Each is noted in the journal as soon as it is undone; one of a thread once
-    those that inherited from it have been looked for too. ``step`` is called
-    after each: altogether it may take long.
+    those that inherited from it have been looked for too, for ``bound_s`` seconds
+    at most. ``step`` is called after each: altogether it may take long.
     """
     wanted = set(journal.holds if keys is None else keys)
     holds = [hold for key, hold in reversed(journal.holds.items()) if key in wanted]
@@ -96,7 +97,7 @@ def undo_all(
             journal.undone([hold.key])
         step()
     mine = [hold for hold in holds if hold.kind in THREAD_KINDS]
-    released, unfinished = release_all(mine, held, record, step)
+    released, unfinished = release_all(mine, held, record, step, bound_s)
     journal.undone(key for key in threads if key not in unfinished)
     if journal.stale:
         text = f"{NAME}: nothing that it lists is held any more, but it cannot be removed: "
@@ -105,7 +106,9 @@ def undo_all(
     return outcomes + released
 
 
-def recover(dir_fd: int, record: Inherited | None = None) -> list[Outcome] | None:
+def recover(
+    dir_fd: int, record: Inherited | None = None, bound_s: float = BOUND_S
+) -> list[Outcome] | None:
     """Undo what a journal holds whose writer has ended; None when there is no journal.
 
     The caller has the lock. Raises JournalError.
@@ -122,7 +125,7 @@ def recover(dir_fd: int, record: Inherited | None = None) -> list[Outcome] | Non
     if found.holds and not found.this_boot:
         text = "journal: from before the last boot, which has restored everything"
         outcomes.append(Outcome("", "", "", text))
-    outcomes += undo_all(journal, record=record)
+    outcomes += undo_all(journal, record=record, bound_s=bound_s)
     journal.close()
     return outcomes
 
