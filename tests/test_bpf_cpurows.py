@@ -111,9 +111,9 @@ def test_gaps_in_the_numbers_change_nothing(
             assert tracer.cpu_rows.gaps
             observe(tracer, *OBSERVED)
             for cpu in (0, 1):
-                slot, _ = run_loop(tracer, "--steps", STEPS, "--cpu", cpu)
+                slot, truth = run_loop(tracer, "--steps", STEPS, "--cpu", cpu)
                 steps = int(tracer.rows([slot])["steps"][0])
-                assert steps >= STEPS - 1
+                assert steps >= truth["slept_step"]["count"] > STEPS / 2
                 assert tracer.cpu_steps(slot) == {str(cpu): steps}
                 assert caused(tracer, slot).found.steps == steps
             raw = tracer.cpus()
@@ -134,13 +134,13 @@ def test_steps_on_a_cpu_that_came_later_are_counted_as_lost(
     with present(tmp_path, monkeypatch, str(there)):
         tracer = load("lite")
     try:
-        slot, _ = run_loop(tracer, "--steps", STEPS, "--cpu", there)
-        assert measured(tracer, slot).steps >= STEPS - 1
+        slot, truth = run_loop(tracer, "--steps", STEPS, "--cpu", there)
+        assert measured(tracer, slot).steps >= truth["slept_step"]["count"]
         assert tracer.losses(tracer.cpus())["new_cpu"] == 0
-        slot, _ = run_loop(tracer, "--steps", STEPS, "--cpu", later)
+        slot, truth = run_loop(tracer, "--steps", STEPS, "--cpu", later)
         assert measured(tracer, slot).steps < STEPS / 10
         lost = tracer.losses(tracer.cpus())["new_cpu"]
-        assert lost + measured(tracer, slot).steps >= STEPS - 1
+        assert lost + measured(tracer, slot).steps >= truth["slept_step"]["count"] > STEPS / 2
         # And nobody's histograms or cells were written in their place.
         assert not tracer.windows.held_cpus(0)
         assert not tracer.histograms(slot, full=True) or measured(tracer, slot).steps
