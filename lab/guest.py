@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import ahead
+import killed
 from rig import (
     CPU,
     CPUS,
@@ -296,6 +297,25 @@ def causes_name_idle_states_and_ramps(loop: Loop) -> None:
     report("ok", "causes", "; ".join(told))
 
 
+@check
+def kills_leave_nothing_changed(_: Loop) -> None:
+    killed.leave_nothing_changed()
+
+
+@check
+def wide_machine(loop: Loop) -> None:
+    """The last: the CPU that it plugs in stays."""
+    if not more_could_come():
+        raise Skip("all CPUs that could be there are")
+    import wide  # What it imports takes long, and only it needs that.
+
+    wide.machine(loop)
+
+
+def more_could_come() -> bool:
+    return text(CPUS / "possible") != text(CPUS / "present")
+
+
 def main() -> None:
     for first in ("ip link set lo up", "modprobe acpi-cpufreq", "modprobe nvme"):
         subprocess.run(first.split(), check=False, capture_output=True)
@@ -308,15 +328,11 @@ def main() -> None:
     command = [sys.executable, "-B", "-m", "agenttop", "loop", "--name", "labloop"]
     command += ["--interval-us", "20000", "--compute-us", "500", "--for", "3000", "--cpu", str(CPU)]
     loop = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
-    later = text(CPUS / "possible") != text(CPUS / "present")
-    ahead.want(Path(sys.argv[1]).with_suffix(".texts"), later)
+    ahead.want(Path(sys.argv[1]).with_suffix(".texts"), later=more_could_come())
     wait(lambda: text(Path(f"/proc/{loop.pid}/comm")) == "labloop", "the loop")
     clock = text(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource"))
     told = f"Linux {os.uname().release}, {text(FREQ / 'scaling_driver')}, schedutil, clock {clock}"
     report("ok", "boot", told)
-    import killed  # noqa: F401
-    import wide  # noqa: F401  # Last: the CPU that it plugs in stays.
-
     for one in checks:
         name = one.__name__.partition("_")[0]
         if name in sys.argv[2:] or not sys.argv[2:]:

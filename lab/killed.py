@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from rig import CPU, LIMIT_US, Loop, Skip, cgroup, check, report, text, wait
+from rig import CPU, LIMIT_US, Skip, cgroup, report, text, wait
 
 from agenttop.policies import lock
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
@@ -144,8 +144,7 @@ def _round(state: str, pid: int, way: tuple[str, ...]) -> set[str]:
     return kinds
 
 
-@check
-def kills_leave_nothing_changed(_: Loop) -> None:
+def leave_nothing_changed() -> None:
     uses = "memory = b'x' * (16 << 20); import time; time.sleep(600)"
     hits: Counter[str] = Counter()
     rounds, until = 0, time.monotonic() + LONG_S

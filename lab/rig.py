@@ -15,19 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agenttop.client import EngineClient  # noqa: E402
 from agenttop.errors import UserError  # noqa: E402
 from agenttop.model import AgentCounters, PolicyStatus, Sample  # noqa: E402
-from agenttop.options import EngineOptions  # noqa: E402
 from agenttop.policies.base import Agent, Cpu, Targets, Thread  # noqa: E402
 from agenttop.policies.manager import PolicyManager  # noqa: E402
 from agenttop.policies.mounts import cgroup2_mount  # noqa: E402
-from agenttop.store import Store  # noqa: E402
 
 CPUS: Final = Path("/sys/devices/system/cpu")
 #: The CPU that the agent lives on.
@@ -204,34 +201,6 @@ def cgroup(name: str, *command: str) -> Iterator[tuple[Path, Loop]]:
         child.wait()
         wait(lambda: text(folder / "cgroup.procs") == "", "the end of the process")
         folder.rmdir()
-
-
-class Watched:
-    """An engine, all Samples of which go into a Store."""
-
-    def __init__(self, **options: Any) -> None:
-        self.client = EngineClient(EngineOptions(delay_s=1.0, **options))
-        self.store = Store()
-        self.events: list[str] = []
-
-    def __enter__(self) -> Watched:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-
-    def until(
-        self, condition: Callable[[Sample], bool], what: str, seconds: float = PATIENCE_S
-    ) -> Sample:
-        """The first Sample for which the condition holds."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for sample in self.client.samples(end):
-                self.store.feed(sample)
-                self.events += [event.text for event in sample.events]
-                if condition(sample):
-                    return sample
-        raise AssertionError(f"never: {what}; events: {self.events[-4:]}")
 
 
 def agent_of(sample: Sample, loop: Loop) -> AgentCounters | None:
