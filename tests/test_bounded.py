@@ -191,7 +191,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "trace",
+        pytest.param("text", marks=pytest.mark.long),
+        pytest.param("report", marks=pytest.mark.long),
+    ],
+)
 def test_256_busy_agents_can_be_read(reader: str, many: Path) -> None:
     code, _, told = read(many, reader)
     assert code == 0, told

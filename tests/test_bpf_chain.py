@@ -20,7 +20,10 @@ pytestmark = pytest.mark.bpf
 VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+#: Those of the default level and of the highest each time, the one without fentry in the long tier.
+@pytest.fixture(
+    scope="module", params=["lite", "full", pytest.param("raw", marks=pytest.mark.long)]
+)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
     tracer = load(*VARIANTS[request.param])
     yield tracer

@@ -179,7 +179,15 @@ def test_the_snapshot_holds_every_kind_of_source() -> None:
         assert agents["retriever"]["sources"]["block"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupted_snapshot_leaves_no_process(number: int) -> None:
     running = subprocess.Popen(
         demo_command("--for", "60", "--no-bpf"),

@@ -145,7 +145,9 @@ def test_an_interval_lies_round_its_ratio(seed: int, factor: float, count: int) 
     assert change(after, before, "p50").ratio == pytest.approx(1 / found.ratio)
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 5), (8, 20), (30, 30)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(4, 5), (8, 20), pytest.param(30, 30, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("percentile", ["p50", "p99"])
 def test_intervals_of_independent_blocks_hold_the_truth_as_often_as_they_say(
     before: int, after: int, percentile: str
