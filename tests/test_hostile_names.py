@@ -122,7 +122,14 @@ def test_svg(rules: Path) -> None:
     assert "[red]b[/]" in drawn.replace("\xa0", " ")
 
 
-@pytest.mark.parametrize("size", [(200, 50), (80, 24), (20, 5)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (80, 24),
+        pytest.param((200, 50), marks=pytest.mark.long),
+        pytest.param((20, 5), marks=pytest.mark.long),
+    ],
+)
 def test_screen(rules: Path, size: tuple[int, int], tmp_path: Path) -> None:
     environ = {"AGENTTOP_STATE": str(tmp_path)}
     with live("--agents", str(rules), env=environ, size=size) as screen:

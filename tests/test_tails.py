@@ -164,6 +164,7 @@ def watch(running: Engine, one: Loop, seconds_: float) -> tuple[int, int, list[E
 
 
 @pytest.mark.bpf
+@pytest.mark.long
 @pytest.mark.usefixtures("_own_state")
 def test_live_ten_times_the_steps_are_not_more_kept_ones() -> None:
     needs_bpf()

@@ -94,7 +94,14 @@ def told(path: Path) -> tuple[str, int]:
     return words, peak
 
 
-@pytest.mark.parametrize("kind", BOMBS)
+#: Those that take longest to weigh, beside others of their kind.
+SLOW = ("events", "numbers")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.long] if kind in SLOW else []) for kind in BOMBS],
+)
 def test_a_small_file_takes_no_memory(tmp_path: Path, kind: str) -> None:
     assert len(BOMBS[kind]) < MAX_SAMPLE
     words, peak = told(recorded(tmp_path / "a.rec", BOMBS[kind]))
