@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-JOBS ?= $(shell nproc)
+# Of those tests that run beside each other two groups mostly wait.
+JOBS ?= $(shell expr $$(nproc) + 2)
 
 # Tests start hundreds of processes: each would compile all of agenttop again without the bytecode.
 unexport PYTHONDONTWRITEBYTECODE
@@ -18,11 +19,11 @@ $(VENV)/.test: pyproject.toml setup.sh requirements/test.txt
 	./setup.sh $(VENV) test
 	touch $@ $(VENV)/.run
 
-# Both parts run, and either fails the whole: what needs no live kernel in parallel, and then
-# the rest alone. (Plain pytest runs everything, one test after the other.)
+# Both parts run, and either fails the whole: what needs no machine for itself in parallel, and
+# then the rest alone. (Plain pytest runs everything, one test after the other.)
 pytest = failed=0; \
-	$(1) -m pytest -n $(JOBS) -m "not live and $(2)" || failed=1; \
-	$(1) -m pytest -m "live and $(2)" || failed=1; \
+	$(1) -m pytest -n $(JOBS) --dist loadgroup -m "not alone and $(2)" || failed=1; \
+	$(1) -m pytest -m "alone and $(2)" || failed=1; \
 	exit $$failed
 
 run: $(VENV)/.run

@@ -57,10 +57,13 @@ def _noted(number: int, frame: object) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache() -> Iterator[None]:
-    """Compiled programs are kept for the session, and nothing in the machine's own cache."""
+def _own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiled programs are kept with pytest's own files, nothing in the machine's own cache."""
     before = os.environ.get("AGENTTOP_CACHE")
+    kept = getattr(request.config, "cache", None)
     with tempfile.TemporaryDirectory(prefix="agenttop-cache-") as folder:
+        if kept is not None:
+            folder = str(kept.mkdir(f"programs-{os.uname().release}"))
         os.environ["AGENTTOP_CACHE"] = folder
         yield
     if before is None:
@@ -83,11 +86,10 @@ def _alive(run: Path) -> bool:
         return True
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _nothing_left_by_a_killed_run(request: pytest.FixtureRequest) -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """A run of the tests that was killed with all its guardians leaves journals and settings."""
-    if hasattr(request.config, "workerinput"):
-        return  # runs beside others, and has no settings of its own to find as they were
+    if hasattr(session.config, "workerinput"):
+        return  # what started this one has looked
     for run in Path(tempfile.gettempdir()).glob("pytest-of-*/pytest-*"):
         if run.is_symlink() or _alive(run):
             continue

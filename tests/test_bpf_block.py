@@ -19,7 +19,8 @@ from agenttop.words import CAUSES
 from agenttop.workloads.blockfile import BLOCK
 from agenttop.workloads.causes import READ_BYTES
 
-pytestmark = pytest.mark.bpf
+# Other tests write to the same disk.
+pytestmark = [pytest.mark.bpf, pytest.mark.alone]
 
 STEPS = 400
 

@@ -34,7 +34,7 @@ from tests.policying import (
     until,
 )
 
-pytestmark = [needs_root, needs_qos, needs_two_cpus]
+pytestmark = [needs_root, needs_qos, needs_two_cpus, pytest.mark.alone]
 
 #: What SIGKILL must leave behind: nothing, within this, s.
 RESTORED_S = 1.0

@@ -17,7 +17,7 @@ import pytest
 from tests.live_pty import ROOT, live
 from tests.policying import until
 
-pytestmark = pytest.mark.live
+pytestmark = pytest.mark.bpf
 
 #: A process's comm: 15 bytes that it chooses.
 NAMES = (
@@ -41,7 +41,7 @@ import ctypes, sys, time
 ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0)
 print(flush=True)
 while True:
-    time.sleep(0.002)
+    time.sleep(0.02)
 """
 #: What only a terminal's own program may send (Textual sends CSI sequences, never these).
 FORBIDDEN = (b"\x1b]0;", b"\x1b[31mred", b"\x9b31m", "\u202e".encode(), "\u2066".encode(), b"\xff")

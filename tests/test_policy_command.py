@@ -85,6 +85,7 @@ def test_list(shell: Shell) -> None:
     assert bundles.startswith("agent-window ")
 
 
+@pytest.mark.live
 def test_at_rest(shell: Shell, tmp_path: Path) -> None:
     assert shell.run("policy", "status")[:2] == (0, "no policy is applied\n")
     assert shell.run("policy", "revert")[:2] == (0, "no policy is applied\n")

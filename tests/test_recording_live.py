@@ -20,6 +20,7 @@ from agenttop.replaying import Replay
 from tests.engines import needs_bpf
 from tests.live_pty import ROOT, LivePty, live
 from tests.loops import PATIENCE_S, Loop, loop, until
+from tests.policying import needs_root
 from tests.synth import Synth
 
 
@@ -87,6 +88,7 @@ def test_snapshot_and_report_of_a_recording_agree(tmp_path: Path, agent: Loop) -
 
 
 @pytest.mark.bpf
+@pytest.mark.measures
 def test_a_live_report_observes_page_faults(tmp_path: Path) -> None:
     needs_bpf()
     with loop("--cause", "minor_fault", "--interval-us", 2000, "--for", 60) as one:
@@ -104,6 +106,7 @@ def test_a_live_report_observes_page_faults(tmp_path: Path) -> None:
 
 
 @pytest.mark.bpf
+@needs_root
 def test_a_live_report_switches_a_policy_and_gives_it_back(tmp_path: Path, agent: Loop) -> None:
     needs_bpf()
     before = os.sched_getaffinity(agent.pid)

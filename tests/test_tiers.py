@@ -41,6 +41,13 @@ def test_bpf(): pytest.skip("no BPF at all")
 @pytest.mark.policies
 def test_policies(): pass
 
+@pytest.mark.alone
+def test_alone(): pass
+
+@pytest.mark.bpf
+@pytest.mark.policies
+def test_both(): pass
+
 @pytest.mark.measures
 @pytest.mark.long
 def test_measures(): pass
@@ -96,10 +103,11 @@ def test_what_fails_twice_fails(pytester: pytest.Pytester) -> None:
 @pytest.mark.parametrize(
     ("chosen", "names"),
     [
-        ("not live and not long", {"unit"}),
-        ("not live and long", {"long_unit"}),
-        ("live and not long", {"live", "bpf", "policies"}),
-        ("live and long", {"measures"}),
+        ("not alone and not long", {"unit", "live", "bpf", "policies"}),
+        ("not alone and long", {"long_unit"}),
+        ("alone and not long", {"alone", "both"}),
+        ("alone and long", {"measures"}),
+        ("live", {"live", "bpf", "policies", "alone", "both", "measures"}),
     ],
 )
 def test_each_test_is_in_one_part_of_one_tier(
@@ -115,17 +123,17 @@ def test_the_last_line_tells_what_was_not_shown(
 ) -> None:
     result = run(pytester, MARKED)
     assert result.outlines[-1] == (
-        "NOT SHOWN HERE: 1 of 1 tests of BPF were skipped, reasons above"
+        "NOT SHOWN HERE: 1 of 2 tests of BPF were skipped, reasons above"
     )
     assert "no BPF at all" in result.stdout.str()
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     result = run(pytester, MARKED)
     assert result.outlines[-1].startswith(
-        "NOT SHOWN HERE: 1 of 1 tests of BPF and 1 of 1 tests of policies"
+        "NOT SHOWN HERE: 2 of 2 tests of BPF and 2 of 2 tests of policies"
     )
     assert "policies need root" in result.stdout.str()
 
 
 def test_without_such_skips_the_last_line_is_pytests(pytester: pytest.Pytester) -> None:
     result = run(pytester, MARKED, "-m", "not bpf")
-    assert "5 passed" in result.outlines[-1]
+    assert "6 passed" in result.outlines[-1]

@@ -442,6 +442,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, arguments: tuple[str, ...], text:
 
 @needs_root
 @needs_qos
+@pytest.mark.alone
 def test_the_guard_in_earnest(tmp_path: Path) -> None:
     needs_bpf()
     before = limits()
@@ -468,6 +469,7 @@ def test_the_guard_in_earnest(tmp_path: Path) -> None:
 
 @needs_root
 @needs_qos
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_everything_is_given_back(tmp_path: Path, number: int) -> None:
     needs_bpf()

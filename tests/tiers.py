@@ -4,13 +4,19 @@ Markers, from what needs least of the machine to what needs most:
 
 ====================  ==========================================================================
 none                  needs no live kernel: runs beside others, in any order (``pytest -n``)
-``live``              reads or changes the machine as it runs, or needs it for itself: runs alone
+``live``              reads or changes the machine as it runs
 ``bpf``               loads BPF programs; implies ``live``
 ``policies``          writes kernel settings as root; implies ``live``; skipped without root
-``measures``          holds a live measurement against a clock; implies ``live``; the only tests
+``alone``             needs the machine for itself; implies ``live``; what is both ``bpf`` and
+                      ``policies`` does
+``measures``          holds a live measurement against a clock; implies ``alone``; the only tests
                       that are tried again, once, when they fail
 ``long``              beside any of these: not needed each time, in ``make test-long``
 ====================  ==========================================================================
+
+What is ``live`` and not ``alone`` runs beside tests that need no live kernel, but in two groups
+of which each keeps its order: ``tracing`` what loads BPF programs, which then are loaded once a
+module and see no other test's threads, and ``settings`` the rest, which shares the policies' lock.
 
 A run fails when more than 5 % of the tests that measure, and at least three, passed only when
 tried again: a fault that shows every second time is not hidden by the rerun.
@@ -30,13 +36,15 @@ RERUN_FREE = 2
 RERUN_DELAY_S = 2
 
 _IMPLY_LIVE = ("bpf", "policies", "measures")
+_ALONE = ({"alone"}, {"measures"}, {"bpf", "policies"})
 #: What a reader must know was not shown, by marker.
 _SAID_IF_SKIPPED = {"bpf": "BPF", "policies": "policies"}
 _MARKERS = (
-    "live: reads or changes the machine as it runs, or needs it for itself (runs alone)",
+    "live: reads or changes the machine as it runs",
+    "alone: needs the machine for itself (live)",
     "bpf: loads BPF programs (live; skipped with the reason where root, BPF or BCC are missing)",
     "policies: writes kernel settings (live; skipped without root)",
-    "measures: holds a live measurement against a clock (live; tried again once)",
+    "measures: holds a live measurement against a clock (alone; tried again once)",
     "long: not needed each time (make test-long)",
 )
 
@@ -52,8 +60,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Complete the markers before ``-m`` chooses by them."""
     for item in items:
-        if any(item.get_closest_marker(name) for name in _IMPLY_LIVE):
+        names = {marker.name for marker in item.iter_markers()}
+        if any(needed <= names for needed in _ALONE):
             item.add_marker(pytest.mark.live)
+            item.add_marker(pytest.mark.alone)
+        elif names & {"live", *_IMPLY_LIVE}:
+            item.add_marker(pytest.mark.live)
+            group = "tracing" if "bpf" in names else "settings"
+            item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("policies") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="policies need root"))
         if item.get_closest_marker("measures"):
