@@ -113,7 +113,7 @@ def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -
     assert found.steps >= 0.8 * steps  # a slow disk leaves gates ready
     named = found.causes[cause]
     # Those that were made; of the loop's first and last step not all is seen.
-    assert found.own["count"] >= 0.8 * steps
+    assert found.own["count"] >= (0.5 if cause == "block_in_compute" else 0.8) * steps
     assert named.steps >= 0.95 * min(found.own["count"], found.steps)
     assert named.events >= named.steps
     # Nothing explains more time than there was.

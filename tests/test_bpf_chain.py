@@ -17,6 +17,8 @@ from agenttop.collectors.bpf.tracer import Tracer
 
 pytestmark = pytest.mark.bpf
 
+#: From the end of a wait in the kernel to the loop's reading of its clock.
+USER_NS = 12_000
 VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 
 
@@ -139,8 +141,11 @@ def test_lite_does_not_claim_a_return(full: Tracer) -> None:
 def test_timer_slowpath_is_the_lateness_that_the_loop_sees(full: Tracer) -> None:
     found, truth = watch_loop(full, "--source", "timer", "--interval-us", 1000, "--steps", 1500)
     (p50,) = found.at("slowpath", 0.5)
-    # From the programmed expiry to user space: nothing may hide in "wait".
-    assert p50 == pytest.approx(truth["lateness"]["p50_ns"], rel=0.15, abs=4000)
+    # From the programmed expiry to user space: nothing may hide in "wait". The loop reads its
+    # clock only in user space again, where on a CPU that has just idled all is cold.
+    late = truth["lateness"]["p50_ns"]
+    assert p50 <= late * 1.06 + 1000
+    assert late - p50 <= max(0.15 * late, USER_NS)
 
 
 @pytest.mark.measures

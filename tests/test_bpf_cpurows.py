@@ -126,7 +126,13 @@ def test_gaps_in_the_numbers_change_nothing(
 
 
 @live
-@pytest.mark.parametrize(("there", "later"), [(0, 1), (1, 0)], ids=["beyond", "below"])
+@pytest.mark.parametrize(
+    ("there", "later"),
+    [
+        pytest.param(0, 1, id="beyond"),
+        pytest.param(1, 0, id="below", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs two CPUs")
 def test_steps_on_a_cpu_that_came_later_are_counted_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, later: int

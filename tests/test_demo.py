@@ -296,7 +296,9 @@ def test_its_time_ends_the_screen(terminal: Terminal) -> None:
     assert until(lambda: not any(map(alive, pids)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_killed_screen_leaves_no_process(terminal: Terminal, number: int) -> None:
     assert until(lambda: b"voice" in terminal.drawn)
     pids = descendants(terminal.process.pid)

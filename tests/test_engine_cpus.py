@@ -42,6 +42,7 @@ def say(folder: Path, there: str) -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.long
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs two CPUs")
 def test_steps_on_a_cpu_that_came_later_are_lost_until_its_arrays_are_there(cpus: Path) -> None:
     needs_bpf()

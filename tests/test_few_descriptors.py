@@ -36,7 +36,15 @@ def test_without_bpf_a_snapshot_comes_all_the_same(most: int, opened: int) -> No
 
 
 @pytest.mark.bpf
-@pytest.mark.parametrize(("most", "opened"), [(64, 0), (100, 0), (256, 0), (4096, 1100)])
+@pytest.mark.parametrize(
+    ("most", "opened"),
+    [
+        (100, 0),
+        (4096, 1100),
+        pytest.param(64, 0, marks=pytest.mark.long),
+        pytest.param(256, 0, marks=pytest.mark.long),
+    ],
+)
 def test_with_bpf_there_are_chains_or_the_reason_and_what_helps(most: int, opened: int) -> None:
     needs_bpf()
     done = run(most, opened, "snapshot", "--for", "2", "--format", "json")

@@ -34,7 +34,9 @@ def test_nothing_differs_after_kills_whatever_is_applied(rounds: int, tmp_path: 
         kinds = run.all_kinds
     print(f"kills while a kind of knob was applied: {dict(hits)}")
     assert all(hits[kind] >= rounds // 36 for kind in kinds), (kinds, hits)
-    assert all(ways[way] for way in WAYS), ways
+    # A way may come before anything is applied: of few rounds not each has hit.
+    assert sum(ways.values()) >= rounds // 2
+    assert rounds < 36 or all(ways[way] for way in WAYS), ways
     # Every kind that is a file is tried on a fixture tree, whatever this machine lacks.
     tried = {kind.partition(" ")[0] for kind in kinds}
     assert set(KNOBS) - tried <= {"uclamp_min", "affinity", "slice", "kthread", "cpu_latency"}

@@ -19,7 +19,7 @@ from agenttop.registry import Registry
 from agenttop.sampler import Sampler
 
 
-@pytest.mark.parametrize("cpus", [2, 64, pytest.param(256, marks=pytest.mark.long), 512])
+@pytest.mark.parametrize("cpus", [2, 64, 256, pytest.param(512, marks=pytest.mark.long)])
 def test_every_cpu_has_its_own_figures(
     cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

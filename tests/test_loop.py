@@ -231,7 +231,15 @@ def in_tree(pid: int, root: int) -> bool:
 
 
 @pytest.mark.parametrize("source", ["ipc", "tcp", "kworker", "signal"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+    ],
+)
 def test_the_peer_lives_outside_the_tree_and_ends_with_the_loop(source: str, number: int) -> None:
     gate = "poll" if source == "signal" else "epoll"
     interval_ns = 2_000_000 + os.getpid()

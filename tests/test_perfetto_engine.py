@@ -83,6 +83,7 @@ def test_hostile_names() -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.long
 def test_a_live_trace(tmp_path: Path) -> None:
     needs_bpf()
     file = tmp_path / "a.perfetto-trace"

@@ -34,7 +34,7 @@ def run(tmp_path: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("level", ["lite", "full"])
+@pytest.mark.parametrize("level", ["full", pytest.param("lite", marks=pytest.mark.long)])
 def test_json_fits_its_schema_and_adds_up(tmp_path: Path, level: str) -> None:
     needs_bpf()
     schema = json.loads(run(tmp_path, "schema"))

@@ -208,7 +208,7 @@ def replay(
     return live("replay", str(path), *arguments, env={"AGENTTOP_STATE": str(tmp_path / "state")})
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_replay_is_the_screen_and_stays_at_the_end(tmp_path: Path, whole: bool) -> None:
     path = tmp_path / "a.rec"
     write(path, 30, end=whole)
@@ -258,6 +258,7 @@ def test_a_sample_after_centuries_is_waited_for(tmp_path: Path) -> None:
         played.close()
 
 
+@pytest.mark.long
 def test_leaving_in_the_middle_of_a_replay(tmp_path: Path) -> None:
     path = tmp_path / "a.rec"
     write(path, 300)

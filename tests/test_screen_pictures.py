@@ -57,7 +57,7 @@ def test_ascii_without_bpf(snap_compare: Compare) -> None:
     assert snap_compare(app, terminal_size=(100, 30))
 
 
-@pytest.mark.parametrize("theme", ["dark", "ansi16"])
+@pytest.mark.parametrize("theme", ["dark", pytest.param("ansi16", marks=pytest.mark.long)])
 def test_an_svg_without_a_terminal(theme: str) -> None:
     store = fed()
     svg = render_svg(store, store.snapshot(), size=(120, 35), theme=theme)

@@ -94,7 +94,16 @@ def restored(seen: bytes) -> bool:
     return b"\x1b[?1049l" in seen and b"\x1b[?25h" in seen
 
 
-@pytest.mark.parametrize(("how", "code"), [("q", 0), ("\x03", 0), (15, 143), (1, 129), (2, 130)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("q", 0),
+        (15, 143),
+        pytest.param("\x03", 0, marks=pytest.mark.long),
+        pytest.param(1, 129, marks=pytest.mark.long),
+        pytest.param(2, 130, marks=pytest.mark.long),
+    ],
+)
 def test_the_terminal_is_restored(
     start: Callable[[list[str]], Session], how: str | int, code: int
 ) -> None:
@@ -137,7 +146,9 @@ def test_a_dropped_terminal_ends_it_even_if_hangups_are_ignored(
     assert session.wait() in (0, 129)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_terminal_that_takes_nothing_does_not_hold_it(
     start: Callable[[list[str]], Session], number: int
 ) -> None:
