@@ -28,7 +28,7 @@ FEWER = {"compaction": 40, "throttled": 20, "reclaim": 100}
 #: Longer than they take, or the loop would find its gate ready.
 INTERVAL = {
     "lock": ("--interval-us", 3000),
-    "block_in_compute": ("--interval-us", 4000),
+    "block_in_compute": ("--interval-us", 12_000),
     # Whole periods: each begins at the same moment of one and takes the same.
     "throttled": ("--interval-us", 300_000),
     "reclaim": ("--interval-us", 10_000),
