@@ -28,6 +28,10 @@ FEWER = {"compaction": 40, "throttled": 20, "reclaim": 100}
 #: Longer than they take, or the loop would find its gate ready.
 INTERVAL = {
     "lock": ("--interval-us", 3000),
+    # Longer than a slow disk takes: a gate that is ready begins no step.
+    "major_fault": ("--interval-us", 8000),
+    "page_cache_miss": ("--interval-us", 8000),
+    "cold_metadata": ("--interval-us", 8000),
     "block_in_compute": ("--interval-us", 12_000),
     # Whole periods: each begins at the same moment of one and takes the same.
     "throttled": ("--interval-us", 300_000),
