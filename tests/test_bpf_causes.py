@@ -38,6 +38,10 @@ INTERVAL = {
     "reclaim": ("--interval-us", 10_000),
     "compaction": ("--interval-us", 80_000),
 }
+#: Those for which the thread sleeps, and how long the loop may then take from the kernel to its
+#: clock: on a CPU that has just idled all is cold, in a virtual machine for 15 us and more.
+SLEEP = ("major_fault", "page_cache_miss", "cold_metadata", "block_in_compute", "lock")
+COLD_NS = 25_000
 #: Before they begin the kernel has all CPUs give back the pages that they hold; the loop's own
 #: clock has that too.
 DRAINS = ("reclaim", "compaction")
@@ -123,12 +127,14 @@ def test_a_cause_is_named_in_each_step_that_has_it(tracer: Tracer, cause: str) -
     # Nothing explains more time than there was.
     assert 0 < named.sum_ns <= found.explained_ns
     assert found.explained_ns <= found.stage_ns["compute"]
+    seen_ns = COLD_NS if cause in SLEEP else 2000
     if cause not in DRAINS and not alone:
-        mean = found.own["sum_ns"] / found.own["count"]
-        assert named.sum_ns / named.steps == pytest.approx(mean, rel=0.05, abs=2000)
+        mean, told = found.own["sum_ns"] / found.own["count"], named.sum_ns / named.steps
+        assert told <= max(mean * 1.05, mean + 2000)
+        assert told >= min(mean * 0.95, mean - seen_ns)
     # A histogram's bucket is 6 % wide.
     high = max(max(own) * (1 + 0.05 + 0.03), max(own) + 2000)
-    low = min(min(own) * (0.5 if cause in DRAINS else 1 - 0.05 - 0.03), min(own) - 2000)
+    low = min(min(own) * (0.5 if cause in DRAINS else 1 - 0.05 - 0.03), min(own) - seen_ns)
     if cause == "compaction":
         # Few, and now long, now short: the middle of the one is about the middle of the other.
         assert percentile(named, 0.35) <= high
