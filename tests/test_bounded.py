@@ -194,7 +194,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "reader",
     [
-        "trace",
+        pytest.param("trace", marks=pytest.mark.long),
         pytest.param("text", marks=pytest.mark.long),
         pytest.param("report", marks=pytest.mark.long),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from loops import until
-from tracing import free_slot, load, measured, watch_loop
+from tracing import VARIANTS, free_slot, load, load_variant, measured, watch_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 
@@ -19,15 +19,11 @@ pytestmark = pytest.mark.bpf
 
 #: From the end of a wait in the kernel to the loop's reading of its clock.
 USER_NS = 12_000
-VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 
 
-#: Those of the default level and of the highest each time, the one without fentry in the long tier.
-@pytest.fixture(
-    scope="module", params=["lite", "full", pytest.param("raw", marks=pytest.mark.long)]
-)
+@pytest.fixture(scope="module", params=VARIANTS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
-    tracer = load(*VARIANTS[request.param])
+    tracer = load_variant(request.param)
     yield tracer
     tracer.close()
 
@@ -223,7 +219,7 @@ def sleeps(pid: int) -> int:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_lost_wake_up_is_not_taken_for_the_one_before(variant: str) -> None:
-    tracer = load(*VARIANTS[variant])
+    tracer = load_variant(variant)
     slot = free_slot()
     tracer.clear(slot)
     near, far = socket.socketpair()

@@ -85,6 +85,7 @@ live = pytest.mark.bpf
 
 
 @live
+@pytest.mark.long
 def test_memory_grows_by_the_cpus_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_memory_grows_by_the_cpus_that_are_there(
 
 
 @live
+@pytest.mark.long
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs two CPUs")
 def test_gaps_in_the_numbers_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

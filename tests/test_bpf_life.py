@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from loops import loop, until
-from tracing import load
+from tracing import VARIANTS, load, load_variant
 
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.layout import NO_SLOT
@@ -22,9 +22,9 @@ from agenttop.collectors.bpf.tracer import Edge, Tracer
 pytestmark = pytest.mark.bpf
 
 
-@pytest.fixture(scope="module", params=["lite", "full", "raw"])
+@pytest.fixture(scope="module", params=VARIANTS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
-    tracer = load("lite" if request.param == "lite" else "full", raw=request.param == "raw")
+    tracer = load_variant(request.param)
     yield tracer
     tracer.close()
 
@@ -333,6 +333,7 @@ def test_thousands_of_short_processes_leave_nothing(tracer: Tracer, slot: int, c
     assert sum(seen) + tracer.losses(tracer.cpus())["edge_ring_full"] >= count
 
 
+@pytest.mark.long
 def test_a_full_ring_is_counted() -> None:
     tracer = load("lite")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tracing import free_slot, load, measured
+from tracing import VARIANTS, free_slot, load_variant, measured
 
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.bpf
 PACKAGE = Path(layout.__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=["lite", "full", "raw"])
+@pytest.fixture(scope="module", params=VARIANTS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
-    tracer = load("lite" if request.param == "lite" else "full", raw=request.param == "raw")
+    tracer = load_variant(request.param)
     yield tracer
     tracer.close()
 

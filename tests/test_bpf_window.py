@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from loops import loop
-from tracing import free_slot, load
+from tracing import VARIANTS, free_slot, load_variant
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.ring import Ring
@@ -17,7 +17,6 @@ from agenttop.policies.budget import Bucket, Rates, Terms
 
 pytestmark = pytest.mark.bpf
 
-VARIANTS = {"lite": ("lite", False), "full": ("full", False), "raw": ("full", True)}
 WINDOW_NS = 2_000_000
 #: A budget that is never empty.
 AMPLE = Rates.of(Terms(capacity=1e6, refill_per_s=1e6))
@@ -25,7 +24,7 @@ AMPLE = Rates.of(Terms(capacity=1e6, refill_per_s=1e6))
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
-    tracer = load(*VARIANTS[request.param])
+    tracer = load_variant(request.param)
     yield tracer
     tracer.close()
 

@@ -288,6 +288,7 @@ def test_readonly_switches_no_policy(terminal: Terminal) -> None:
     assert terminal.end() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("terminal", [("--for", "2")], indirect=True)
 def test_its_time_ends_the_screen(terminal: Terminal) -> None:
     assert until(lambda: len(descendants(terminal.process.pid)) > len(AGENTS))

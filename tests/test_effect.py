@@ -176,6 +176,7 @@ def dependent(random: np.random.Generator, count: int, factor: float = 1.0) -> C
     return out
 
 
+@pytest.mark.long
 @pytest.mark.xfail(
     strict=True,
     reason="intervals take blocks as independent: load that lasts over blocks needs wider ones",
@@ -311,6 +312,7 @@ def test_nothing_to_compare() -> None:
     assert compare({"a": Sides(nothing[:0], nothing[:0])})["a"]["p50"].ratio is None
 
 
+@pytest.mark.long
 def test_rarely_is_anything_called_different_when_nothing_is() -> None:
     random = np.random.default_rng(5)
     trials, false = 150, 0

@@ -99,6 +99,7 @@ def test_text(rules: Path, extra: tuple[str, ...]) -> None:
     assert "[red]b[/]" in text
 
 
+@pytest.mark.long
 def test_ascii(rules: Path) -> None:
     text = snapshot(rules, "--ascii")
     assert text.isascii()
@@ -115,6 +116,7 @@ def test_json(rules: Path) -> None:
     assert all(name.isprintable() for name in names)
 
 
+@pytest.mark.long
 def test_svg(rules: Path) -> None:
     text = snapshot(rules, "--format", "svg")
     assert harmless(text)

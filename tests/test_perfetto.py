@@ -308,6 +308,7 @@ def test_mistakes_are_one_line(arguments: list[str], words: str, tmp_path: Path)
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.long
 @pytest.mark.bpf
 def test_live_trace_of_a_loop_and_of_its_recording(tmp_path: Path) -> None:
     needs_bpf()

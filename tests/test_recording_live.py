@@ -105,6 +105,7 @@ def test_a_live_report_observes_page_faults(tmp_path: Path) -> None:
     assert figures["major_fault_ratio"]["value"] < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.bpf
 @needs_root
 def test_a_live_report_switches_a_policy_and_gives_it_back(tmp_path: Path, agent: Loop) -> None:

@@ -30,7 +30,15 @@ def names(made: Rig) -> list[str]:
 # --------------------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize("size", [(200, 50), (120, 35), (80, 24), (60, 16), (40, 8)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (200, 50),
+        (80, 24),
+        (40, 8),
+        *(pytest.param(one, marks=pytest.mark.long) for one in ((120, 35), (60, 16))),
+    ],
+)
 async def test_every_line_has_the_width_of_the_terminal(size: tuple[int, int]) -> None:
     async with rig(size) as made:
         strips = made.app.screen._compositor.render_strips()
@@ -67,7 +75,14 @@ async def test_tab_walks_the_panels() -> None:
         assert seen == ["chain", "slowest", "cpus", "trend", "policies", "agents"]
 
 
-@pytest.mark.parametrize("size", [(20, 5), (39, 30), (10, 1), (3, 2), (1, 1)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (20, 5),
+        (1, 1),
+        *(pytest.param(one, marks=pytest.mark.long) for one in ((39, 30), (10, 1), (3, 2))),
+    ],
+)
 async def test_too_small_a_terminal_is_told_in_one_line(size: tuple[int, int]) -> None:
     async with rig(size) as made:
         lines = made.lines()

@@ -79,6 +79,7 @@ async def test_no_bundle_is_switched_while_a_trial_runs() -> None:
         assert made.view.trials.running is trial
 
 
+@pytest.mark.long
 async def test_after_a_bundle_the_rows_tell_of_it_and_not_of_a_trial() -> None:
     async with rig((120, 35), samples=4) as made:
         await made.press("e")

@@ -181,6 +181,7 @@ async def test_readonly_and_unavailable_policies_have_no_trial() -> None:
         assert not [c for c in made.source.commands if isinstance(c, Command) and c.on]
 
 
+@pytest.mark.long
 async def test_a_toggle_after_a_trial_is_what_the_row_tells_next() -> None:
     async with rig((120, 35), samples=4) as made:
         await made.press("e")

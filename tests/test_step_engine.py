@@ -183,6 +183,7 @@ def asks_are_seen(running: Engine, good: Child) -> int:
             return known
 
 
+@pytest.mark.long
 def test_nobody_can_exhaust_or_corrupt_anything(tmp_path: Path) -> None:
     needs_bpf()
     fuzz = tmp_path / "step_fuzz"

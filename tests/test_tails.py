@@ -66,7 +66,7 @@ def seconds(rate: int, count: int, seed: int) -> Iterator[list[int]]:
         yield random.lognormal(math.log(20_000), 0.7, rate).astype(np.int64).tolist()
 
 
-@pytest.mark.parametrize("rate", [50, 500, 5_000, 20_000])
+@pytest.mark.parametrize("rate", [50, 500, pytest.param(5_000, marks=pytest.mark.long), 20_000])
 def test_kept_steps_do_not_grow_with_the_step_rate(rate: int) -> None:
     kernel = Kernel()
     kept = [len(kernel.second(steps)) for steps in seconds(rate, 60, seed=rate)]

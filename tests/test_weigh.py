@@ -95,7 +95,7 @@ def told(path: Path) -> tuple[str, int]:
 
 
 #: Those that take longest to weigh, beside others of their kind.
-SLOW = ("events", "numbers")
+SLOW = ("events", "numbers", "labels", "names")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from agenttop.words import GATES, MEASURES, STAGES
 _slots = itertools.count(1)
 #: Of tracers whose tests see the same at both: the default each time, "full" in the long tier.
 LEVELS = ["lite", pytest.param("full", marks=pytest.mark.long)]
+#: Of tracers that differ: the one without fentry in the long tier.
+VARIANTS = ["lite", "full", pytest.param("raw", marks=pytest.mark.long)]
 
 
 def load(level: str, raw: bool = False) -> Tracer:
@@ -34,6 +36,11 @@ def load(level: str, raw: bool = False) -> Tracer:
         if "BCC is missing" in str(error):
             pytest.skip(str(error))
         raise
+
+
+def load_variant(name: str) -> Tracer:
+    """One of VARIANTS."""
+    return load("lite" if name == "lite" else "full", raw=name == "raw")
 
 
 class Measured(NamedTuple):
