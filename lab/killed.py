@@ -38,6 +38,8 @@ SETTINGS: Final[dict[str, dict[str, object]]] = {
 }
 #: Kinds of knob that must be among them in each guest.
 KINDS: Final = {"pm_qos", "affinity", "sysctl", "blockdev", "cgroup", "sched_policy"}
+#: What holds a floor, by the kernel's means.
+FLOORS: Final = {"cpufreq", "uclamp_min"}
 #: What is killed, in this order; where both are dead, what the next start does must restore.
 WAYS: Final = (("engine",), ("guardian", "engine"), ("engine", "guardian"), ("stopped engine",))
 #: Rounds go on for so long, and each way comes once at least, s.
@@ -70,7 +72,8 @@ def _own(state: str, pid: int) -> None:
                 Path(f"{state}.said").write_text("; ".join(event.text for event in events))
                 if not manager.is_on(name):
                     break
-        if all(manager.is_on(name) for name in names):
+        # The floor holds nothing before it has seen the agent run.
+        if all(manager.is_on(name) for name in names) and _floored(state, names):
             Path(f"{state}.on").touch()
         time.sleep(0.2)
         steps += 100
@@ -103,6 +106,11 @@ def _holds(state: str) -> list[Hold]:
     finally:
         os.close(dir_fd)
     return found.holds if found else []
+
+
+def _floored(state: str, names: list[str]) -> bool:
+    """Whether a floor is held, if that policy is to be had here."""
+    return "floor" not in names or any(hold.kind in FLOORS for hold in _holds(state))
 
 
 def _other(hold: Hold) -> bool:
