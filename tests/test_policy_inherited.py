@@ -343,7 +343,7 @@ def test_a_record_that_is_full_is_not_relied_upon() -> None:
         mine = Hold(
             "home", "affinity", f"{os.getpid()}/{os.getpid()}/{stat.start}", "0", [], ticks()
         )
-        assert not record.covers(mine)
+        assert not record.covered([mine])
     finally:
         attached.close()
 
@@ -381,14 +381,14 @@ def test_a_record_that_the_kernel_left_a_fork_out_of_is_not_relied_upon(
     try:
         record = attached.record
         mine = Hold("home", "affinity", target(os.getpid()), "0", [], ticks())
-        assert record.covers(mine)
+        assert record.covered([mine]) == {mine.key}
         monkeypatch.setattr(inherited, "_MISSED", struct.Struct("=200xQ"))  # run_cnt, in its place
         counted = Path("/proc/sys/kernel/bpf_stats_enabled")
         before = counted.read_text()
         try:
             counted.write_text("1")
             subprocess.run(["true"], check=True)
-            assert not record.covers(mine)
+            assert not record.covered([mine])
         finally:
             counted.write_text(before)
     finally:

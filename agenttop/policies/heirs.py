@@ -32,8 +32,9 @@ THREAD_KINDS = FIELDS
 BOUND_S = 1.0
 #: clone, fork, vfork and clone3, arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl.
 _FORKS = frozenset({56, 57, 58, 435, 120, 2, 190})
-#: A thread that has got on by so much has left the fork that it was in: its user time may rise by
-#: one clock tick within, as the kernel derives it from all of its run time (cputime_adjust).
+#: A thread that has got on by so much has left the fork that it was in: the record counts a fork's
+#: beginning and its end; user time may rise by one clock tick within one, as the kernel derives it
+#: from all of the run time (cputime_adjust).
 _SURE = 2
 #: Between two passes that find nobody new while a fork may be under way.
 PAUSE_S = 0.005
@@ -138,7 +139,7 @@ class _Pass:
         (kernel/fork.c, copy_process). The record says when it is over; without
         one it is when the thread has got on.
         """
-        covered = {hold.key for hold in self.holds if self._record and self._record.covers(hold)}
+        covered = self._covered()
         for (key, target), before in list(self._forking.items()):
             now = self._forks(target) if key in covered else _progress(target)
             if now is None or (before is not None and now >= before + _SURE):
@@ -150,14 +151,19 @@ class _Pass:
     def _forks(self, target: str) -> int | None:
         """The number of the fork that a thread of the record is in; None for none."""
         forks = self._record.forks(split_thread(target)[1]) if self._record else None
-        return _SURE * forks if forks is not None and forks % 2 else None
+        return forks if forks is not None and forks % 2 else None
+
+    def _covered(self) -> set[Key]:
+        """The holds whose heirs the record tells."""
+        return self._record.covered(self.holds) if self._record else set()
 
     def look(self, groups: list[list[int]] | None, end: float = float("inf")) -> None:
         """One pass over ``groups``, or over all there are."""
         self.fresh.clear()
         record = self._record
-        recorded = [hold for hold in self.holds if record is not None and record.covers(hold)]
-        others = [hold for hold in self.holds if hold not in recorded]
+        covered = self._covered()
+        recorded = [hold for hold in self.holds if hold.key in covered]
+        others = [hold for hold in self.holds if hold.key not in covered]
         if record is not None and recorded:
             among = None if groups is None else {pid for group in groups for pid in group}
             self._each(recorded, partial(_recorded, recorded, record, among), end)

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 from ctypes import CDLL, addressof, c_long, create_string_buffer, get_errno
 
-from agenttop.policies.journal import Hold, ticks
+from agenttop.policies.journal import Hold, Key, ticks
 from agenttop.policies.knobs import split_thread
 
 #: Kinds of knobs in the order of their fields in an entry.
@@ -101,12 +102,12 @@ class Inherited:
             with suppress(OSError):
                 self._update(0, DROPPED, (1,))
 
-    def covers(self, hold: Hold) -> bool:
-        """Whether all who inherit from this hold are in the record."""
-        if hold.kind not in FIELDS or hold.at < self._began:
-            return False
+    def covered(self, holds: Iterable[Hold]) -> set[Key]:
+        """Those of which all who inherit from them are in the record."""
         dropped = self._entry(0, DROPPED)
-        return dropped is not None and not dropped[0] and not self._missed()
+        if dropped is None or dropped[0] or self._missed():
+            return set()
+        return {hold.key for hold in holds if hold.kind in FIELDS and hold.at >= self._began}
 
     def _missed(self) -> int:
         """Forks that the kernel has not shown to the program."""
