@@ -168,7 +168,7 @@ def leave_nothing_changed() -> None:
             rounds += 1
     if not hits:
         raise Skip("no policy could be had")
-    speed = {"uclamp_min", "cpufreq"} & hits.keys()
+    speed = FLOORS & hits.keys()
     told = ", ".join(f"{kind} {number}" for kind, number in sorted(hits.items()))
     assert hits.keys() >= KINDS, f"never applied: {sorted(KINDS - hits.keys())}; {told}"
     assert speed, f"neither uclamp nor cpufreq was applied; {told}"

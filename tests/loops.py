@@ -13,6 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+#: What ends a process, two of them in the long tier.
+ENDINGS = [
+    signal.SIGTERM,
+    signal.SIGKILL,
+    pytest.param(signal.SIGINT, marks=pytest.mark.long),
+    pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+]
 #: Long enough for a start on a loaded machine; a test fails by it, it never measures with it.
 PATIENCE_S = 60
 

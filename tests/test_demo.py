@@ -21,7 +21,7 @@ from agenttop.agents import Rules, scan
 from agenttop.privileges import why_no_bpf
 from agenttop.workloads.blockfile import candidates, in_memory
 from agenttop.workloads.demo import AGENTS, SIZES, Demo
-from tests.loops import PATIENCE_S, alive, until
+from tests.loops import ENDINGS, PATIENCE_S, alive, until
 
 ON_DISK = any(not in_memory(place) and os.access(place, os.W_OK) for place in candidates())
 
@@ -179,15 +179,7 @@ def test_the_snapshot_holds_every_kind_of_source() -> None:
         assert agents["retriever"]["sources"]["block"] > 0
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        signal.SIGKILL,
-        pytest.param(signal.SIGINT, marks=pytest.mark.long),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("number", ENDINGS)
 def test_an_interrupted_snapshot_leaves_no_process(number: int) -> None:
     running = subprocess.Popen(
         demo_command("--for", "60", "--no-bpf"),

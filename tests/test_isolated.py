@@ -113,33 +113,25 @@ def checkout(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "checkout", bare / "bin/python"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="without rights PYTHONPATH and the user's count")
-def test_a_checkout_that_is_not_installed_says_so(checkout: tuple[Path, Path]) -> None:
-    root, python = checkout
+def refusal(cwd: Path, *command: str | Path) -> str:
+    """The one line with which a command says that it cannot run from there."""
     done = subprocess.run(
-        [python, "-m", "agenttop", "snapshot", "--for", "0.2", "--no-bpf"],
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without rights PYTHONPATH and the user's count")
+def test_a_checkout_that_is_not_installed_says_so(checkout: tuple[Path, Path]) -> None:
+    root, python = checkout
+    line = refusal(root, python, "-m", "agenttop", "snapshot", "--for", "0.2", "--no-bpf")
     assert "has no agenttop among its own packages" in line
     assert f"-m pip install {root}' installs it" in line
 
 
 def test_without_what_it_needs_it_says_so(tmp_path: Path) -> None:
     shutil.copytree(Path(isolated.PACKAGE_ROOT) / "agenttop", tmp_path / "agenttop")
-    done = subprocess.run(
-        [sys.executable, "-S", "-m", "agenttop", "snapshot"],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    line = refusal(tmp_path, sys.executable, "-S", "-m", "agenttop", "snapshot")
     assert "has no msgspec among its own packages" in line

@@ -20,7 +20,7 @@ from agenttop.errors import UserError
 from agenttop.workloads import gates, uring
 from agenttop.workloads.blockfile import candidates, in_memory
 from agenttop.workloads.measure import Record, evaluate, figures
-from tests.loops import PATIENCE_S, alive, command, loop, processes, stop, until
+from tests.loops import ENDINGS, PATIENCE_S, alive, command, loop, processes, stop, until
 
 STEPS = 60
 PAIRS = [(gate, source) for gate, sources in gates.TABLE.items() for source in sources]
@@ -232,15 +232,7 @@ def in_tree(pid: int, root: int) -> bool:
 
 
 @pytest.mark.parametrize("source", ["ipc", "tcp", "kworker", "signal"])
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        signal.SIGKILL,
-        pytest.param(signal.SIGINT, marks=pytest.mark.long),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("number", ENDINGS)
 def test_the_peer_lives_outside_the_tree_and_ends_with_the_loop(source: str, number: int) -> None:
     gate = "poll" if source == "signal" else "epoll"
     interval_ns = 2_000_000 + os.getpid()
