@@ -200,15 +200,36 @@ for depth in range(200):
     if os.fork():
         time.sleep(20)
         os._exit(0)
-    time.sleep(0.002)
+    time.sleep(float(sys.argv[1]))
 """
 
 
 @needs_root
 @needs_two_cpus
 def test_what_is_born_while_a_revert_runs_is_restored_too(tmp_path: Path) -> None:
+    family, pinned, settled = chain_during_a_revert(tmp_path, pause_s=0.002)
+    assert family > 2
+    # A machine that is too busy to catch up says so.
+    assert not pinned or not settled
+
+
+@needs_root
+@needs_two_cpus
+@pytest.mark.measures
+@pytest.mark.parametrize("turn", range(3))
+def test_a_fast_chain_of_forks_is_overtaken(tmp_path: Path, turn: int) -> None:
+    family, pinned, settled = chain_during_a_revert(tmp_path, pause_s=0.0005)
+    assert family > 2
+    assert (pinned, settled) == ([], True)
+
+
+def chain_during_a_revert(tmp_path: Path, pause_s: float) -> tuple[int, list[int], bool]:
+    """How many there are at last, those still on the held CPU, and whether all was settled."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _CHAIN], stdin=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", _CHAIN, str(pause_s)],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         before = AFFINITY.read(target(process))
@@ -224,9 +245,7 @@ def test_what_is_born_while_a_revert_runs_is_restored_too(tmp_path: Path) -> Non
         time.sleep(0.5)
         family = [int(n) for n in os.listdir("/proc") if n.isdigit() and session(n) == process.pid]
         pinned = [pid for pid in family if os.sched_getaffinity(pid) == {int(cpu)}]
-        assert len(family) > 2
-        # A machine that is too busy to catch up says so.
-        assert not pinned or not all(outcome.settled for outcome in outcomes)
+        return len(family), pinned, all(outcome.settled for outcome in outcomes)
     finally:
         os.killpg(process.pid, 9)
         process.wait()

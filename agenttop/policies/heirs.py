@@ -36,8 +36,9 @@ _FORKS = frozenset({56, 57, 58, 435, 120, 2, 190})
 #: beginning and its end; user time may rise by one clock tick within one, as the kernel derives it
 #: from all of the run time (cputime_adjust).
 _SURE = 2
-#: Between two passes that find nobody new while a fork may be under way.
-PAUSE_S = 0.005
+#: Between two passes that find nobody new while a fork may be under way: its child is to be
+#: restored before it forks itself, or a chain of forks stays one ahead.
+PAUSE_S = 0.0002
 
 _Found = Iterator[tuple[str, Hold]]
 
@@ -123,8 +124,10 @@ class _Pass:
         self._tids = {
             (kind, split_thread(target)[1]) for kind, target in known if kind in THREAD_KINDS
         }
-        #: Dealt with: (kind, ``PID/TID/START``).
+        #: Dealt with: (kind, ``PID/TID/START``); and of the record (kind, thread id), whose entry
+        #: goes with the thread.
         self._seen: set[Key] = set()
+        self._dealt: set[tuple[str, int]] = set()
         #: Hold and restored thread that may be in the middle of a fork, with its progress.
         self._forking: dict[tuple[Key, str], int | None] = dict.fromkeys(
             (hold.key, hold.target) for hold in self.holds
@@ -166,7 +169,7 @@ class _Pass:
         others = [hold for hold in self.holds if hold.key not in covered]
         if record is not None and recorded:
             among = None if groups is None else {pid for group in groups for pid in group}
-            self._each(recorded, partial(_recorded, recorded, record, among), end)
+            self._each(recorded, partial(_recorded, recorded, record, among, self._dealt), end)
         if others:
             where = groups
             try:
@@ -254,15 +257,27 @@ def _progress(target: str) -> int | None:
 # --------------------------------------------------------------------------- finding them
 
 
-def _recorded(holds: list[Hold], record: Inherited, among: set[int] | None) -> _Found:
-    """As the kernel recorded it."""
+def _recorded(
+    holds: list[Hold],
+    record: Inherited,
+    among: set[int] | None,
+    dealt: set[tuple[str, int]],
+) -> _Found:
+    """As the kernel recorded it, without those in ``dealt``, which is updated.
+
+    Passes that read all of them again would never catch up with a chain of forks.
+    """
     heirs = record.heirs()
+    dealt &= {(kind, tid) for (kind, _), tids in heirs.items() for tid in tids}
     for hold in holds:
         for tid in heirs.get((hold.kind, split_thread(hold.target)[1]), ()):
+            if (hold.kind, tid) in dealt:
+                continue
             pid = _process(tid)
             stat = thread_stat(pid, tid) if pid else None
             if stat is not None and (among is None or pid in among):
                 yield f"{pid}/{tid}/{stat.start}", hold
+                dealt.add((hold.kind, tid))
 
 
 def _process(tid: int) -> int:

@@ -17,6 +17,7 @@ then the record is not relied upon.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable
@@ -39,7 +40,9 @@ ENTRIES = 16_384
 
 #: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux/bpf.h
 SYS_BPF = 321
-_LOOKUP, _UPDATE, _NEXT, _INFO = 1, 2, 4, 15
+_LOOKUP, _UPDATE, _INFO, _LOOKUP_BATCH = 1, 2, 15, 24
+#: union bpf_attr of a batch: in_batch, out_batch, keys, values, count, map_fd (Linux 5.6).
+_BATCH = struct.Struct("=QQQQII")
 #: struct bpf_prog_info: where recursion_misses is, after Linux 5.12.
 _MISSED = struct.Struct("=208xQ")
 
@@ -58,13 +61,16 @@ def bpf(command: int, attr: bytes) -> int:
 
 
 class Inherited:
-    """The map and the program that sees forks. Nothing here raises but __init__: OSError."""
+    """The map and the program that sees forks. Only __init__ and heirs raise: OSError."""
 
     def __init__(self, fd: int, program: int, began: int | None = None) -> None:
         self.fd = fd
         self._program = program
         #: Holds from before are not in it; clock ticks since boot.
         self._began = ticks() if began is None else began
+        #: Keys and entries of the whole map, and where a batch that had no room for all ended.
+        sizes = ENTRIES * KEY.size, ENTRIES * ENTRY.size, KEY.size
+        self._buffers = [create_string_buffer(size) for size in sizes]
         # The writer's own calls are no choice of the thread's.
         self._update(os.getpid(), WRITER, (1,))
 
@@ -134,28 +140,28 @@ class Inherited:
         return None if entry is None else entry[-1]
 
     def heirs(self) -> dict[tuple[str, int], list[int]]:
-        """(kind, id of the held thread) -> the threads that have inherited from it."""
+        """(kind, id of the held thread) -> the threads that have inherited from it.
+
+        Raises OSError. One call for all entries: what is started meanwhile may be overtaken only
+        by who looks faster than it forks.
+        """
+        keys, values, after = self._buffers
+        pointers = addressof(after), addressof(keys), addressof(values)
+        attr = create_string_buffer(_BATCH.pack(0, *pointers, ENTRIES, self.fd), 128)
+        if _syscall(c_long(SYS_BPF), c_long(_LOOKUP_BATCH), attr, c_long(len(attr))) < 0:
+            number = get_errno()
+            if number != errno.ENOENT:  # It says that these are all.
+                raise OSError(number, os.strerror(number))
+        count = _BATCH.unpack_from(attr)[4]
         found: dict[tuple[str, int], list[int]] = {}
-        for tid in self._tids():
-            for kind, holder in zip(FIELDS, self._entry(tid) or (), strict=False):
+        for (tid, what), entry in zip(
+            KEY.iter_unpack(memoryview(keys)[: count * KEY.size]),
+            ENTRY.iter_unpack(memoryview(values)[: count * ENTRY.size]),
+            strict=True,
+        ):
+            if what != THREAD:
+                continue
+            for kind, holder in zip(FIELDS, entry, strict=False):
                 if holder and holder != tid:
                     found.setdefault((kind, holder), []).append(tid)
         return found
-
-    def _tids(self) -> list[int]:
-        tids: dict[int, None] = {}
-        here = create_string_buffer(KEY.size)
-        after = create_string_buffer(KEY.size)
-        key = 0  # A null pointer asks for the first one.
-        # An entry that is removed meanwhile makes the walk begin anew.
-        for _ in range(2 * ENTRIES):
-            try:
-                bpf(_NEXT, struct.pack("=IIQQ", self.fd, 0, key, addressof(after)))
-            except OSError:
-                break
-            here.raw = after.raw
-            key = addressof(here)
-            number, what = KEY.unpack(here.raw)
-            if what == THREAD:
-                tids[number] = None
-        return list(tids)
