@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyte
 import pytest
 
 from agenttop.agents import Rules, scan
@@ -210,6 +211,14 @@ def cmdline(pid: int) -> bytes:
         return b""
 
 
+def wchan(pid: int) -> str:
+    """Where the kernel has put its first thread to sleep."""
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return ""
+
+
 class Terminal:
     """A demo on a terminal of its own; all that it draws is read away."""
 
@@ -239,6 +248,16 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
+    def shows(self, *texts: str) -> None:
+        """All of these were drawn; fails with the screen and what the processes wait for."""
+        if until(lambda: all(text.encode() in self.drawn for text in texts)):
+            return
+        screen = pyte.Screen(120, 40)
+        pyte.ByteStream(screen).feed(self.drawn)
+        waits = [f"{p} {comm(p)} {wchan(p)}" for p in sorted(descendants(self.process.pid))]
+        lines = [f"exit code {self.process.poll()}", *screen.display, *waits]
+        pytest.fail(f"{texts} not all drawn:\n" + "\n".join(lines))
+
     def end(self) -> int:
         """Wait for the exit code."""
         code = self.process.wait(timeout=PATIENCE_S)
@@ -262,7 +281,7 @@ def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
 
 
 def test_on_a_terminal_it_shows_its_agents_until_the_screen_is_quit(terminal: Terminal) -> None:
-    assert until(lambda: all(name.encode() in terminal.drawn for name in AGENTS))
+    terminal.shows(*AGENTS)
     pids = descendants(terminal.process.pid)
     terminal.type(b"q")
     assert terminal.end() == 0
@@ -273,9 +292,9 @@ def test_on_a_terminal_it_shows_its_agents_until_the_screen_is_quit(terminal: Te
 @pytest.mark.parametrize("terminal", [("--readonly",)], indirect=True)
 def test_readonly_switches_no_policy(terminal: Terminal) -> None:
     # Before the policies are known their keys do nothing.
-    assert until(lambda: b"readonly" in terminal.drawn and b"voice" in terminal.drawn)
+    terminal.shows("readonly", "voice")
     terminal.type(b"v")
-    assert until(lambda: b"not switched" in terminal.drawn)
+    terminal.shows("not switched")
     terminal.type(b"q")
     assert terminal.end() == 0
 
@@ -293,7 +312,7 @@ def test_its_time_ends_the_screen(terminal: Terminal) -> None:
     "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
 )
 def test_a_killed_screen_leaves_no_process(terminal: Terminal, number: int) -> None:
-    assert until(lambda: b"voice" in terminal.drawn)
+    terminal.shows("voice")
     pids = descendants(terminal.process.pid)
     terminal.process.send_signal(number)
     terminal.end()
