@@ -23,6 +23,11 @@ pytest_plugins = ["tiers"]
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# readline, which pytest imports, sets them for what pytest starts (the workers of xdist): then a
+# terminal that a test makes would not have the size that the test gave it.
+for name in ("LINES", "COLUMNS"):
+    os.environ.pop(name, None)
+
 
 @pytest.fixture
 def slot(tracer: Tracer) -> int:
