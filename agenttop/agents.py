@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -285,11 +285,15 @@ def group(processes: ProcessTable[Judged]) -> Generator[None, None, list[Found]]
     members: dict[tuple[str, str, int], list[int]] = {}
     owners: dict[tuple[str, str, int], tuple[Rule, ProcInfo, str | None]] = {}
     # From the top down, each process with the agent that its parent belongs to.
-    todo: list[tuple[int, tuple[str, str, int] | None]]
-    todo = [(pid, None) for pid in sorted(children.get(0, ()), reverse=True)]
-    while todo:
+    levels: list[tuple[Iterator[int], tuple[str, str, int] | None]]
+    levels = [(iter(sorted(children.get(0, ()))), None)]
+    while levels:
+        siblings, owner = levels[-1]
+        pid = next(siblings, None)
+        if pid is None:
+            levels.pop()
+            continue
         yield
-        pid, owner = todo.pop()
         info = infos[pid]
         rule, own = verdicts[pid]
         if own:
@@ -302,7 +306,8 @@ def group(processes: ProcessTable[Judged]) -> Generator[None, None, list[Found]]
                 owners[owner] = (rule, info, cgroup)
         if owner is not None:
             members.setdefault(owner, []).append(pid)
-        todo += [(child, owner) for child in sorted(children.get(pid, ()), reverse=True)]
+        if below := children.get(pid):
+            levels.append((iter(sorted(below)), owner))
     found = []
     for key, (rule, info, cgroup) in owners.items():
         yield

@@ -560,9 +560,12 @@ def _lost_without(tracepoint: str) -> str | None:
 
 
 def spare_collections() -> None:
-    """Few searches for cycles: there are none that grow, and a search takes some 50 ms."""
+    """Few searches for cycles: there are none that grow, and a whole search takes some 50 ms.
+
+    One among the youngest takes 5 ms at most: it may fall into a slice of a job (slices.py).
+    """
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(25_000, 40, 100)
 
 
 def main(channel: socket.socket, options: str, loading: Loading | LoadError | None) -> int:
