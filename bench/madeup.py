@@ -48,7 +48,7 @@ class MadeUp(Tracer):
         self._keep = self._controls["keep"]
         soft = _map((cpus, len(SOFTIRQS), BUCKETS), np.dtype(np.uint32))
         self._soft_live = soft
-        self._soft = [tracer._Changes(one) for one in soft.reshape(cpus, -1)]
+        self._soft = tracer._Changes(soft.reshape(-1))
         idle = _map((layout.IDLE_STATES, BUCKETS), np.dtype(np.uint32))
         self._idle = [tracer._Changes(one) for one in idle]
         self._idle_live = idle

@@ -57,6 +57,7 @@ class BpfCpus:
             "idle_count",
             "idle_ns",
         )
+        latencies = self._tracer.softirq_latency(full)
         columns = [raw[name].tolist() for name in (*names, "freq_khz")]
         for cpu in counters:
             row = self._tracer.cpu_rows.row(cpu.cpu)
@@ -67,7 +68,7 @@ class BpfCpus:
             )
             cpu.vectors |= _activities(VECTORS, vectors, vector_ns)
             cpu.softirqs = _activities(SOFTIRQS, softirqs, softirq_ns)
-            cpu.softirq_latency = self._tracer.softirq_latency(row, full)
+            cpu.softirq_latency = latencies[row]
             if timed and cpu.idle:
                 cpu.idle = _idle(cpu.idle, entries, idle_ns)
             if cpu.freq_khz is None and khz:

@@ -10,6 +10,8 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -48,7 +50,6 @@ _HIST_BYTES: Final = len(MEASURES) * BUCKETS * _U32.itemsize
 _CAUSE_HIST_BYTES: Final = layout.CAUSE_HISTS * layout.CAUSE_BUCKETS * _U32.itemsize
 
 _IN_ONE: Final = np.uint16(BUCKETS - 1)
-_BOUNDS: Final = np.arange(max(len(MEASURES), len(SOFTIRQS)) + 1) * BUCKETS
 
 #: Half of what the map assignments holds: the kernel may find no room for the last ones.
 _ASSIGNED_AT_ONCE: Final = 8192
@@ -133,19 +134,34 @@ def _histogram(changes: _Changes, full: bool) -> Histogram | None:
     return Histogram(changed.astype(_U16).tobytes(), totals.tobytes())
 
 
+@cache
+def _bounds(histograms: int) -> NDArray[np.intp]:
+    """Where each of so many histograms begins, and the last one ends."""
+    return np.arange(histograms + 1) * BUCKETS
+
+
 def _by_name(changes: _Changes, names: tuple[str, ...], full: bool) -> dict[str, Histogram]:
     """Of histograms that lie one behind the other, as ``_histogram``."""
+    return _by_row(changes, names, 1, full)[0]
+
+
+def _by_row(
+    changes: _Changes, names: tuple[str, ...], rows: int, full: bool
+) -> list[dict[str, Histogram]]:
+    """The same of so many rows that lie one behind the other, with one look at all of them."""
     changed, totals = changes.take(full)
+    found: list[dict[str, Histogram]] = [{} for _ in range(rows)]
     if not len(changed):
-        return {}
-    bounds = changed.searchsorted(_BOUNDS[: len(names) + 1]).tolist()
+        return found
+    # Where in the counters each histogram begins, and among those that changed.
+    begins = changed.searchsorted(_bounds(rows * len(names))).tolist()
     buckets = (changed.astype(_U16) & _IN_ONE).tobytes()
     counts = totals.tobytes()
-    return {
-        name: Histogram(buckets[2 * start : 2 * end], counts[8 * start : 8 * end])
-        for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True)
-        if start < end
-    }
+    histograms = product(found, names)
+    for (row, name), start, end in zip(histograms, begins[:-1], begins[1:], strict=True):
+        if start < end:
+            row[name] = Histogram(buckets[2 * start : 2 * end], counts[8 * start : 8 * end])
+    return found
 
 
 def _spread(buckets: NDArray[np.intp], totals: NDArray[np.uint64]) -> Histogram:
@@ -204,7 +220,7 @@ class Tracer:
         self.windows = Windows(maps, loaded.armed_pages, loaded.rows.span, self._controls)
         soft = mapped(maps["soft_hist"], _U32, cpus * len(SOFTIRQS) * BUCKETS)
         #: By row of a CPU.
-        self._soft = [_Changes(one) for one in soft.reshape(cpus, -1)]
+        self._soft = _Changes(soft.reshape(-1))
         idle = mapped(maps["idle_hist"], _U32, layout.IDLE_STATES * BUCKETS)
         self._idle = [_Changes(one) for one in idle.reshape(layout.IDLE_STATES, BUCKETS)]
         self._edges = Ring(maps["edges"], loaded.edge_pages)
@@ -450,9 +466,9 @@ class Tracer:
         start = MEASURES.index("slowpath") * BUCKETS
         return changes.live[start : start + BUCKETS].copy()
 
-    def softirq_latency(self, row: int, full: bool) -> dict[str, Histogram]:
-        """Softirq vector -> raise-to-entry latency of the CPU of this row, as ``histograms``."""
-        return _by_name(self._soft[row], SOFTIRQS, full)
+    def softirq_latency(self, full: bool) -> list[dict[str, Histogram]]:
+        """Softirq vector -> raise-to-entry latency, as ``histograms``, of each CPU row."""
+        return _by_row(self._soft, SOFTIRQS, len(self.cpu_rows), full)
 
     def idle_exit(self, full: bool) -> dict[str, Histogram]:
         """Idle state index (as text) -> what waking a CPU out of it took, as ``histograms``."""
