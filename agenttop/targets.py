@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from agenttop import procinfo
+from agenttop import paths, procinfo
+from agenttop.collectors.bpf.tracer import Thread as Measured
 from agenttop.histogram import Counts, empty, percentiles
 from agenttop.model import CpuCounters, Histogram, Sample
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
@@ -18,6 +19,8 @@ from agenttop.registry import Registry
 
 #: An idle state's exit is judged by the wakes of about this many Samples.
 EXIT_SAMPLES: Final = 30
+#: Threads whose load is read at a Sample at most, 20 us each: anybody can start thousands.
+LOADS: Final = 512
 
 
 class EngineTargets:
@@ -34,7 +37,9 @@ class EngineTargets:
         self._sample: Sample | None = None
         self._cpus: tuple[Cpu, ...] = ()
         self._agents: tuple[Agent, ...] = ()
-        self._run_ns: dict[int, tuple[int, int]] = {}
+        #: Thread -> its run time and when that was read, ns, and its load between the last two.
+        self._loads: dict[int, tuple[int, int, float]] = {}
+        self._turn = 0
         self._exits: dict[int, Counts] = {}
         self._seen: dict[int, Counts] = {}
 
@@ -81,15 +86,20 @@ class EngineTargets:
 
     def _compute_agents(self, sample: Sample) -> None:
         steps = {agent.id: agent.cpu_steps for agent in sample.agents}
+        alive = [
+            (agent, [thread for thread in agent.threads if thread.steps])
+            for agent in self._registry.agents()
+            if agent.alive
+        ]
+        self._read_loads([thread for _, threads in alive for thread in threads])
         self._agents = tuple(
             Agent(
                 agent.id,
                 agent.name,
                 tuple(agent.pids),
                 tuple(
-                    Thread(t.tid, t.tgid or agent.root, t.cpu, t.steps, self._load(t.tgid, t.tid))
-                    for t in agent.threads
-                    if t.steps
+                    Thread(t.tid, t.tgid or agent.root, t.cpu, t.steps, self._load_of(t.tid))
+                    for t in threads
                 ),
                 {int(cpu): n for cpu, n in steps.get(agent.id, {}).items()},
                 agent.slot,
@@ -97,11 +107,8 @@ class EngineTargets:
                 agent.user,
                 agent.chosen,
             )
-            for agent in self._registry.agents()
-            if agent.alive
+            for agent, threads in alive
         )
-        if len(self._run_ns) > 4096:
-            self._run_ns.clear()
 
     def _measure_exits(self, changed: dict[str, Histogram]) -> None:
         for counts in self._exits.values():
@@ -114,17 +121,35 @@ class EngineTargets:
             recent[buckets] += now - seen[buckets]
             seen[buckets] = now
 
-    def _load(self, tgid: int, tid: int) -> float:
-        """CPU time over wall time since the last look, from schedstat."""
-        raw = procinfo.read_file(f"/proc/{tgid or tid}/task/{tid}/schedstat", 128)
-        now = time.monotonic_ns()
-        try:
-            run_ns = int(raw.split(None, 1)[0]) if raw else 0
-        except (ValueError, IndexError):
-            run_ns = 0
-        last_run, last = self._run_ns.get(tid, (run_ns, now))
-        self._run_ns[tid] = (run_ns, now)
-        return _ratio(run_ns, last_run, now - last)
+    def _load_of(self, tid: int) -> float:
+        known = self._loads.get(tid)
+        return known[2] if known else 0.0
+
+    def _read_loads(self, threads: list[Measured]) -> None:
+        """Renew the loads: of LOADS threads at most, which take turns; the others keep theirs."""
+        every = -(-len(threads) // LOADS)
+        self._turn += 1
+        loads = {}
+        for at, thread in enumerate(threads):
+            old = self._loads.get(thread.tid)
+            if (at + self._turn) % every == 0:
+                loads[thread.tid] = _load(thread, old)
+            elif old is not None:
+                loads[thread.tid] = old
+        self._loads = loads
+
+
+def _load(thread: Measured, old: tuple[int, int, float] | None) -> tuple[int, int, float]:
+    """Its run time (ns, schedstat) now, the time, and CPU time over wall time since ``old``."""
+    path = f"{paths.proc()}/{thread.tgid or thread.tid}/task/{thread.tid}/schedstat"
+    raw = procinfo.read_file(path, 128)
+    now = time.monotonic_ns()
+    try:
+        run_ns = int(raw.split(None, 1)[0]) if raw else 0
+    except (ValueError, IndexError):
+        run_ns = 0
+    last_run, last, _ = old or (run_ns, now, 0.0)
+    return run_ns, now, _ratio(run_ns, last_run, now - last)
 
 
 def _irq_ns(cpu: CpuCounters) -> int:
