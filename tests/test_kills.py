@@ -16,8 +16,8 @@ from tests.policying import machine_lock, needs_root
 
 pytestmark = needs_root
 
-#: Each way to kill once, and three times in each mode: the modes have 7 turns, the ways 12.
-ROUNDS = [12, pytest.param(252, marks=pytest.mark.long)]
+#: Each of the 12 ways three times, in 5 turns of the 7 modes; in the long tier 21 and 36.
+ROUNDS = [36, pytest.param(252, marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
@@ -34,9 +34,7 @@ def test_nothing_differs_after_kills_whatever_is_applied(rounds: int, tmp_path: 
         kinds = run.all_kinds
     print(f"kills while a kind of knob was applied: {dict(hits)}")
     assert all(hits[kind] >= rounds // 36 for kind in kinds), (kinds, hits)
-    # A way may come before anything is applied: of few rounds not each has hit.
-    assert sum(ways.values()) >= rounds // 2
-    assert rounds < 36 or all(ways[way] for way in WAYS), ways
+    assert all(ways[way] for way in WAYS), ways
     # Every kind that is a file is tried on a fixture tree, whatever this machine lacks.
     tried = {kind.partition(" ")[0] for kind in kinds}
     assert set(KNOBS) - tried <= {"uclamp_min", "affinity", "slice", "kthread", "cpu_latency"}
