@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trees import Tree
 from trees.machine import C_STATES, Machine
 
-from agenttop import words
+from agenttop import procinfo, words
 from agenttop.collectors import files
 from agenttop.collectors.files import KeptFile, parse_cpulist
 from agenttop.collectors.hostinfo import host
@@ -369,6 +369,31 @@ def test_only_kernel_threads_count_as_ksoftirqd(tree: Tree) -> None:
     # The container hides it: what was counted stays.
     (tree.proc / "14" / "schedstat").unlink()
     assert threads.read() == {0: 100}
+
+
+def test_one_read_looks_at_some_processes_only(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pid in range(100, 2600):
+        tree.write(f"proc/{pid}/comm", "worker\n")
+    tree.process(3000, b"", comm="ksoftirqd/1", kernel=True)
+    tree.write("proc/3000/comm", "ksoftirqd/1\n")
+    tree.write("proc/3000/schedstat", "100 5 1\n")
+    looks: list[str] = []
+    read_file = procinfo.read_file
+
+    def noted(path: str, size: int) -> bytes | None:
+        looks.append(path)
+        return read_file(path, size)
+
+    monkeypatch.setattr(procinfo, "read_file", noted)
+    # CPU 0 has no thread, however often it is searched for.
+    threads = Ksoftirqd([0, 1])
+    for _ in range(30):
+        looks.clear()
+        found = threads.read()
+        assert len(looks) < 1100
+    assert found == {1: 100}
+    # And not at each read.
+    assert not looks
 
 
 # --------------------------------------------------------------------------- schedstat

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from agenttop import paths, procinfo
 from agenttop.collectors.files import KeptFile
 
-#: After how many reads CPUs without a known thread are looked for again.
+#: So many reads after the last search CPUs without a known thread are searched for again.
 _RETRY: Final = 10
+#: Processes that a search looks at in one read, 6 us each: some CPUs have no thread for ever (they
+#: were never online, or a container hides it), and processes may be many.
+_PIECE: Final = 1000
 _PREFIX: Final = "ksoftirqd/"
 
 
@@ -20,14 +25,14 @@ class Ksoftirqd:
         self._cpus = cpus
         self._files: dict[int, KeptFile] = {}
         self._last: dict[int, int] = {}
-        self._reads = 0
-        self._discover()
+        self._pause = 0
+        #: What the search that is under way has not looked at.
+        self._left: Iterator[int] | None = None
+        self._search()
 
     def read(self) -> dict[int, int]:
         """CPU -> ns on a CPU; CPUs whose thread is not to be found are left out."""
-        self._reads += 1
-        if self._reads % _RETRY == 0 and len(self._files) < len(self._cpus):
-            self._discover()
+        self._search()
         for cpu, file in list(self._files.items()):
             raw = file.read(128)
             try:
@@ -41,9 +46,18 @@ class Ksoftirqd:
                 self._last[cpu] = max(run_ns, self._last.get(cpu, 0))
         return dict(self._last)
 
-    def _discover(self) -> None:
+    def _search(self) -> None:
+        """One piece of a search, if one is under way or due."""
         root = str(paths.proc())
-        for pid in procinfo.pids(root):
+        if self._left is None:
+            if len(self._files) >= len(self._cpus):
+                return
+            if self._pause > 0:
+                self._pause -= 1
+                return
+            self._left = procinfo.pids(root)
+        piece = list(islice(self._left, _PIECE))
+        for pid in piece:
             # Cheaper than reading stat: most processes are told apart by their name alone.
             comm = procinfo.read_file(f"{root}/{pid}/comm", 64)
             name = procinfo.text(comm).strip() if comm else ""
@@ -57,3 +71,5 @@ class Ksoftirqd:
             path = f"{root}/{pid}/schedstat"
             if int(number) not in self._files and os.path.exists(path):
                 self._files[int(number)] = KeptFile(path)
+        if len(piece) < _PIECE or len(self._files) >= len(self._cpus):
+            self._left, self._pause = None, _RETRY - 1
