@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agenttop.collectors.bpf.layout import SLOTS
 from bench.report import Report
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -58,7 +59,8 @@ def run(report: Report, rounds: int) -> None:
         report.add(f"{name}: longest sample", "ms", told["most"])
         report.add(f"{name}: first scan", "ms CPU", told["scan"])
         report.add(f"{name}: longest slice of a scan", "ms", told["slice"], SLICE_MS)
-    for cpus, agents in (*((n, 100) for n in CPUS), (2, 1000)):
+    # Of more agents than there are slots the others are only counted.
+    for cpus, agents in (*((n, 100) for n in CPUS), (2, SLOTS - 1)):
         told = _child("screen", f"{cpus} {agents}", rounds)
         for size in ("200x50", "80x24"):
             report.add(f"{cpus} CPUs, {agents} agents: frame, {size}", "ms", told[size])
@@ -219,10 +221,12 @@ async def _screen(cpus: int, agents: int, rounds: int) -> dict[str, list[float]]
         synth = Synth(agents=agents, cpus=cpus)
         async with rig(size=(width, height), samples=WARM, synth=synth) as screen:
             for _ in range(rounds):
+                before = screen.lines()
                 screen.source.tick()
                 started = time.thread_time()
-                await screen.tick(0)
+                await screen.drawn()
                 frames.append(1000 * (time.thread_time() - started))
+                assert screen.lines() != before
     return told
 
 

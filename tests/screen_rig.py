@@ -45,11 +45,15 @@ class Rig:
         """Samples come, and are drawn."""
         for _ in range(times):
             self.source.tick()
-            for _ in range(200):
-                await asyncio.sleep(0.001)
-                if not self.source.waiting:
-                    break
-            await self.pilot.pause()
+            await self.drawn()
+
+    async def drawn(self) -> None:
+        """What has come is read and drawn."""
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+            if not self.source.waiting:
+                break
+        await self.pilot.pause()
 
     async def press(self, *keys: str) -> None:
         """Keys, one after the other."""
@@ -79,7 +83,7 @@ async def rig(
             made.pilot = pilot
             if samples:
                 made.source.tick(samples)
-                await made.tick(0)
+                await made.drawn()
                 for _ in range(200):
                     await pilot.pause()
                     if not made.source.waiting:
