@@ -392,7 +392,9 @@ class Scene:
         with self.fixture():
             for kind, target, _ in self.trees:
                 was = self.before[f"{kind} (fixture)", target]
-                if was and not _value(kind, target) and isinstance(was, str):
+                # A value of two files has an empty part.
+                torn = "" in (_value(kind, target) or "").split(" ")
+                if was and torn and isinstance(was, str):
                     KNOBS[kind].write(target, was)
 
     def repair(self) -> None:
@@ -402,6 +404,10 @@ class Scene:
             if isinstance(value, str):
                 with suppress(KnobError):
                     KNOBS[kind].write(target, value)
+        with self.fixture():
+            for kind, target, _ in self.trees:
+                if isinstance(was := self.before[f"{kind} (fixture)", target], str):
+                    KNOBS[kind].write(target, was)
         for path in self.files:
             with suppress(OSError):
                 if _text(path) != (was := self.before["policies' files", path]):
