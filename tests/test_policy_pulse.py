@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from agenttop.policies import inherit_bpf, lock, pulse
+from agenttop.policies import inherit_bpf, lock, pulse, wire
 from agenttop.policies.knobs import Change
-from agenttop.policies.lease import Lease, Notice
+from agenttop.policies.lease import Lease, LeaseLostError, Notice
 from tests.policying import needs_root, until
 from tests.policying_files import use
 
@@ -91,3 +92,29 @@ def test_a_stopped_guardian_is_given_up_and_its_work_done(
     assert until(given_up, 10)
     assert (notices[0].why, notices[0].lost) == ("the guardian was stopped", True)
     assert file.read_text().strip() == "100"
+
+
+@needs_root
+@pytest.mark.measures
+@pytest.mark.parametrize("full", [True, False], ids=["queue full", "beat unanswered"])
+def test_a_request_finds_a_stopped_guardian_within_two_seconds(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inherit_bpf, "attach", lambda: None)  # No thread is held here.
+    file = use(tmp_path, monkeypatch).sysctl("vm.vfs_cache_pressure", "100")
+    lease = Lease(str(tmp_path / "state"))
+    held = Change("vfs", "sysctl", "vm.vfs_cache_pressure", "100", "50")
+    lease.apply([held])
+    os.kill(lease.guardian, signal.SIGSTOP)
+    stopped = time.monotonic()
+    lease.beat()
+    if full:  # The request cannot even be sent.
+        while lease._send(wire.Beat()):
+            pass
+    else:  # The request comes just before poll() would have given it up.
+        time.sleep(0.9 * pulse.STOPPED_S)
+    with pytest.raises(LeaseLostError) as lost:
+        lease.undo([held.key])
+    assert lost.value.notice.why == "the guardian was stopped"
+    assert file.read_text().strip() == "100"
+    assert time.monotonic() - stopped < 2.0

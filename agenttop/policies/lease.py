@@ -359,9 +359,12 @@ class Lease:
         However long it takes, as long as the guardian says that it goes on.
         """
         silence = ANSWER_S + (count or 0) * EACH_S
-        self._send(message, ANSWER_S, fds)
+        sent = False
         heard = time.monotonic()
         while True:
+            # The queue of one that takes nothing may be full of beats: it is stopped, or says that
+            # it is busy.
+            sent = sent or self._send(message, pulse.SILENT_S, fds)
             match self._read(pulse.SILENT_S):
                 case None if deaf := self._deaf(time.monotonic() - heard, silence):
                     raise LeaseLostError(self._lost(deaf))
@@ -382,7 +385,10 @@ class Lease:
 
     def _deaf(self, silence_s: float, patience_s: float) -> wire.Lost | None:
         """What to say of a guardian silent for so long, if it is to be given up."""
-        if how := pulse.lost(self._guardian.pid, silence_s):
+        since = self._unanswered
+        # It may have been stopped long before the request that finds it silent.
+        silent_s = silence_s if since is None else max(silence_s, time.monotonic() - since)
+        if how := pulse.lost(self._guardian.pid, silent_s):
             return _STOPPED if how == "stopped" else _KILLED
         return _DEAF if silence_s > patience_s else None
 
