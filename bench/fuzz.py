@@ -32,6 +32,7 @@ from agenttop.stream import StreamError
 from bench import fuzz_frames
 from bench.fuzz_readers import READERS, Door
 from bench.fuzz_texts import SOURCES
+from bench.processes import peak_mb, rss_mb
 from bench.report import Report
 
 #: How many inputs: 10^6 in a bench, fewer to try (AGENTTOP_FUZZ=N).
@@ -160,14 +161,6 @@ def recorded(frames: list[bytes]) -> bytes:
     return MAGIC + struct.pack("<I", len(header)) + header + zlib.compress(body)
 
 
-def _resident_mb(what: str) -> float:
-    """VmRSS or VmHWM of this process (proc_pid_status(5))."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(what):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise LookupError(what)
-
-
 _lots: list[Lots] = []
 
 
@@ -179,9 +172,9 @@ def _work(numbers: range) -> Found:
     _lots[0].found = Found()
     # "5" makes VmHWM what is resident now (proc_pid_clear_refs(5)).
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident_mb("VmRSS:")
+    before = rss_mb(os.getpid())
     found = _lots[0].run(numbers)
-    found.peak_mb = _resident_mb("VmHWM:") - before
+    found.peak_mb = peak_mb(os.getpid()) - before
     return found
 
 
