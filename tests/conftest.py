@@ -19,9 +19,8 @@ from agenttop.policies.undo import recover
 
 pytest_plugins = ["tiers"]
 
-# How long an example takes says something about the machine, nothing about what is tested. The long
-# tier has more examples of those tests that read what others wrote (test_long_fuzz.py).
-settings.register_profile("untimed", deadline=None, max_examples=60)
+# How long an example takes says something about the machine, nothing about what is tested.
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 # readline, which pytest imports, sets them for what pytest starts (the workers of xdist): then a
