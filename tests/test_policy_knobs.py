@@ -175,6 +175,29 @@ def test_affinity_that_somebody_else_set_is_left(victim: Victim) -> None:
 
 
 @needs_two_cpus
+def test_affinity_that_a_thread_chooses_while_it_is_restored_stays(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tid = victim.tids()[-1]
+    target = thread(victim.pid, tid)
+    before = AFFINITY.read(target)
+    assert before is not None
+    low, high = sorted(os.sched_getaffinity(tid))[:2]
+    AFFINITY.write(target, str(low))
+    write = AFFINITY._write
+
+    def chosen_since(target: str, value: str, expected: frozenset[int] | None) -> bool:
+        os.sched_setaffinity(tid, {high})
+        return write(target, value, expected)
+
+    monkeypatch.setattr(AFFINITY, "_write", chosen_since)
+    outcome = undo(hold("affinity", target, before, str(low)))
+    assert outcome.foreign
+    assert "left as it is" in outcome.text
+    assert os.sched_getaffinity(tid) == {high}
+
+
+@needs_two_cpus
 def test_a_reused_thread_id_is_another_thread(victim: Victim) -> None:
     tid = victim.tids()[-1]
     pid, _, start = thread(victim.pid, tid).split("/")

@@ -22,7 +22,15 @@ from functools import partial
 from agenttop.policies.cpusets import granted
 from agenttop.policies.inherited import FIELDS, Inherited
 from agenttop.policies.journal import Hold, Key
-from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, parse_cpus, split_thread, thread_stat
+from agenttop.policies.knobs import (
+    KNOBS,
+    KnobError,
+    cpu_set,
+    parse_cpus,
+    replace,
+    split_thread,
+    thread_stat,
+)
 from agenttop.policies.knobs_sched import THREAD_KNOBS
 from agenttop.policies.outcome import Outcome, label, plain, words
 
@@ -208,7 +216,8 @@ class _Pass:
             if knob.same(now, back):
                 return
             name = label(hold.kind, target)
-            knob.write(target, back)
+            if not replace(hold.kind, target, now, back):
+                return
             self.fresh.add(hold.key)
             self._forking[hold.key, target] = None
             text = f"{name}: inherited, -> {plain(back)}"

@@ -336,20 +336,35 @@ class Affinity:
         return None
 
     def write(self, target: str, value: str) -> None:
+        self._write(target, value, None)
+
+    def replace(self, target: str, current: str, value: str) -> bool:
+        """Write ``value`` unless the thread has chosen CPUs since ``current`` was read.
+
+        Returns False if it has. A child often chooses within its first 0.1 ms, and reading and
+        checking /proc takes about as long.
+        """
+        return self._write(target, value, _listed(current))
+
+    def _write(self, target: str, value: str, expected: frozenset[int] | None) -> bool:
         pid, tid, start = split_thread(target)
         stat = thread_stat(pid, tid)
         if stat is None or stat.start != start:
-            return
+            return True
         cpus = _listed(value)
         if value.endswith(UNPINNED) or cpus >= cpu_set("present"):
             # Unrestricted: say so, or the thread would miss CPUs that its cpuset gains later.
             cpus |= cpu_set("possible")
         try:
+            # Right before the write: the kernel has no call that compares and sets.
+            if expected is not None and not os.sched_getaffinity(tid) <= expected:
+                return False
             os.sched_setaffinity(tid, cpus)
         except ProcessLookupError:
-            return
+            return True
         except OSError as error:
             raise KnobError(reason(error)) from None
+        return True
 
     def same(self, a: str, b: str) -> bool:
         return _listed(a) == _listed(b)
@@ -379,6 +394,18 @@ KNOBS: dict[str, Knob] = {
     "cpu_latency": CPU_LATENCY,
     "affinity": AFFINITY,
 }
+
+
+def replace(kind: str, target: str, current: str, value: str) -> bool:
+    """Write ``value`` unless the knob has changed since ``current`` was read.
+
+    Returns False if it has, as far as that can be seen without a pause; raises KnobError.
+    """
+    if kind == "affinity":
+        return AFFINITY.replace(target, current, value)
+    KNOBS[kind].write(target, value)
+    return True
+
 
 # At the end, because they need what is above: they add their kinds to KNOBS.
 from agenttop.policies import (  # noqa: E402

@@ -15,7 +15,7 @@ from agenttop.policies import places
 from agenttop.policies.heirs import BOUND_S, THREAD_KINDS, is_ours, release_all, release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import NAME, Hold, Journal, Key, aside, load, put_aside
-from agenttop.policies.knobs import KNOBS, UNPINNED
+from agenttop.policies.knobs import KNOBS, UNPINNED, replace
 from agenttop.policies.knobs_sched import THREAD_KNOBS
 from agenttop.policies.outcome import Outcome, failed, left_alone, plain, restored, shown
 
@@ -51,7 +51,8 @@ def _undo(hold: Hold, record: Inherited | None) -> Outcome:
     if record is not None and record.chosen(hold):
         return left_alone(hold, current)
     back = _back(hold, current)
-    knob.write(hold.target, back)
+    if not replace(hold.kind, hold.target, current, back):
+        return left_alone(hold, knob.read(hold.target) or current)
     now = knob.read(hold.target)
     if back.endswith(UNPINNED):
         return restored(hold, f"{current} -> {now or plain(back)}")
