@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import random
 import struct
-import sys
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -43,10 +41,7 @@ _OTHER: Final = (None, True, 0, -1, "", b"", [], {}, [[]], {"": {}}, 1e308)
 
 def bases() -> list[list[bytes]]:
     """Streams of packed Samples: agents and CPUs, few buckets each."""
-    tests = str(Path(__file__).parents[1] / "tests")
-    if tests not in sys.path:
-        sys.path.insert(0, tests)
-    from synth import Synth
+    from tests.synth import Synth
 
     out = []
     for seed, (agents, cpus, mode) in enumerate(

@@ -24,7 +24,7 @@ from typing import Any
 from agenttop.collectors.bpf.layout import SLOTS
 from bench.report import Report
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+ROOT = Path(__file__).resolve().parents[1]
 CPUS = (2, 64, 256, 512)
 NOTE = "fixture: without what the kernel takes to format its files"
 #: CPUs, agents, processes, with the kernel side made up.
@@ -71,7 +71,7 @@ def _child(kind: str, name: str, rounds: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         environ = {
             **os.environ,
-            "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+            "PYTHONPATH": str(ROOT),
             "AGENTTOP_PROC": f"{folder}/proc",
             "AGENTTOP_SYS": f"{folder}/sys",
         }
@@ -85,8 +85,8 @@ def _child(kind: str, name: str, rounds: int) -> dict[str, list[float]]:
 
 
 def _machine(folder: Path, cpus: int, agents: int, processes: int) -> Any:
-    from trees import Tree
-    from trees.machine import Machine
+    from tests.trees import Tree
+    from tests.trees.machine import Machine
 
     gone = set(range(cpus // 2, cpus // 2 + cpus // 32))
     machine = Machine(
@@ -212,8 +212,8 @@ def _pss_mb() -> tuple[float, float]:
 
 
 async def _screen(cpus: int, agents: int, rounds: int) -> dict[str, list[float]]:
-    from screen_rig import rig
-    from synth import Synth
+    from tests.screen_rig import rig
+    from tests.synth import Synth
 
     told: dict[str, list[float]] = {}
     for width, height in ((200, 50), (80, 24)):

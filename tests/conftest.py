@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tracing import free_slot
 
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.policies import lock
 from agenttop.policies.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.undo import recover
+from tests.tracing import free_slot
 
-pytest_plugins = ["tiers"]
+pytest_plugins = ["tests.tiers"]
 
 # How long an example takes says something about the machine, nothing about what is tested.
 settings.register_profile("untimed", deadline=None)

@@ -1,7 +1,7 @@
 """Write the corpus again, on purpose.
 
-    python tests/make_corpus.py [KIND...]   what agenttop writes (all kinds)
-    python tests/make_corpus.py --inputs    what it reads, but for live.rec
+    python -m tests.make_corpus [KIND...]   what agenttop writes (all kinds)
+    python -m tests.make_corpus --inputs    what it reads, but for live.rec
 
 The outputs are written again only by a change that is meant to change a format or a text, in
 the same commit, which says so; the difference is then read line by line. Where code is moved or
@@ -21,8 +21,6 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
-from corpus import BOOT, EXPECTED, INPUT, KINDS, NOW_S, TRIAL, WRITTEN_WITH, made, written_with
-from synth import PROFILES, Synth, buckets_of, pack
 
 from agenttop import histogram
 from agenttop.model import (
@@ -44,6 +42,18 @@ from agenttop.schedule import Plan
 from agenttop.store import Store
 from agenttop.trial import Trial
 from agenttop.words import CAUSES, DETAILS, STEP_MEASURES
+from tests.corpus import (
+    BOOT,
+    EXPECTED,
+    INPUT,
+    KINDS,
+    NOW_S,
+    TRIAL,
+    WRITTEN_WITH,
+    made,
+    written_with,
+)
+from tests.synth import PROFILES, Synth, buckets_of, pack
 
 _TEXTS = ("nvme0n1", "read \u00e9\u4e2d", "gate", "x" * 40)
 

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from loops import until
-from trees import Tree
 
 from agenttop import own, procinfo
 from agenttop.agents import ExecFilter, Rules, scan
 from agenttop.errors import UserError
 from agenttop.registry import Registry
+from tests.loops import until
+from tests.trees import Tree
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from synth import Synth
 
 from agenttop import bounded
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
 from agenttop.recording import MAGIC, Header, Writer
 from agenttop.words import MEASURES, STAGES
+from tests.synth import Synth
 
 Tree = dict[str, Any]
 _ROOT = Path(__file__).parents[1]

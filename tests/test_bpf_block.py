@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disks import DiskReads
-from test_bpf_causes import observe
-from tracing import LEVELS, caused, load, run_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.words import CAUSES
 from agenttop.workloads.blockfile import BLOCK
 from agenttop.workloads.causes import READ_BYTES
+from tests.disks import DiskReads
+from tests.test_bpf_causes import observe
+from tests.tracing import LEVELS, caused, load, run_loop
 
 # Other tests write to the same disk.
 pytestmark = [pytest.mark.bpf, pytest.mark.alone]

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from loops import loop, until
-from tracing import LEVELS, caused, free_slot, load, run_loop
 
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel
@@ -19,6 +17,8 @@ from agenttop.histogram import percentiles
 from agenttop.model import CauseCounters
 from agenttop.words import STAGES
 from agenttop.workloads.causes import MAKERS
+from tests.loops import loop, until
+from tests.tracing import LEVELS, caused, free_slot, load, run_loop
 
 pytestmark = pytest.mark.bpf
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loops import until
-from tracing import VARIANTS, free_slot, load, load_variant, measured, watch_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
+from tests.loops import until
+from tests.tracing import VARIANTS, free_slot, load, load_variant, measured, watch_loop
 
 pytestmark = pytest.mark.bpf
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bpf_causes import observe
-from tracing import caused, load, measured, run_loop
 
 from agenttop.collectors.bpf import layout, programs
 from agenttop.collectors.bpf.btf import Btf, BtfError
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.tracer import Tracer
+from tests.test_bpf_causes import observe
+from tests.tracing import caused, load, measured, run_loop
 
 STEPS = 100
 #: Causes that look at what CPUs do.

@@ -14,10 +14,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-from disks import DiskReads
-from loops import PATIENCE_S, loop
-from test_bpf_causes import observe
-from tracing import LEVELS, Caused, Measured, caused, free_slot, load, run_loop
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.causes_loader import tick_ns
@@ -25,6 +21,10 @@ from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.words import CAUSES, DETAILS, SLOWPATH_STAGES
+from tests.disks import DiskReads
+from tests.loops import PATIENCE_S, loop
+from tests.test_bpf_causes import observe
+from tests.tracing import LEVELS, Caused, Measured, caused, free_slot, load, run_loop
 
 pytestmark = pytest.mark.bpf
 

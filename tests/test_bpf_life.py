@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from loops import loop, until
-from tracing import VARIANTS, load, load_variant
 
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.layout import NO_SLOT
 from agenttop.collectors.bpf.tracer import Edge, Tracer
+from tests.loops import loop, until
+from tests.tracing import VARIANTS, load, load_variant
 
 pytestmark = pytest.mark.bpf
 

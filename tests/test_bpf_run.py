@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import until
-from test_bpf_causes import observe, p50
-from tracing import LEVELS, Measured, caused, load, run_loop
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.details import Details
@@ -25,6 +22,9 @@ from agenttop.collectors.freq import no_frequency
 from agenttop.labeltext import label_text
 from agenttop.model import CauseCounters, DetailCounters
 from agenttop.workloads.waits import HOG_NAME
+from tests.loops import until
+from tests.test_bpf_causes import observe, p50
+from tests.tracing import LEVELS, Measured, caused, load, run_loop
 
 STEPS = 250
 #: The loop's timer, us: longer than the hog's turn.

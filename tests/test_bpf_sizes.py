@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from burning import BURN_NS, at_packets, before_softirqs, before_work, between_hogs
-from disks import DiskReads
-from loops import PATIENCE_S
-from test_bpf_causes import observe
-from tracing import LEVELS, caused, free_slot, load, run_loop
 
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.words import SLOWPATH_STAGES
+from tests.burning import BURN_NS, at_packets, before_softirqs, before_work, between_hogs
+from tests.disks import DiskReads
+from tests.loops import PATIENCE_S
+from tests.test_bpf_causes import observe
+from tests.tracing import LEVELS, caused, free_slot, load, run_loop
 
 pytestmark = pytest.mark.bpf
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tracing import VARIANTS, free_slot, load_variant, measured
 
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
@@ -20,6 +19,7 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.histogram import percentiles
 from agenttop.step import CLASSES
 from agenttop.words import STEP_MEASURES
+from tests.tracing import VARIANTS, free_slot, load_variant, measured
 
 pytestmark = pytest.mark.bpf
 

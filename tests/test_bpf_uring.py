@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from loops import loop
-from test_bpf_causes import observe
-from tracing import LEVELS, caused, free_slot, load, measured, run_loop
 
 from agenttop.collectors.bpf.ringops import OPERATIONS
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.model import DetailCounters
 from agenttop.workloads import uring
+from tests.loops import loop
+from tests.test_bpf_causes import observe
+from tests.tracing import LEVELS, caused, free_slot, load, measured, run_loop
 
 pytestmark = pytest.mark.bpf
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_bpf_steps import at, by_name, watch, watch_command
-from tracing import LEVELS, load, measured
 
 from agenttop import step as module
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.step import CLASSES
+from tests.test_bpf_steps import at, by_name, watch, watch_command
+from tests.tracing import LEVELS, load, measured
 
 pytestmark = pytest.mark.bpf
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from loops import loop
-from tracing import VARIANTS, free_slot, load_variant
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.policies.budget import Bucket, Rates, Terms
+from tests.loops import loop
+from tests.tracing import VARIANTS, free_slot, load_variant
 
 pytestmark = pytest.mark.bpf
 

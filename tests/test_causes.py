@@ -6,11 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from engines import engine, needs_bpf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loops import loop
-from synth import Synth
 
 from agenttop.causetext import cause_lines, state_lines
 from agenttop.cli import main
@@ -30,6 +27,9 @@ from agenttop.options import causes_of
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
 from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES
+from tests.engines import engine, needs_bpf
+from tests.loops import loop
+from tests.synth import Synth
 
 
 def one_cause(value_ns: int, steps: int) -> CauseCounters:

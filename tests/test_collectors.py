@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trees import Tree
-from trees.machine import C_STATES, Machine
 
 from agenttop import procinfo, words
 from agenttop.collectors import files
@@ -31,6 +29,8 @@ from agenttop.collectors.stat import TICK_NS, Stat
 from agenttop.collectors.treecpu import TreeCpu
 from agenttop.descriptors import KEPT, SPARE, Budget
 from agenttop.model import Softnet
+from tests.trees import Tree
+from tests.trees.machine import C_STATES, Machine
 
 
 @pytest.fixture

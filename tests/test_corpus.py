@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 import pytest
-from corpus import EXPECTED, KINDS, WRITTEN_WITH, made, read, written_with
+
+from tests.corpus import EXPECTED, KINDS, WRITTEN_WITH, made, read, written_with
 
 
 def difference(expected: bytes, found: bytes) -> str:
@@ -42,7 +43,7 @@ def test_all_of_it_comes_out_as_it_was(kind: str, tmp_path: Path) -> None:
         for name, body in found.items()
         if body != expected[name]
     ]
-    assert not other, "\n\n".join([*other, f"on purpose? python tests/make_corpus.py {kind}"])
+    assert not other, "\n\n".join([*other, f"on purpose? python -m tests.make_corpus {kind}"])
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from trees import Tree
-from trees.machine import Machine
 
 from agenttop import cli, doctor
 from agenttop.commands.doctor import render
 from agenttop.doctor import Item, Report, banner, examine
 from agenttop.probes import bpf, system
+from tests.trees import Tree
+from tests.trees.machine import Machine
 
 ROOT = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\n"
 NOBODY = "Name:\tx\nCapEff:\t0000000000000000\n"

@@ -11,8 +11,6 @@ from typing import cast
 
 import numpy as np
 import pytest
-from engines import agent, engine, needs_bpf
-from loops import loop
 
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.causes import Causes
@@ -24,6 +22,8 @@ from agenttop.engine import SETTLED_S, Engine
 from agenttop.model import Command, CpuCounters, Histogram, Sample
 from agenttop.options import EngineOptions
 from agenttop.sampler import Sampler
+from tests.engines import agent, engine, needs_bpf
+from tests.loops import loop
 
 
 @pytest.fixture

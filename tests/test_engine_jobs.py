@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trees import Tree
-from trees.machine import Machine
 
 from agenttop import slices
 from agenttop.engine import Engine
 from agenttop.options import EngineOptions
 from agenttop.policies.base import Targets
 from agenttop.slices import Job
+from tests.trees import Tree
+from tests.trees.machine import Machine
 
 
 class Policies:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from synth import Synth
 
 from agenttop import cli, headless
 from agenttop.errors import UserError
 from agenttop.model import Command, Failure, Message
 from agenttop.options import EngineOptions
 from agenttop.recording import Recording, Writer
+from tests.synth import Synth
 
 TESTS = Path(__file__).parent
 
@@ -257,7 +257,7 @@ PROGRAM = textwrap.dedent(
     """
     import sys, time
     sys.path.insert(0, {tests!r})
-    from test_headless import FakeEngine
+    from tests.test_headless import FakeEngine
     from agenttop import cli, headless
 
     class Engine(FakeEngine):
@@ -271,7 +271,7 @@ PROGRAM = textwrap.dedent(
     headless.start = Engine
     sys.exit(cli.main(sys.argv[1:]))
     """
-).format(tests=str(TESTS))
+).format(tests=str(TESTS.parent))
 
 
 @pytest.fixture

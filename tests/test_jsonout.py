@@ -10,12 +10,12 @@ import jsonschema
 import msgspec
 import pytest
 from hdrh.histogram import HdrHistogram
-from synth import Synth
 
 from agenttop.jsonout import encode, schema
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
 from agenttop.words import SLOWPATH_STAGES, STAGES
+from tests.synth import Synth
 
 
 def made(synth: Synth, ticks: int = 6, hdr: bool = False) -> Snapshot:

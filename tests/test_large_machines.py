@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trees import Tree
-from trees.machine import Machine
 
 from agenttop import sampler as sampling
 from agenttop.agents import Rules
@@ -17,6 +15,8 @@ from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.registry import Registry
 from agenttop.sampler import Sampler
+from tests.trees import Tree
+from tests.trees.machine import Machine
 
 
 @pytest.mark.parametrize("cpus", [2, 64, 256, pytest.param(512, marks=pytest.mark.long)])

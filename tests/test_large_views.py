@@ -7,9 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from synth import Synth
-from trees import Tree
-from trees.machine import Machine
 
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.procfs import ProcfsCpus
@@ -19,6 +16,9 @@ from agenttop.sampler import CPUS_A_SECOND
 from agenttop.store import Store
 from agenttop.text import report
 from tests.screen_rig import rig
+from tests.synth import Synth
+from tests.trees import Tree
+from tests.trees.machine import Machine
 
 #: The trees of the larger ones take half a minute to write on a slow disk.
 SIZES = [2, 64, *(pytest.param(cpus, marks=pytest.mark.long) for cpus in (256, 512))]

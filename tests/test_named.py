@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from synth import Synth
 
 from agenttop import text
 from agenttop.histogram import BUCKETS, EDGES
@@ -15,6 +14,7 @@ from agenttop.model import Histogram, MarkCounters, NamedCounters, Sample
 from agenttop.named import MOST, OTHER
 from agenttop.snapshot import Agent, Snapshot
 from agenttop.store import Store
+from tests.synth import Synth
 
 
 class Marked:

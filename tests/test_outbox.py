@@ -6,13 +6,13 @@ import socket
 import time
 
 import pytest
-from synth import Synth
 
 from agenttop.client import EngineClient
 from agenttop.model import Command, Sample
 from agenttop.options import EngineOptions
 from agenttop.outbox import Outbox
 from agenttop.stream import Decoder
+from tests.synth import Synth
 
 
 def _pair() -> tuple[Outbox, socket.socket]:

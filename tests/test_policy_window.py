@@ -12,7 +12,6 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
-from tracing import load
 
 from agenttop.collectors.bpf.windows import Opened
 from agenttop.errors import UserError
@@ -30,6 +29,7 @@ from agenttop.policies.window_watch import SLACK_NS, Delays, Watch
 from tests.loops import loop
 from tests.policying import needs_root
 from tests.test_policy_guard import GUEST, XEON, qos, tree
+from tests.tracing import load
 
 MS = 1_000_000
 

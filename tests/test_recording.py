@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synth import Synth
 
 from agenttop import cli, plausible, recording
 from agenttop.caused import ANNEXES
@@ -47,6 +46,7 @@ from agenttop.replaying import measured, still
 from agenttop.store import Store
 from agenttop.stream import encode
 from agenttop.text import Layout, report
+from tests.synth import Synth
 
 
 def written(samples: list[Sample], *, end: bool = True) -> bytes:

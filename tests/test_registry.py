@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from trees import Tree
 
 from agenttop import registry as module
 from agenttop.agents import Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.registry import OPT_IN_SLOTS, UNLISTED, Registry
+from tests.trees import Tree
 
 ME = os.getpid()
 

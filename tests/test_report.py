@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synth import PROFILES, Synth, replace
-from test_recording import framed, written
 
 from agenttop import cli
 from agenttop.buckets import LAST_NS
@@ -34,6 +32,8 @@ from agenttop.report.pages import html, markdown, plots, text
 from agenttop.report.questions import QUESTIONS
 from agenttop.report.wording import said
 from agenttop.words import STAGES
+from tests.synth import PROFILES, Synth, replace
+from tests.test_recording import framed, written
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synth import Synth
-from test_recording import read, written
-from test_report import answers, cut
 
 from agenttop.model import CauseCounters, CauseState, DetailCounters, Sample
 from agenttop.report.build import build
+from tests.synth import Synth
+from tests.test_recording import read, written
+from tests.test_report import answers, cut
 
 
 def test_causes_are_told_where_they_were_observed() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trees import Tree
 
 from agenttop import processes as module
 from agenttop import procinfo, slices
@@ -20,6 +19,7 @@ from agenttop.processes import ProcessTable
 from agenttop.procinfo import ProcInfo
 from agenttop.registry import Registry
 from agenttop.slices import SLICE_S, Job, Jobs, whole
+from tests.trees import Tree
 
 #: What reading one process takes, s: as much as on a machine that is very busy.
 READ_S = 0.002

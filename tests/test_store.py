@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synth import SECOND_NS, Synth, pack
 
 from agenttop import histogram
 from agenttop.buckets import LAST_NS
@@ -30,6 +29,7 @@ from agenttop.store import EXEMPLARS, MAX_GONE, Store
 from agenttop.text import report
 from agenttop.widgets.header import trust_pieces
 from agenttop.words import MEASURES, SLOWPATH_STAGES, STAGES
+from tests.synth import SECOND_NS, Synth, pack
 
 HOST = Host("h", "6.18", 2, "full", "tp_btf", idle_states=[IdleState("POLL", 0, 0)])
 Chain = tuple[int, ...]

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synth import PROFILES, Synth
-from test_format import HOSTILE
 
 from agenttop.columns import COLUMNS, chosen, needed, ordered, sort_key
 from agenttop.errors import UserError
@@ -16,6 +14,8 @@ from agenttop.format import cells
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
 from agenttop.text import Layout, report
+from tests.synth import PROFILES, Synth
+from tests.test_format import HOSTILE
 
 
 def made(synth: Synth, ticks: int = 6, toggles: bool = False) -> Snapshot:

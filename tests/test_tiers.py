@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tiers import too_many
+
+from tests.tiers import too_many
 
 pytest_plugins = ["pytester"]
 
@@ -56,14 +57,14 @@ def test_measures(): pass
 
 def run(pytester: pytest.Pytester, text: str, *arguments: str) -> pytest.RunResult:
     pytester.makepyfile(text)
-    plain = ("-p", "tiers", "-p", "pytest_rerunfailures", "-rs", "--strict-markers")
+    plain = ("-p", "tests.tiers", "-p", "pytest_rerunfailures", "-rs", "--strict-markers")
     return pytester.runpytest_inprocess(*plain, *arguments)
 
 
 @pytest.fixture(autouse=True)
 def _on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setattr("tiers.RERUN_DELAY_S", 0)
+    monkeypatch.setattr("tests.tiers.RERUN_DELAY_S", 0)
 
 
 @pytest.mark.parametrize(

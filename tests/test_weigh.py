@@ -12,12 +12,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synth import Synth
 
 from agenttop.errors import UserError
 from agenttop.model import Sample
 from agenttop.recording import MAGIC, MAX_DECODED, MAX_SAMPLE, Header, Recording
 from agenttop.weigh import MalformedError, Scale, TooHeavyError
+from tests.synth import Synth
 
 SCALE = Scale(Sample)
 pack = msgspec.msgpack.encode

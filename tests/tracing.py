@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from loops import loop
 
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
@@ -18,6 +17,7 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.histogram import percentiles
 from agenttop.model import CauseCounters, DetailCounters
 from agenttop.words import GATES, MEASURES, STAGES
+from tests.loops import loop
 
 _slots = itertools.count(1)
 #: Of tracers whose tests see the same at both: the default each time, "full" in the long tier.

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 
 from agenttop.words import SOFTIRQS
-from trees import Tree
+from tests.trees import Tree
 
 #: name, latency us, residency us.
 State = tuple[str, int, int]
