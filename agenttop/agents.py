@@ -17,14 +17,15 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from agenttop import paths, procinfo, yamlfile
+from agenttop import yamlfile
 from agenttop.errors import UserError
+from agenttop.linux import paths, process
+from agenttop.linux.process import ProcInfo, printable
+from agenttop.linux.process_table import ProcessTable
+from agenttop.linux.slices import whole
 from agenttop.own import is_own
 from agenttop.patterns import AnyProgram, Pattern
-from agenttop.processes import ProcessTable
-from agenttop.procinfo import ProcInfo, printable
 from agenttop.programs import Program, programs
-from agenttop.slices import whole
 
 As = Literal["tree", "cgroup"]
 #: What a label may hold in braces.
@@ -175,7 +176,7 @@ class Rules:
 
     def read(self, pid: int, root: str | None = None) -> ProcInfo | None:
         """A process with what these rules ask for; None if it is gone."""
-        return procinfo.read(pid, uid=self._needs_uid, cgroups=self._needs_cgroups, root=root)
+        return process.read(pid, uid=self._needs_uid, cgroups=self._needs_cgroups, root=root)
 
     def match(self, info: ProcInfo) -> Rule | None:
         """The rule that makes this process an agent, or None; agenttop's own never match."""
@@ -201,7 +202,7 @@ def _rule_of_option(text: str) -> Rule:
         pattern = Pattern.parse(text)
     except UserError as error:
         raise UserError(f"--agent {error}") from None
-    if pattern.kind == "pid" and procinfo.read(pattern.number or 0) is None:
+    if pattern.kind == "pid" and process.read(pattern.number or 0) is None:
         raise UserError(f"--agent {pattern}: no such process")
     as_: As = "cgroup" if pattern.kind == "cgroup" else "tree"
     label = pattern.value.rpartition("/")[2] if as_ == "cgroup" else ""

@@ -20,10 +20,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agenttop import options, outfile, paths
+from agenttop import options, outfile
 from agenttop.condition import Condition, parse
 from agenttop.errors import UserError
 from agenttop.format import clean, duration, measured
+from agenttop.linux import paths
 from agenttop.model import Command, Event, Host, Sample
 from agenttop.recording import Writer
 from agenttop.snapshot import Agent, Snapshot

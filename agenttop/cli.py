@@ -15,9 +15,10 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from agenttop import __version__, isolated
+from agenttop import __version__
 from agenttop.errors import UserError
 from agenttop.format import clean
+from agenttop.linux import isolation
 
 #: Command -> its line in the help.
 COMMANDS: Final = {
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 a check failed, 2 the user can mend it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _whole_streams()
-    isolated.tidy()
+    isolation.tidy()
     # numpy would start a thread for each CPU, in the engine too, for products that nobody forms.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("agenttop"):
             raise
-        return _tell(isolated.remedy(str(error)))
+        return _tell(isolation.remedy(str(error)))
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does. Python would
         # complain once more when it flushes at exit.

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from agenttop import isolated
 from agenttop.errors import UserError
+from agenttop.linux import isolation
+from agenttop.linux.readiness import readable
 from agenttop.model import Command, Failure, Message, Sample
 from agenttop.options import EngineOptions
-from agenttop.ready import readable
 from agenttop.stream import Decoder, StreamError, encode
 
 #: Giving the knobs back takes milliseconds; a loaded machine gets more.
@@ -27,7 +27,7 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                isolated.python(
+                isolation.python(
                     "-m",
                     "agenttop.start_engine",
                     str(theirs.fileno()),
@@ -111,7 +111,7 @@ class EngineClient:
         except (subprocess.TimeoutExpired, ValueError):
             said = b""
         text = said.decode(errors="replace")
-        if remedy := isolated.remedy(text):
+        if remedy := isolation.remedy(text):
             return f"the engine cannot start: {remedy}"
         lines = [line for line in text.splitlines() if line.strip()]
         code = self._process.returncode

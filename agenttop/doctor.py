@@ -9,9 +9,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from agenttop.collectors.files import read_text
-from agenttop.paths import proc
-from agenttop.procinfo import printable
+from agenttop.linux.files import read_text
+from agenttop.linux.paths import proc
+from agenttop.linux.process import printable
 
 SCHEMA_NAME = "agenttop.doctor"
 SCHEMA_VERSION = 1

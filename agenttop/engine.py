@@ -21,7 +21,6 @@ from typing import Final
 
 import msgspec
 
-from agenttop import descriptors
 from agenttop.agents import Rules
 from agenttop.collectors.bpf.causes_loader import CauseLoading
 from agenttop.collectors.bpf.loader import LoadError, Loading
@@ -29,6 +28,10 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.errors import UserError
+from agenttop.linux import descriptors
+from agenttop.linux.capabilities import why_no_bpf
+from agenttop.linux.process import printable
+from agenttop.linux.slices import Jobs
 from agenttop.model import Command, Event, Failure, Host, Level, Mode
 from agenttop.options import EngineOptions, causes_of
 from agenttop.outbox import Outbox
@@ -36,11 +39,8 @@ from agenttop.policies import bundles
 from agenttop.policies.base import Targets
 from agenttop.policies.entry import reason_of
 from agenttop.policies.manager import PolicyManager
-from agenttop.privileges import why_no_bpf
-from agenttop.procinfo import printable
 from agenttop.registry import Registry
 from agenttop.sampler import Sampler
-from agenttop.slices import Jobs
 from agenttop.stream import Decoder, StreamError, encode
 from agenttop.targets import EngineTargets
 

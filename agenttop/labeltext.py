@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from agenttop.format import duration, frequency, percent
-from agenttop.procinfo import printable
+from agenttop.linux.process import printable
 
 #: Longest text of a label.
 _MOST: Final = 80

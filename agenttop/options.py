@@ -9,8 +9,8 @@ from typing import Literal
 import msgspec
 
 from agenttop.errors import UserError
+from agenttop.linux.process import printable
 from agenttop.model import Level
-from agenttop.procinfo import printable
 from agenttop.words import CAUSE_NAMES, CAUSES, LEVELS
 
 #: auto: BPF if it can be had; raw: without task-local storage; off: /proc only.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from agenttop.procinfo import ProcInfo
+from agenttop.linux.process import ProcInfo
 
 #: Those whose numbers are known.
 _known: frozenset[int] = frozenset()

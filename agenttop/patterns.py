@@ -16,7 +16,7 @@ from typing import Final
 
 from agenttop.errors import UserError
 from agenttop.linear import MOST_PLACES, Linear, TooComplexError, UnknownPythonError
-from agenttop.procinfo import ProcInfo, printable
+from agenttop.linux.process import ProcInfo, printable
 from agenttop.programs import Program
 
 KINDS: Final = ("pid", "comm", "cmd", "prog", "cgroup", "user")

@@ -15,16 +15,17 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from agenttop import agents, paths, procinfo, seats
+from agenttop import agents, seats
 from agenttop.agents import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.collectors.schedstat import TreeSchedstat
 from agenttop.collectors.treecpu import TreeCpu
+from agenttop.linux import paths, process
+from agenttop.linux.process import printable
+from agenttop.linux.slices import whole
 from agenttop.patterns import NO_USER
-from agenttop.procinfo import printable
 from agenttop.seats import Seat
-from agenttop.slices import whole
 
 #: Slots that opted-in threads may take together: anybody can opt in.
 OPT_IN_SLOTS: Final = 64
@@ -383,7 +384,7 @@ class Registry:
         for _ in range(64):
             if agent is None or here == agent.root:
                 return
-            info = procinfo.read(here)
+            info = process.read(here)
             if info is None:
                 return
             here = info.ppid
@@ -405,16 +406,16 @@ class Registry:
     def _opted_in(self, asks: Asking) -> None:
         """The thread becomes an agent; there is room."""
         if not asks.tgid:  # the hash knows threads only
-            asks = asks._replace(tgid=procinfo.process_of(asks.tid))
+            asks = asks._replace(tgid=process.process_of(asks.tid))
         self._turned_away.pop(asks.tid, None)
         key = (asks.kind, "", asks.tid, asks.tgid)
         if key in self._agents:
             return
-        info = procinfo.read(asks.tgid)
+        info = process.read(asks.tgid)
         if info is None:
             return
-        comm = procinfo.read_file(f"/proc/{asks.tgid}/task/{asks.tid}/comm", 64)
-        name = printable(procinfo.text(comm).strip() if comm else info.comm, 32)
+        comm = process.read_file(f"/proc/{asks.tgid}/task/{asks.tid}/comm", 64)
+        name = printable(process.text(comm).strip() if comm else info.comm, 32)
         user = seats.user_of(asks.uid)
         self._opt_in(key, name, asks.kind, asks.tgid, asks.tid, user)
 
@@ -511,9 +512,9 @@ def _threads_of(pid: int) -> int:
 
 
 def _lives(pid: int) -> bool:
-    return procinfo.read(pid) is not None
+    return process.read(pid) is not None
 
 
 def _user(pid: int) -> int:
-    uid = procinfo.owner_of(pid)
+    uid = process.owner_of(pid)
     return NO_USER if uid is None else seats.user_of(uid)

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from agenttop import headless
-from agenttop.bounded import Budget
 from agenttop.errors import UserError
+from agenttop.linux.memory_limit import Budget
 from agenttop.model import Command, Event, Message, Sample
 from agenttop.recording import Recording
 from agenttop.store import Store

@@ -6,13 +6,14 @@ import math
 import time
 from typing import Final
 
-from agenttop import procinfo
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.energy import Energy
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
+from agenttop.linux import process
+from agenttop.linux.process import printable
 from agenttop.model import (
     AgentCounters,
     CauseCounters,
@@ -25,7 +26,6 @@ from agenttop.model import (
     Sample,
     Trust,
 )
-from agenttop.procinfo import printable
 from agenttop.registry import Agent, Registry
 from agenttop.step import NAME_BYTES
 from agenttop.tails import Tail, kept_each, renew_every_ns
@@ -331,8 +331,8 @@ class Sampler:
 
     def _waker(self, kind: str, number: int) -> str:
         if kind == "task":
-            comm = procinfo.read_file(f"/proc/{number}/comm", 64)
-            name = printable(procinfo.text(comm).strip(), 20) if comm else "ended"
+            comm = process.read_file(f"/proc/{number}/comm", 64)
+            name = printable(process.text(comm).strip(), 20) if comm else "ended"
             return f"{name} [{number}]"
         if kind == "line":
             return f"irq {number} {self._names.get(str(number), '')}".strip()

@@ -12,14 +12,14 @@ import json
 import socket
 import sys
 
-from agenttop import descriptors, isolated
 from agenttop.collectors.bpf.loader import LoadError, Loading
-from agenttop.privileges import why_no_bpf
+from agenttop.linux import descriptors, isolation
+from agenttop.linux.capabilities import why_no_bpf
 
 
 def main() -> int:
     """See the module, and agenttop/engine.py."""
-    isolated.tidy()
+    isolation.tidy()
     channel = socket.socket(fileno=int(sys.argv[1]))
     options = json.loads(sys.argv[2])
     # Children inherit the limit.

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from agenttop import paths, procinfo
 from agenttop.collectors.bpf.tracer import Thread as Measured
 from agenttop.histogram import Counts, empty, percentiles
+from agenttop.linux import paths, process
 from agenttop.model import CpuCounters, Histogram, Sample
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.registry import Registry
@@ -142,7 +142,7 @@ class EngineTargets:
 def _load(thread: Measured, old: tuple[int, int, float] | None) -> tuple[int, int, float]:
     """Its run time (ns, schedstat) now, the time, and CPU time over wall time since ``old``."""
     path = f"{paths.proc()}/{thread.tgid or thread.tid}/task/{thread.tid}/schedstat"
-    raw = procinfo.read_file(path, 128)
+    raw = process.read_file(path, 128)
     now = time.monotonic_ns()
     try:
         run_ns = int(raw.split(None, 1)[0]) if raw else 0

@@ -18,8 +18,9 @@ from typing import Any, Final
 
 import msgspec
 
-from agenttop import paths, yamlfile
+from agenttop import yamlfile
 from agenttop.errors import UserError
+from agenttop.linux import paths
 from agenttop.words import STAGES
 from agenttop.yamlfile import Document
 

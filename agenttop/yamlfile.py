@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 from agenttop.errors import UserError
-from agenttop.procinfo import printable
+from agenttop.linux.process import printable
 
 T = TypeVar("T")
 

@@ -13,11 +13,12 @@ from typing import Final
 import msgspec
 
 from agenttop import format as shown
-from agenttop import procinfo, themes
+from agenttop import themes
 from agenttop.agents import Rules
 from agenttop.columns import sort_key
 from agenttop.condition import parse as condition
 from agenttop.errors import UserError
+from agenttop.linux import process
 from agenttop.model import Command, Failure
 from agenttop.options import causes_of, count, number
 from agenttop.patterns import Pattern
@@ -141,7 +142,7 @@ def pattern(rng: random.Random, folder: Path) -> Input:
 
     def read() -> None:
         found = Pattern.parse(text)
-        info = procinfo.ProcInfo(
+        info = process.ProcInfo(
             pid=1, ppid=0, comm=name[:15], cmdline=(name, value), uid=0,
             cgroups=("/a/b", f"/{value}"), starttime=1, threads=1, kernel=False,
         )  # fmt: skip
@@ -160,10 +161,10 @@ def names(rng: random.Random, folder: Path) -> Input:
     line = damaged(line, rng) if rng.random() < 0.7 else line
 
     def read() -> None:
-        procinfo.parse_stat(line)
-        procinfo.parse_cgroups(line)
-        procinfo.parse_uid(b"Name:\nUid:" + line[: rng.randrange(30)])
-        programs(procinfo.parse_cmdline(b"\0".join([line, raw])), text)
+        process.parse_stat(line)
+        process.parse_cgroups(line)
+        process.parse_uid(b"Name:\nUid:" + line[: rng.randrange(30)])
+        programs(process.parse_cmdline(b"\0".join([line, raw])), text)
         programs(words, text)
         _made(text.encode("utf-8", "replace").decode(), 1)
         cleaned = shown.clean(text, rng.choice((1, 8, 64)))

@@ -113,9 +113,9 @@ def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
     from agenttop.agents import Rules
     from agenttop.collectors.selfcost import SelfCost
     from agenttop.engine import spare_collections
+    from agenttop.linux.slices import Jobs
     from agenttop.registry import Registry
     from agenttop.sampler import Sampler
-    from agenttop.slices import Jobs
     from agenttop.stream import encode
     from agenttop.targets import EngineTargets
 

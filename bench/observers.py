@@ -15,7 +15,7 @@ from agenttop.collectors.bpf import loader as loader_module
 from agenttop.collectors.bpf.btf import Btf
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.ready import readable
+from agenttop.linux.readiness import readable
 
 #: Given the pid of the process that is timed, makes it an agent (or does nothing).
 Adopt = Callable[[int], None]

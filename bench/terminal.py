@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pyte
 
-from agenttop.ready import readable
+from agenttop.linux.readiness import readable
 
 
 class Terminal:

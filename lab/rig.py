@@ -21,10 +21,10 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from agenttop.errors import UserError  # noqa: E402
+from agenttop.linux.cgroup_mounts import cgroup2_mount  # noqa: E402
 from agenttop.model import AgentCounters, PolicyStatus, Sample  # noqa: E402
 from agenttop.policies.base import Agent, Cpu, Targets, Thread  # noqa: E402
 from agenttop.policies.manager import PolicyManager  # noqa: E402
-from agenttop.policies.mounts import cgroup2_mount  # noqa: E402
 
 CPUS: Final = Path("/sys/devices/system/cpu")
 #: The CPU that the agent lives on.

@@ -32,7 +32,7 @@ from rig import (
 )
 
 from agenttop.client import EngineClient
-from agenttop.collectors.files import parse_cpulist
+from agenttop.linux.files import parse_cpulist
 from agenttop.model import AgentCounters, Command, Sample
 from agenttop.options import EngineOptions
 from agenttop.schedule import Plan

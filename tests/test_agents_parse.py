@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import procinfo, yamlfile
+from agenttop import yamlfile
 from agenttop.agents import Rules
 from agenttop.errors import UserError
+from agenttop.linux import process
 from agenttop.patterns import Pattern
 from agenttop.programs import programs
 
@@ -93,11 +94,11 @@ def test_runners_within_runners_end(argv: list[str]) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_parse_as_proc_files(raw: bytes) -> None:
-    procinfo.parse_stat(raw)
-    procinfo.is_worker(raw)
-    procinfo.parse_uid(raw)
-    "".join(procinfo.parse_cmdline(raw)).encode()
-    "".join(procinfo.parse_cgroups(raw)).encode()
+    process.parse_stat(raw)
+    process.is_worker(raw)
+    process.parse_uid(raw)
+    "".join(process.parse_cmdline(raw)).encode()
+    "".join(process.parse_cgroups(raw)).encode()
 
 
 @given(
@@ -105,16 +106,16 @@ def test_any_bytes_parse_as_proc_files(raw: bytes) -> None:
 )
 def test_stat_survives_any_name(comm: str, ppid: int) -> None:
     raw = f"5 ({comm}) S {ppid} 5 5 0 -1 4194304 {'0 ' * 10}7 0 99 0".encode(errors="replace")
-    parsed = procinfo.parse_stat(raw)
+    parsed = process.parse_stat(raw)
     assert parsed is not None
     assert parsed[1:] == (ppid, False, 7, 99)
-    assert not procinfo.is_worker(raw)
-    assert procinfo.is_worker(raw.replace(b" 4194304 ", b" 4194320 "))
+    assert not process.is_worker(raw)
+    assert process.is_worker(raw.replace(b" 4194304 ", b" 4194320 "))
 
 
 @given(st.text(max_size=200), st.integers(2, 80))
 def test_printable_is_one_bounded_line(text: str, limit: int) -> None:
-    shown = procinfo.printable(text, limit)
+    shown = process.printable(text, limit)
     assert len(shown) <= limit
     assert shown.isprintable()
 
@@ -206,13 +207,13 @@ def test_the_users_own_file_replaces_the_builtin_rules(
 
 def test_unless_takes_processes_out(tmp_path: Path) -> None:
     rules = load(tmp_path, "rules:\n- {name: a, match: 'comm:^a', unless: 'cmd:--dry'}\n")
-    info = procinfo.ProcInfo(9, 1, "ab", ("ab", "--dry"), None, None, 1, 1, False)
+    info = process.ProcInfo(9, 1, "ab", ("ab", "--dry"), None, None, 1, 1, False)
     assert rules.match(info) is None
     assert rules.match(info._replace(cmdline=("ab",))) is not None
 
 
 def test_only_the_beginning_of_a_command_line_is_searched() -> None:
-    info = procinfo.ProcInfo(9, 1, "x", ("x", "a" * 100_000 + "end"), None, None, 1, 1, False)
+    info = process.ProcInfo(9, 1, "x", ("x", "a" * 100_000 + "end"), None, None, 1, 1, False)
     assert Pattern.parse("cmd:^x a+").matches(info, list)
     assert not Pattern.parse("cmd:end").matches(info, list)
 
@@ -224,7 +225,7 @@ def test_looking_at_all_names_at_once_changes_no_answer(tmp_path: Path, extra: s
     )
     rules = load(tmp_path, text)
     for argv in (["coder"], ["CODER"], ["run", "x"], ["run"], ["aa"], ["xy"], ["z"], ["other"]):
-        info = procinfo.ProcInfo(9, 1, argv[0], tuple(argv), 0, None, 1, 1, False)
+        info = process.ProcInfo(9, 1, argv[0], tuple(argv), 0, None, 1, 1, False)
         names = programs(argv, argv[0])
         slow = next((rule for rule in rules.rules if rule.matches(info, names)), None)
         assert rules.match(info) is slow

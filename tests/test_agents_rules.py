@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agenttop.agents import Rules
-from agenttop.procinfo import ProcInfo
+from agenttop.linux.process import ProcInfo
 
 
 def process(cmdline: str | list[str], comm: str | None = None, pid: int = 4242) -> ProcInfo:

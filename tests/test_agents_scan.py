@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import own, procinfo
+from agenttop import own
 from agenttop.agents import ExecFilter, Rules, scan
 from agenttop.errors import UserError
+from agenttop.linux import process as procinfo
 from agenttop.registry import Registry
 from tests.loops import until
 from tests.trees import Tree

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agenttop import bounded
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
+from agenttop.linux import memory_limit
 from agenttop.recording import MAGIC, Header, Writer
 from agenttop.words import MEASURES, STAGES
 from tests.synth import Synth
@@ -129,17 +129,17 @@ def test_it_takes_64_mb_at_most_or_one_line_says_why(
 
 def test_beyond_the_bound_is_a_line_and_the_bound_goes() -> None:
     said = r"a\.rec: takes more than 64 MB of memory"
-    with pytest.raises(UserError, match=said), bounded.memory("a.rec"):
+    with pytest.raises(UserError, match=said), memory_limit.memory("a.rec"):
         bytearray(1 << 29)  # more than a run of other tests may have left free
     assert len(bytearray(1 << 29)) == 1 << 29
-    with bounded.memory("a.rec"):
+    with memory_limit.memory("a.rec"):
         assert len(bytearray(40 << 20)) == 40 << 20
 
 
 _SHOWN = """
 import sys
 from pathlib import Path
-from agenttop import bounded
+from agenttop.linux import memory_limit as bounded
 from agenttop.errors import UserError
 from agenttop.replaying import Replay
 from agenttop.store import Store

@@ -14,9 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import procinfo, words
-from agenttop.collectors import files
-from agenttop.collectors.files import KeptFile, parse_cpulist
+from agenttop import words
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.interrupts import Interrupts
 from agenttop.collectors.ksoftirqd import Ksoftirqd
@@ -27,7 +25,10 @@ from agenttop.collectors.softirqs import Softirqs
 from agenttop.collectors.softnet import SoftnetStat
 from agenttop.collectors.stat import TICK_NS, Stat
 from agenttop.collectors.treecpu import TreeCpu
-from agenttop.descriptors import KEPT, SPARE, Budget
+from agenttop.linux import files
+from agenttop.linux import process as procinfo
+from agenttop.linux.descriptors import KEPT, SPARE, Budget
+from agenttop.linux.files import KeptFile, parse_cpulist
 from agenttop.model import Softnet
 from tests.trees import Tree
 from tests.trees.machine import C_STATES, Machine
@@ -240,7 +241,7 @@ def test_descriptors_that_are_kept_are_bounded_and_some_are_spared(most: int) ->
     code = (
         "import resource, sys; n = int(sys.argv[1])\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (min(n, 128), n))\n"
-        "from agenttop.descriptors import Budget\n"
+        "from agenttop.linux.descriptors import Budget\n"
         "budget = Budget()\n"
         "taken = sum(budget.take() for _ in range(5000))\n"
         "print(taken, *resource.getrlimit(resource.RLIMIT_NOFILE))\n"

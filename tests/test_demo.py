@@ -19,7 +19,7 @@ import pyte
 import pytest
 
 from agenttop.agents import Rules, scan
-from agenttop.privileges import why_no_bpf
+from agenttop.linux.capabilities import why_no_bpf
 from agenttop.workloads.blockfile import candidates, in_memory
 from agenttop.workloads.demo import AGENTS, SIZES, Demo
 from tests.loops import ENDINGS, PATIENCE_S, alive, until

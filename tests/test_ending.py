@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from agenttop import ending
+from agenttop.linux import signals
 
 #: Other threads wait with no signal blocked; the main one is busy, or waits.
 SCRIPT = """
 import sys, threading, time
-from agenttop import ending
+from agenttop.linux import signals as ending
 for _ in range(3):
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 with ending.noted() as wait:
@@ -28,7 +28,7 @@ with ending.noted() as wait:
 
 
 @pytest.mark.parametrize("busy_s", [0, 0.5])
-@pytest.mark.parametrize("number", ending.ENDING)
+@pytest.mark.parametrize("number", signals.ENDING)
 def test_a_signal_is_noted(number: signal.Signals, busy_s: float) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(busy_s)], stdout=subprocess.PIPE, text=True
@@ -41,11 +41,11 @@ def test_a_signal_is_noted(number: signal.Signals, busy_s: float) -> None:
 
 
 def test_handlers_are_as_before() -> None:
-    before = [signal.getsignal(number) for number in ending.ENDING]
-    with ending.noted() as wait:
+    before = [signal.getsignal(number) for number in signals.ENDING]
+    with signals.noted() as wait:
         assert not wait(0)
-        assert [signal.getsignal(number) for number in ending.ENDING] != before
-    assert [signal.getsignal(number) for number in ending.ENDING] == before
+        assert [signal.getsignal(number) for number in signals.ENDING] != before
+    assert [signal.getsignal(number) for number in signals.ENDING] == before
     assert signal.set_wakeup_fd(-1) == -1
 
 
@@ -53,12 +53,12 @@ def test_what_is_put_off_comes_at_the_end_once() -> None:
     came = []
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     try:
-        with ending.put_off():
+        with signals.put_off():
             for _ in range(3):
                 signal.raise_signal(signal.SIGTERM)
             assert came == []
         assert came == [signal.SIGTERM]
-        with pytest.raises(KeyboardInterrupt), ending.put_off():
+        with pytest.raises(KeyboardInterrupt), signals.put_off():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -67,7 +67,7 @@ def test_what_is_put_off_comes_at_the_end_once() -> None:
 def test_nohup_keeps_its_meaning() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with ending.noted():
+        with signals.noted():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -118,7 +118,7 @@ def test_without_privileges_it_says_what_would_help() -> None:
         pytest.skip("needs root to become nobody")
     code = (
         "import os, sys\n"
-        "from agenttop.privileges import why_no_bpf\n"
+        "from agenttop.linux.capabilities import why_no_bpf\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "print(why_no_bpf())"
     )

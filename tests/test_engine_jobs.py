@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from agenttop import slices
 from agenttop.engine import Engine
+from agenttop.linux import slices
+from agenttop.linux.slices import Job
 from agenttop.options import EngineOptions
 from agenttop.policies.base import Targets
-from agenttop.slices import Job
 from tests.trees import Tree
 from tests.trees.machine import Machine
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import ending
+from agenttop.linux import signals
+from agenttop.linux.readiness import readable, writable
 from agenttop.policies.knobs import Change
 from agenttop.policies.lease import Lease
-from agenttop.ready import readable, writable
 from tests.policying import needs_root
 from tests.policying_files import use
 
@@ -50,7 +50,7 @@ def test_waiting_for_a_pipe() -> None:
     finally:
         os.close(reader)
         os.close(writer)
-    with ending.noted() as wait:
+    with signals.noted() as wait:
         assert not wait(0.01)
 
 

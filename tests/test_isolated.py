@@ -15,8 +15,8 @@ import numpy
 import pytest
 import textual
 
-from agenttop import isolated
 from agenttop.cli import COMMANDS
+from agenttop.linux import isolation
 
 #: Modules that we, our children or Python itself look for.
 PLANTED = (
@@ -70,12 +70,12 @@ def test_places_that_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     for entry in ("", ".", "lib", str(tmp_path), str(tmp_path / "open")):
-        assert not isolated.safe(entry), entry
-    for entry in (isolated.PACKAGE_ROOT, str(tmp_path / "none"), "/usr/lib"):
-        assert isolated.safe(entry), entry
-    assert isolated.safe(str(tmp_path / "open"), trusted=False)
-    assert not isolated.of_root(str(tmp_path / "open"))
-    assert not isolated.of_root(str(tmp_path / "none"))
+        assert not isolation.safe(entry), entry
+    for entry in (isolation.PACKAGE_ROOT, str(tmp_path / "none"), "/usr/lib"):
+        assert isolation.safe(entry), entry
+    assert isolation.safe(str(tmp_path / "open"), trusted=False)
+    assert not isolation.of_root(str(tmp_path / "open"))
+    assert not isolation.of_root(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("module", [os, pytest], ids=["standard library", "packages"])
@@ -99,7 +99,7 @@ def test_the_interpreters_own_places_hold_whoever_works_there(module: ModuleType
 @pytest.fixture
 def checkout(tmp_path: Path) -> tuple[Path, Path]:
     """A checkout that is not installed, and an interpreter with all that it needs but that."""
-    shutil.copytree(Path(isolated.PACKAGE_ROOT) / "agenttop", tmp_path / "checkout/agenttop")
+    shutil.copytree(Path(isolation.PACKAGE_ROOT) / "agenttop", tmp_path / "checkout/agenttop")
     bare = tmp_path / "bare"
     venv.create(bare, symlinks=True)
     needs = {str(Path(module.__file__ or "").parents[1]) for module in (msgspec, numpy, textual)}
@@ -132,6 +132,6 @@ def test_a_checkout_that_is_not_installed_says_so(checkout: tuple[Path, Path]) -
 
 
 def test_without_what_it_needs_it_says_so(tmp_path: Path) -> None:
-    shutil.copytree(Path(isolated.PACKAGE_ROOT) / "agenttop", tmp_path / "agenttop")
+    shutil.copytree(Path(isolation.PACKAGE_ROOT) / "agenttop", tmp_path / "agenttop")
     line = refusal(tmp_path, sys.executable, "-S", "-m", "agenttop", "snapshot")
     assert "has no msgspec among its own packages" in line

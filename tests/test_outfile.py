@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import outfile, paths
+from agenttop import outfile
 from agenttop.errors import UserError
+from agenttop.linux import paths
 from agenttop.recording import create
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users: needs root")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import procinfo
+from agenttop.linux import process
+from agenttop.linux.process import ProcInfo
 from agenttop.policies import chosen_groups, softirq
 from agenttop.policies.base import Targets
 from agenttop.policies.chosen_groups import AT_ONCE, MOST, REREAD, ChosenGroups
 from agenttop.policies.knobs import ThreadStat
-from agenttop.procinfo import ProcInfo
 from tests.policying_files import Trees, use
 
 
@@ -78,10 +78,10 @@ def test_napi_threads_are_looked_for_among_the_kernels(monkeypatch: pytest.Monke
     def stat(pid: int, tid: int) -> ThreadStat:
         return ThreadStat(threads[pid], "I", 2, 7, 0)
 
-    monkeypatch.setattr(procinfo, "read_whole", children)
+    monkeypatch.setattr(process, "read_whole", children)
     monkeypatch.setattr(softirq, "thread_stat", stat)
-    monkeypatch.setattr(procinfo, "pids", lambda *_: pytest.fail("all processes are read"))
+    monkeypatch.setattr(process, "pids", lambda *_: pytest.fail("all processes are read"))
     assert softirq._napi_threads("eth0") == ["40/40/7"]
-    monkeypatch.setattr(procinfo, "read_whole", lambda _: None)
-    monkeypatch.setattr(procinfo, "pids", lambda *_: iter(threads))
+    monkeypatch.setattr(process, "read_whole", lambda _: None)
+    monkeypatch.setattr(process, "pids", lambda *_: iter(threads))
     assert softirq._napi_threads("eth1") == ["42/42/7"]

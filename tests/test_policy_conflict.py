@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from agenttop.linux.slices import Job
 from agenttop.policies.base import Cpu, Key, Settings, Targets
 from agenttop.policies.lease import LeaseLostError, Notice
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.vfs import Vfs
-from agenttop.slices import Job
 from tests.policying import needs_root, victims
 from tests.test_policy_guard import XEON, tree
 from tests.test_policy_guard import targets as guarded

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agenttop.linux.slices import whole
 from agenttop.policies import heirs
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.chosen import Chosen
@@ -19,7 +20,6 @@ from agenttop.policies.knobs import KNOBS, Change, cpu_set, thread_stat
 from agenttop.policies.knobs_sched import SCHED_POLICY
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.undo import recover, release_heirs, undo_all
-from agenttop.slices import whole
 from tests.policying import needs_root, needs_two_cpus, until
 
 pytestmark = needs_root

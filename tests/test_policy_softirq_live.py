@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import procinfo
+from agenttop.linux import process
 from agenttop.policies.knobs import thread_stat
 from agenttop.policies.manager import PolicyManager
 from tests.loops import until
@@ -71,7 +71,7 @@ def settings() -> dict[str, str]:
 def threads() -> dict[int, set[int]]:
     """The kernel threads that poll the device, and the CPUs that each may use."""
     found = {}
-    for pid in procinfo.pids("/proc"):
+    for pid in process.pids("/proc"):
         stat = thread_stat(pid, pid)
         if stat and stat.comm.startswith(f"napi/{NAME}-"):
             with contextlib.suppress(ProcessLookupError):

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agenttop.linux.readiness import readable
 from agenttop.policies import wire
 from agenttop.policies.journal import load
 from agenttop.policies.knobs import Change, format_cpus
 from agenttop.policies.lease import Lease, LeaseLostError
 from agenttop.policies.outcome import Outcome
-from agenttop.ready import readable
 from tests.policying import needs_root
 from tests.policying_files import Trees, use
 

@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import processes as module
-from agenttop import procinfo, slices
 from agenttop.agents import Rules
+from agenttop.linux import process as procinfo
+from agenttop.linux import process_table as module
+from agenttop.linux import slices
+from agenttop.linux.process import ProcInfo
+from agenttop.linux.process_table import ProcessTable
+from agenttop.linux.slices import SLICE_S, Job, Jobs, whole
 from agenttop.policies.base import Targets
 from agenttop.policies.demote import Demote, Params
-from agenttop.processes import ProcessTable
-from agenttop.procinfo import ProcInfo
 from agenttop.registry import Registry
-from agenttop.slices import SLICE_S, Job, Jobs, whole
 from tests.trees import Tree
 
 #: What reading one process takes, s: as much as on a machine that is very busy.

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.commands.live import fitting_theme, on_terminal
-from agenttop.ready import readable
+from agenttop.linux.readiness import readable
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Patience with a busy machine, s.

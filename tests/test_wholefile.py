@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import procinfo, wholefile
-from agenttop.collectors.files import KeptFile, read_text
+from agenttop.linux import process, whole_file
+from agenttop.linux.cgroup_mounts import cgroup2_mount
+from agenttop.linux.files import KeptFile, read_text
 from agenttop.policies import cgroups
 from agenttop.policies.knobs_cgroup import CPUSET, mount
-from agenttop.policies.mounts import cgroup2_mount
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +31,14 @@ def test_head_and_whole(tmp_path_factory: pytest.TempPathFactory, data: bytes, s
     fd = os.open(path, os.O_RDONLY)
     try:
         os.lseek(fd, min(3, len(data)), os.SEEK_SET)
-        assert wholefile.head(fd, size) == data[:size]
-        assert wholefile.from_fd(fd) == data
+        assert whole_file.head(fd, size) == data[:size]
+        assert whole_file.from_fd(fd) == data
         if len(data) > size:
             with pytest.raises(OSError) as error:
-                wholefile.from_fd(fd, size)
+                whole_file.from_fd(fd, size)
             assert error.value.errno == errno.EFBIG
         else:
-            assert wholefile.from_fd(fd, size) == data
+            assert whole_file.from_fd(fd, size) == data
     finally:
         os.close(fd)
 
@@ -68,6 +68,6 @@ def test_long_cpu_lists(tmp_path: Path) -> None:
 
 
 def test_what_is_gone_is_none(tmp_path: Path) -> None:
-    assert procinfo.read_whole(str(tmp_path / "none")) is None
+    assert process.read_whole(str(tmp_path / "none")) is None
     assert KeptFile(str(tmp_path / "none")).read_all() is None
     assert read_text(str(tmp_path)) is None

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile, read_number, read_text
-from agenttop.procinfo import printable
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile, read_number, read_text
+from agenttop.linux.process import printable
 
 _ZONE = re.compile(r"intel-rapl:\d+")
 

@@ -9,9 +9,9 @@ import glob
 import os
 from typing import NamedTuple
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile, read_text
-from agenttop.procinfo import printable
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile, read_text
+from agenttop.linux.process import printable
 
 #: After how many reads CPUs without a policy are looked at again (a driver may be loaded).
 _RETRY = 10

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from agenttop import paths
-from agenttop.collectors.files import read_text
 from agenttop.collectors.procfs import ProcfsCpus
+from agenttop.linux import paths
+from agenttop.linux.files import read_text
+from agenttop.linux.process import printable
 from agenttop.model import Host, Level, Mode
-from agenttop.procinfo import printable
 
 
 def host(

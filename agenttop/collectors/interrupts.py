@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile
+from agenttop.linux.process import printable, text
 from agenttop.model import Activity
-from agenttop.procinfo import printable, text
 
 #: Labels of arch/x86/kernel/irq.c -> words.VECTORS. CAL counts both kinds of function call.
 _LABELS: Final = {

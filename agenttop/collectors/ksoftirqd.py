@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from agenttop import paths, procinfo
-from agenttop.collectors.files import KeptFile
+from agenttop.linux import paths, process
+from agenttop.linux.files import KeptFile
 
 #: So many reads after the last search CPUs without a known thread are searched for again.
 _RETRY: Final = 10
@@ -55,17 +55,17 @@ class Ksoftirqd:
             if self._pause > 0:
                 self._pause -= 1
                 return
-            self._left = procinfo.pids(root)
+            self._left = process.pids(root)
         piece = list(islice(self._left, _PIECE))
         for pid in piece:
             # Cheaper than reading stat: most processes are told apart by their name alone.
-            comm = procinfo.read_file(f"{root}/{pid}/comm", 64)
-            name = procinfo.text(comm).strip() if comm else ""
+            comm = process.read_file(f"{root}/{pid}/comm", 64)
+            name = process.text(comm).strip() if comm else ""
             number = name.removeprefix(_PREFIX)
             if not name.startswith(_PREFIX) or not (number.isascii() and number.isdigit()):
                 continue
             # Any process may call itself so; kernel threads have no command line.
-            info = procinfo.read(pid, root=root)
+            info = process.read(pid, root=root)
             if info is None or not info.kernel:
                 continue
             path = f"{root}/{pid}/schedstat"

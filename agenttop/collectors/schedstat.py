@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile
 
 
 class SchedTotals(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile
 from agenttop.model import Activity
 from agenttop.words import SOFTIRQS
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile
 from agenttop.model import Softnet
 
 _CPU: Final = 12

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile
 
 TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from agenttop import paths
-from agenttop.collectors.files import KeptFile, parse_cpulist, read_text
+from agenttop.linux import paths
+from agenttop.linux.files import KeptFile, parse_cpulist, read_text
 
 
 class Topology:

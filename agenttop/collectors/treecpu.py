@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from agenttop import paths, procinfo
 from agenttop.collectors.selfcost import process_cpu_ns
+from agenttop.linux import paths, process
 
 #: The unit in which the kernel tells when a process started.
 _TICK_NS: Final = 10**9 // os.sysconf("SC_CLK_TCK")
@@ -47,5 +47,5 @@ class TreeCpu:
 
 def _started_ns(pid: int) -> int:
     """The latest that a process may have started, after boot; 0 if it is gone."""
-    stat = procinfo.parse_stat(procinfo.read_file(f"{paths.proc()}/{pid}/stat", 2048) or b"")
+    stat = process.parse_stat(process.read_file(f"{paths.proc()}/{pid}/stat", 2048) or b"")
     return (stat[4] + 1) * _TICK_NS if stat else 0

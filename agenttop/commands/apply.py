@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from agenttop import ending
 from agenttop.commands.look import Look, looking
 from agenttop.errors import UserError
 from agenttop.format import clean, duration
+from agenttop.linux import signals
 from agenttop.model import Budget, Event
 from agenttop.options import number
 from agenttop.policies import bundles
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         settings[Guard.name] = {**settings.get(Guard.name, {}), "per_cpu": True}
     manager = PolicyManager(settings=settings, verbose=True)
     # Noted and waited for: a signal never tears a request to the guardian apart.
-    with looking(args, manager, names) as look, ending.noted() as wait:
+    with looking(args, manager, names) as look, signals.noted() as wait:
         budgets = Budgets()
         try:
             failed = _hold(args, manager, names, look, budgets, wait)

@@ -7,8 +7,8 @@ import signal
 import time
 from typing import Final
 
-from agenttop import paths
 from agenttop.errors import UserError
+from agenttop.linux import paths
 from agenttop.policies import bundles, lock
 from agenttop.policies.guardian import REQUEST
 from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir

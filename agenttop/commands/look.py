@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from agenttop.agents import Rules
+from agenttop.linux.capabilities import why_no_bpf
 from agenttop.policies.asked import available
 from agenttop.policies.base import Targets
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.targets import ProcTargets
 from agenttop.policies.window import Window
-from agenttop.privileges import why_no_bpf
 
 if TYPE_CHECKING:
     from agenttop.measured import Measured

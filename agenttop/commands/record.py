@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from agenttop import breach, ending, headless, options
+from agenttop import breach, headless, options
 from agenttop.errors import UserError
 from agenttop.format import count, duration
+from agenttop.linux import signals
 from agenttop.recording import Writer, create
 from agenttop.report import switching
 from agenttop.report.switching import Switching
@@ -87,7 +88,7 @@ def record(
     last_ns = 0
     # A sample is not broken off. A pipe's reader may take its time, though: no signal waits for it.
     regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    whole = ending.put_off if regular else contextlib.nullcontext
+    whole = signals.put_off if regular else contextlib.nullcontext
     try:
         writer = Writer(file, engine.delay_s)
         with headless.Session(engine, store, watched) as session, contextlib.closing(writer):

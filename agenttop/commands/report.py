@@ -104,13 +104,13 @@ def _measured(
 
 
 def _of_recording(path: str, seconds: float | None, form: str) -> bytes:
-    from agenttop import bounded
+    from agenttop.linux import memory_limit
     from agenttop.recording import Recording
     from agenttop.replaying import measured, still
     from agenttop.report.blocks import Blocks
 
     blocks = Blocks(still)
-    with Recording(path) as recording, bounded.memory(recording.name):
+    with Recording(path) as recording, memory_limit.memory(recording.name):
         samples = measured(recording, blocks)
         first = next(samples)
         blocks.begin()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from agenttop import paths
 from agenttop.errors import UserError
+from agenttop.linux import paths
 from agenttop.policies import lock, machine
 from agenttop.policies.journal import NAME, JournalError, aside, open_state_dir
 from agenttop.policies.undo import forget, recover

@@ -153,14 +153,14 @@ def measure(engine: EngineOptions, wanted: Wanted, watched: breach.Breach | None
 
 def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
     """The same of a recording, over its first seconds or all of it. Raises UserError."""
-    from agenttop import bounded
+    from agenttop.linux import memory_limit
     from agenttop.recording import Recording
     from agenttop.replaying import measured, still, whole
 
     store = Store(clock=still) if wanted.format == "svg" else whole()
     if wanted.format == "svg":
         import agenttop.svg  # noqa: F401 (threads of its libraries begin before the bound)
-    with Recording(path) as recording, bounded.memory(recording.name):
+    with Recording(path) as recording, memory_limit.memory(recording.name):
         samples = measured(recording, store)
         next(samples)
         since = store.start_since()

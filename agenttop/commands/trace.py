@@ -85,12 +85,12 @@ def of_recording(path: str, seconds: float | None) -> tuple[Flight, bytes]:
 
     Raises UserError.
     """
-    from agenttop import bounded
+    from agenttop.linux import memory_limit
     from agenttop.recording import Recording
     from agenttop.replaying import measured, whole
 
     store = whole()
-    with Recording(path) as recording, bounded.memory(recording.name):
+    with Recording(path) as recording, memory_limit.memory(recording.name):
         flight = gather(measured(recording, store), store, seconds)
         check_chains(store.host)
         return flight, trace(flight)

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 
 from agenttop.errors import UserError
+from agenttop.linux.capabilities import why_no_bpf
 from agenttop.model import PolicyStatus
 from agenttop.policies import bundles
 from agenttop.policies.catalog import Settings
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.window import NO_CHAINS
-from agenttop.privileges import why_no_bpf
 
 
 def available(manager: PolicyManager, names: Iterable[str], asked: Iterable[str]) -> list[str]:

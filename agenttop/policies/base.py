@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from agenttop.linux.slices import Job
 from agenttop.policies.journal import Key
 from agenttop.policies.knobs import Change
-from agenttop.slices import Job
 
 __all__ = [
     "Acting",

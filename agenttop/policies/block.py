@@ -26,13 +26,13 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from agenttop import paths, procinfo
+from agenttop.linux import paths, process
+from agenttop.linux.cgroup_mounts import cgroup2_mount
+from agenttop.linux.process import printable
 from agenttop.policies import cgroups
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.mounts import cgroup2_mount
 from agenttop.policies.threads import named
 from agenttop.policies.wishes import Wishes
-from agenttop.procinfo import printable
 
 #: Best effort, the first of its eight levels.
 IOPRIO: Final = "2:0"
@@ -174,4 +174,4 @@ class Block:
 
 
 def _text(path: Path) -> str:
-    return (procinfo.read_file(str(path), 256) or b"").decode(errors="replace").strip()
+    return (process.read_file(str(path), 256) or b"").decode(errors="replace").strip()

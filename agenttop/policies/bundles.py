@@ -19,10 +19,11 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from agenttop import paths, yamlfile
+from agenttop import yamlfile
 from agenttop.errors import UserError
+from agenttop.linux import paths
+from agenttop.linux.process import printable
 from agenttop.policies import catalog, never
-from agenttop.procinfo import printable
 
 BUILTIN: Final = Path(__file__).parent
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from agenttop.errors import UserError
+from agenttop.linux.process import printable
 from agenttop.policies import (
     block,
     demote,
@@ -29,7 +30,6 @@ from agenttop.policies import (
     window,
 )
 from agenttop.policies.base import Policy
-from agenttop.procinfo import printable
 from agenttop.yamlfile import Document
 
 #: Policy -> parameter -> value, as people write them.

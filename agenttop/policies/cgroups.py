@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from agenttop import paths, procinfo
+from agenttop.linux import paths, process
+from agenttop.linux.cgroup_mounts import cgroup2_mount
 from agenttop.policies.base import Agent, Targets
-from agenttop.policies.mounts import cgroup2_mount
 
 
 class Groups(NamedTuple):
@@ -29,7 +29,7 @@ def why_not(controller: str) -> str | None:
     mount = cgroup2_mount()
     if mount is None:
         return "cgroup v2 is not mounted"
-    raw = procinfo.read_whole(f"{mount}/cgroup.controllers") or b""
+    raw = process.read_whole(f"{mount}/cgroup.controllers") or b""
     if controller not in raw.decode(errors="replace").split():
         there = raw.decode(errors="replace").strip() or "none"
         return f"cgroup v2 does not have the {controller} controller here (it has: {there})"
@@ -57,7 +57,7 @@ def groups(targets: Targets) -> Groups:
 
 def group_of(pid: int) -> str:
     """The path of a process's cgroup; "" for the root, or if it has ended."""
-    raw = procinfo.read_whole(f"{paths.proc()}/{pid}/cgroup") or b""
+    raw = process.read_whole(f"{paths.proc()}/{pid}/cgroup") or b""
     for line in raw.splitlines():
         if line.startswith(b"0::/"):
             path = line[4:].decode(errors="surrogateescape")
@@ -73,6 +73,6 @@ def members(folder: str, most: int = 1 << 22) -> set[int]:
         if len(pids) > most or number > most:
             break
         if "cgroup.procs" in files:
-            raw = procinfo.read_whole(f"{base}/cgroup.procs") or b""
+            raw = process.read_whole(f"{base}/cgroup.procs") or b""
             pids.update(int(word) for word in raw.split() if word.isdigit())
     return pids

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from agenttop import procinfo
+from agenttop.linux import process
+from agenttop.linux.process import ProcInfo
+from agenttop.linux.process_table import ProcessTable
+from agenttop.linux.slices import Job, whole
 from agenttop.own import is_own
 from agenttop.patterns import Pattern
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs import thread_stat
-from agenttop.processes import ProcessTable
-from agenttop.procinfo import ProcInfo
 from agenttop.programs import Program, programs
-from agenttop.slices import Job, whole
 
 #: Known processes are read again at one look in so many (an exec changes them).
 TURNS: Final = 10
@@ -31,7 +31,7 @@ class Chosen:
         kinds = {pattern.kind for pattern in self._patterns}
         uid, cgroups = "user" in kinds, "cgroup" in kinds
         self._table = ProcessTable(
-            lambda pid: procinfo.read(pid, uid=uid, cgroups=cgroups), self._matches, TURNS
+            lambda pid: process.read(pid, uid=uid, cgroups=cgroups), self._matches, TURNS
         )
         self._looked_for = False
 

@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from agenttop import paths, procinfo
 from agenttop.errors import UserError
+from agenttop.linux import paths, process
+from agenttop.linux.process import printable
 from agenttop.own import is_own
 from agenttop.policies import cgroups
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs_cgroup import CPUSET, mount, valid_path
-from agenttop.procinfo import printable
 
 #: At one look in so many a process that was found to be harmless is read again.
 REREAD: Final = 10
@@ -77,7 +77,7 @@ class ChosenGroups:
             if not os.path.isdir(folder):
                 left.append(f"no cgroup {printable(path, 64)} in {root}")
                 continue
-            kind = (procinfo.read_file(f"{folder}/cgroup.type", 64) or b"").strip()
+            kind = (process.read_file(f"{folder}/cgroup.type", 64) or b"").strip()
             if kind.startswith(b"threaded"):
                 # Its cgroup.procs cannot be read: nobody could tell an agent in it.
                 left.append(f"cgroup {printable(path, 64)} refused: it is threaded (cgroup.type)")
@@ -102,7 +102,7 @@ class ChosenGroups:
                 return f"process {pid} is in it"
         unread = pids - self._harmless
         for pid in itertools.islice(unread, AT_ONCE):
-            info = procinfo.read(pid)
+            info = process.read(pid)
             if info is None:
                 continue
             if info.ppid == 2:
@@ -148,7 +148,7 @@ def pinned(group: Group) -> str | None:
         if "cgroup.procs" not in files:
             continue
         allowed = CPUSET[group.version].effective(folder)
-        raw = procinfo.read_whole(f"{folder}/cgroup.procs") or b""
+        raw = process.read_whole(f"{folder}/cgroup.procs") or b""
         for pid in map(int, raw.split()):
             for tid in threads_of(pid):
                 try:

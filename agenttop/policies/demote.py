@@ -28,6 +28,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from agenttop.linux.process import ProcInfo, printable
+from agenttop.linux.slices import Job
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.chosen import Chosen
 from agenttop.policies.chosen_groups import ChosenGroups, Group, pinned, threads_of, where
@@ -36,8 +38,6 @@ from agenttop.policies.knobs_cgroup import CPUSET, WEIGHTS
 from agenttop.policies.knobs_sched import POLICIES, Attr
 from agenttop.policies.usage import AgentCpus
 from agenttop.policies.wishes import Wishes
-from agenttop.procinfo import ProcInfo, printable
-from agenttop.slices import Job
 
 HOW_TO_CHOOSE: Final = (
     "no processes chosen: --set 'demote.processes=[\"comm:RE\"]' or 'demote.groups=[PATH]'"

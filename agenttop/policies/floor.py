@@ -19,7 +19,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from agenttop import paths
+from agenttop.linux import paths
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError, format_cpus
 from agenttop.policies.knobs_cpufreq import CPUFREQ

@@ -32,6 +32,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+from agenttop.linux.readiness import readable, writable
 from agenttop.policies import journal as journals
 from agenttop.policies import pulse, wire
 from agenttop.policies.aside import Aside
@@ -44,7 +45,6 @@ from agenttop.policies.outcome import Outcome, left_alone, shown, words
 from agenttop.policies.undo import undo_all
 from agenttop.policies.urgency import Urgency
 from agenttop.policies.window_watch import Watch
-from agenttop.ready import readable, writable
 
 #: No renewal for this long and the lease is over.
 LEASE_S = 1.5

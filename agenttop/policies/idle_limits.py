@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agenttop import paths
+from agenttop.linux import paths
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs import RESUME_LATENCY, KnobError, format_cpus
 

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Final
 
 from agenttop.collectors.bpf.kernel import load_program
-from agenttop.policies import kernelfs
+from agenttop.linux import kernel_filesystems
 from agenttop.policies.inherited import (
     DROPPED,
     ENTRIES,
@@ -403,7 +403,7 @@ def _attach(program: int, event: int) -> int:
     attr = struct.pack("<IIQQQQQIIQ", _TYPE_TRACEPOINT, 64, event, 1, 0, 0, 1, 0, 0, 0)
     # Through one CPU's event the program sees those of all CPUs.
     cpu = min(cpu_set("online"), default=0)
-    fd = kernelfs.syscall(_PERF_EVENT_OPEN, attr, -1, cpu, -1, _CLOEXEC)
+    fd = kernel_filesystems.syscall(_PERF_EVENT_OPEN, attr, -1, cpu, -1, _CLOEXEC)
     try:
         fcntl.ioctl(fd, _SET_BPF, program)
         fcntl.ioctl(fd, _ENABLE, 0)
@@ -415,7 +415,7 @@ def _attach(program: int, event: int) -> int:
 
 def _events() -> int:
     """tracefs's events folder. Raises OSError."""
-    root = kernelfs.root("tracefs")
+    root = kernel_filesystems.root("tracefs")
     try:
         return os.open("events", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     finally:

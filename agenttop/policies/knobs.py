@@ -23,7 +23,7 @@ import struct
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from agenttop import wholefile
+from agenttop.linux import whole_file
 
 CPU_LATENCY_DEVICE = "/dev/cpu_dma_latency"
 
@@ -90,7 +90,7 @@ def reason(error: OSError) -> str:
 
 
 def sys_root() -> str:
-    """/sys, or AGENTTOP_SYS as in agenttop.paths (whose pathlib is too slow to load here)."""
+    """/sys, or AGENTTOP_SYS as in agenttop.linux.paths (whose pathlib is too slow to load here)."""
     return os.environ.get("AGENTTOP_SYS", "/sys")
 
 
@@ -124,7 +124,7 @@ def format_cpus(cpus: frozenset[int] | set[int]) -> str:
 def cpu_set(which: str = "online") -> frozenset[int]:
     """/sys/devices/system/cpu/online (or possible, present); empty if it cannot be read."""
     try:
-        return parse_cpus(wholefile.read(f"{sys_root()}/devices/system/cpu/{which}").decode())
+        return parse_cpus(whole_file.read(f"{sys_root()}/devices/system/cpu/{which}").decode())
     except (OSError, ValueError):
         return frozenset()
 

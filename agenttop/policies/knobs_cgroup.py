@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 import re
 
-from agenttop import wholefile
+from agenttop.linux import whole_file
+from agenttop.linux.cgroup_mounts import cgroup2_mount, cgroup_mounts
 from agenttop.policies.knobs import KNOBS, cpu_set, parse_cpus, reason
 from agenttop.policies.knobs_files import FileKnob
-from agenttop.policies.mounts import cgroup2_mount, cgroup_mounts
 
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.A)
 #: Version -> the file of a group's weight, its smallest and largest value and the kernel's default
@@ -163,7 +163,7 @@ class CpuSet(FileKnob):
         """The CPUs that tasks of a group may have; empty if that cannot be told."""
         name = "cpuset.effective_cpus" if self._version == 1 else "cpuset.cpus.effective"
         try:
-            return _cpus(wholefile.read(os.path.join(folder, name)).decode(errors="replace"))
+            return _cpus(whole_file.read(os.path.join(folder, name)).decode(errors="replace"))
         except OSError:
             return frozenset()
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 import os
 import re
 
-from agenttop import wholefile
+from agenttop.linux import whole_file
+from agenttop.linux.cgroup_mounts import cgroup2_mount, proc_root
 from agenttop.policies.knobs import (
     KNOBS,
     Affinity,
@@ -34,7 +35,6 @@ from agenttop.policies.knobs import (
     sys_root,
     thread_stat,
 )
-from agenttop.policies.mounts import cgroup2_mount, proc_root
 
 #: The longest file that is read.
 _MAX = 1 << 16
@@ -65,7 +65,7 @@ class FileKnob:
         if path is None:
             return None
         try:
-            return self.parse(target, wholefile.read(path, _MAX).decode(errors="replace").strip())
+            return self.parse(target, whole_file.read(path, _MAX).decode(errors="replace").strip())
         except FileNotFoundError:
             return None
         except OSError as error:

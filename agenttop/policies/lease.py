@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from agenttop.linux.readiness import readable, writable
 from agenttop.policies import inherit_bpf, lock, pulse, wire
 from agenttop.policies.guardian import LEASE_S
 from agenttop.policies.heart import Heart
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
 from agenttop.policies.knobs import Change
 from agenttop.policies.undo import THREAD_KINDS, Outcome, recover
-from agenttop.ready import readable, writable
 
 #: The guardian starts within some 40 ms; a loaded or emulated machine gets more.
 START_S: Final = 20.0

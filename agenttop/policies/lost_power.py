@@ -16,9 +16,9 @@ import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from agenttop import paths
 from agenttop.collectors.energy import Energy
-from agenttop.collectors.files import read_number
+from agenttop.linux import paths
+from agenttop.linux.files import read_number
 from agenttop.policies.idle_limits import Closed
 
 #: Above, a driver's figure is none: "not known" is 0, or -1 as an unsigned number.

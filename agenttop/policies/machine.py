@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from agenttop.policies import kernelfs
+from agenttop.linux import kernel_filesystems
 
 #: include/linux/proc_ns.h, PROC_PID_INIT_INO: the inode of the first PID namespace.
 INITIAL_PID_NS = 0xEFFFFFFC
@@ -49,7 +49,7 @@ def open_anchor() -> int:
             " take one with CONFIG_FTRACE or CONFIG_DEBUG_FS"
         )
     try:
-        return kernelfs.root(name)
+        return kernel_filesystems.root(name)
     except OSError as error:
         raise AnchorError(
             f"{name}, by which writers see each other, is not to be had ({error.strerror}):"

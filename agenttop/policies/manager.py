@@ -14,8 +14,9 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from agenttop import paths
 from agenttop.errors import UserError
+from agenttop.linux import paths
+from agenttop.linux.slices import Job, Jobs
 from agenttop.model import Event, PolicyStatus
 from agenttop.policies import catalog, lock, machine
 from agenttop.policies.base import Change, Key, Looking, Settings, Targets
@@ -27,7 +28,6 @@ from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
 from agenttop.policies.outcome import words
 from agenttop.policies.undo import THREAD_KINDS, Outcome
-from agenttop.slices import Job, Jobs
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.windows import Windows

@@ -24,14 +24,14 @@ from typing import Annotated, Final
 
 import msgspec
 
-from agenttop import paths, procinfo
+from agenttop.linux import paths, process
+from agenttop.linux.cgroup_mounts import cgroup2_mount
+from agenttop.linux.process import printable
 from agenttop.policies import cgroups, cooling
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.chosen import Chosen
 from agenttop.policies.cooling import Cooler
-from agenttop.policies.mounts import cgroup2_mount
 from agenttop.policies.wishes import Wishes
-from agenttop.procinfo import printable
 
 MB: Final = 1 << 20
 #: What is protected is adapted when the use has grown by this, or fallen below that.
@@ -186,7 +186,7 @@ def _unprotected_above(mount: str, path: str, low: int) -> list[str]:
 
 def _number(path: str) -> int | None:
     """Bytes, as a file of the memory controller tells them; None without the file."""
-    raw = (procinfo.read_file(path, 64) or b"").strip()
+    raw = (process.read_file(path, 64) or b"").strip()
     if raw == b"max":
         return 1 << 63
     return int(raw) if raw.isdigit() else None
@@ -194,7 +194,7 @@ def _number(path: str) -> int | None:
 
 def _memory_total() -> int:
     """MemTotal of /proc/meminfo, bytes."""
-    for line in (procinfo.read_whole(f"{paths.proc()}/meminfo") or b"").splitlines():
+    for line in (process.read_whole(f"{paths.proc()}/meminfo") or b"").splitlines():
         if line.startswith(b"MemTotal:"):
             return int(line.split()[1]) * 1024
     return 0

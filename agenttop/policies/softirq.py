@@ -32,13 +32,13 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from agenttop import paths, procinfo
+from agenttop.linux import paths, process
+from agenttop.linux.process import printable
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError, format_cpus, thread_stat
 from agenttop.policies.knobs_files import SYSCTL
 from agenttop.policies.usage import AgentCpus
 from agenttop.policies.wishes import Wishes
-from agenttop.procinfo import printable
 
 BUDGET: Final = "net.core.netdev_budget"
 BUDGET_USECS: Final = "net.core.netdev_budget_usecs"
@@ -265,8 +265,8 @@ def _napi_threads(device: str) -> list[str]:
     prefix = f"napi/{device}-"
     found = []
     # The kernel's threads alone, where it tells (CONFIG_PROC_CHILDREN): processes may be many.
-    children = procinfo.read_whole(f"/proc/{KTHREADD}/task/{KTHREADD}/children")
-    pids = procinfo.pids("/proc") if children is None else map(int, children.split())
+    children = process.read_whole(f"/proc/{KTHREADD}/task/{KTHREADD}/children")
+    pids = process.pids("/proc") if children is None else map(int, children.split())
     for pid in pids:
         stat = thread_stat(pid, pid)
         # Anybody can take the name, only a kernel thread this parent.
@@ -276,4 +276,4 @@ def _napi_threads(device: str) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    return (procinfo.read_file(str(path), 256) or b"").decode(errors="replace").strip()
+    return (process.read_file(str(path), 256) or b"").decode(errors="replace").strip()

@@ -22,7 +22,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from agenttop import paths, procinfo
+from agenttop.linux import paths, process
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError, cpu_set, format_cpus, parse_cpus
 from agenttop.policies.knobs_files import IRQ_AFFINITY, irq_label
@@ -269,7 +269,7 @@ def _writable(path: os.PathLike[str]) -> bool:
 
 def _effective(irq: int) -> frozenset[int]:
     """Where a line is really served; empty if the kernel does not tell."""
-    raw = procinfo.read_whole(f"{paths.proc()}/irq/{irq}/effective_affinity_list") or b""
+    raw = process.read_whole(f"{paths.proc()}/irq/{irq}/effective_affinity_list") or b""
     try:
         return parse_cpus(raw.decode())
     except ValueError:
@@ -278,10 +278,10 @@ def _effective(irq: int) -> frozenset[int]:
 
 def _near(irq: int) -> frozenset[int]:
     """CPUs of the NUMA node that the line's device is on; empty if it has none."""
-    raw = (procinfo.read_file(f"{paths.proc()}/irq/{irq}/node", 32) or b"").strip()
+    raw = (process.read_file(f"{paths.proc()}/irq/{irq}/node", 32) or b"").strip()
     if not raw.isdigit():
         return frozenset()
-    cpus = procinfo.read_whole(f"{paths.sys()}/devices/system/node/node{int(raw)}/cpulist") or b""
+    cpus = process.read_whole(f"{paths.sys()}/devices/system/node/node{int(raw)}/cpulist") or b""
     try:
         return parse_cpus(cpus.decode())
     except ValueError:
@@ -292,7 +292,7 @@ def _find(comm: str) -> int | None:
     """A process with this name."""
     root = str(paths.proc())
     wanted = comm.encode()[:15]
-    for pid in procinfo.pids(root):
-        if (procinfo.read_file(f"{root}/{pid}/comm", 32) or b"").strip() == wanted:
+    for pid in process.pids(root):
+        if (process.read_file(f"{root}/{pid}/comm", 32) or b"").strip() == wanted:
             return pid
     return None

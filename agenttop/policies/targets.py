@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import time
 
-from agenttop import paths
 from agenttop.agents import Found, Rules, scan
+from agenttop.linux import paths
+from agenttop.linux.process import read_file, read_whole
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.knobs import thread_stat
-from agenttop.procinfo import read_file, read_whole
 
 
 class ProcTargets:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from agenttop.linux.process import printable
 from agenttop.model import Budget, Event
 from agenttop.policies.base import Agent, Key, Settings, Targets
 from agenttop.policies.budget import Rates, Terms
@@ -36,7 +37,6 @@ from agenttop.policies.idle_limits import Closed, IdleLimits, closes, why_not
 from agenttop.policies.knobs import format_cpus
 from agenttop.policies.lost_power import Lost, LostPower
 from agenttop.policies.window_floor import Floor
-from agenttop.procinfo import printable
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.windows import Windows

@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from agenttop import paths
+from agenttop.linux import paths
 from agenttop.policies.base import Agent, Key, Settings
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, parse_cpus, thread_stat
 

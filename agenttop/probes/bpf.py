@@ -8,7 +8,6 @@ import struct
 import sys
 from typing import Final
 
-from agenttop import paths
 from agenttop.collectors.bpf import programs
 from agenttop.collectors.bpf.btf import Btf, BtfError
 from agenttop.collectors.bpf.causes_loader import OPTIONAL, PROGRAMS, lacks
@@ -17,8 +16,9 @@ from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
 from agenttop.collectors.bpf.loader import bcc as import_bcc
 from agenttop.collectors.freq import no_frequency
 from agenttop.doctor import Item
+from agenttop.linux import paths
+from agenttop.linux.process import printable, read_file
 from agenttop.probes.system import capabilities
-from agenttop.procinfo import printable, read_file
 from agenttop.words import CAUSES
 
 _PACKAGES: Final = (

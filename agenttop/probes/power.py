@@ -6,13 +6,13 @@ import glob
 import os
 import stat
 
-from agenttop import paths
-from agenttop.collectors.files import read_text
 from agenttop.collectors.freq import Freq
 from agenttop.collectors.idle import Idle
 from agenttop.collectors.topology import Topology
 from agenttop.doctor import Item, Status
-from agenttop.procinfo import printable
+from agenttop.linux import paths
+from agenttop.linux.files import read_text
+from agenttop.linux.process import printable
 
 _DMA_LATENCY = "/dev/cpu_dma_latency"
 

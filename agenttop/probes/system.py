@@ -7,12 +7,12 @@ import platform
 import re
 from typing import Final
 
-from agenttop import paths
-from agenttop.collectors.files import read_text
 from agenttop.doctor import Item, Status
+from agenttop.linux import paths
+from agenttop.linux.cgroup_mounts import cgroup_mounts
+from agenttop.linux.files import read_text
+from agenttop.linux.process import printable, read_file, read_whole
 from agenttop.policies import machine
-from agenttop.policies.mounts import cgroup_mounts
-from agenttop.procinfo import printable, read_file, read_whole
 
 #: include/uapi/linux/capability.h
 CAPABILITIES: Final = {

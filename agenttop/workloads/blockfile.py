@@ -11,8 +11,8 @@ import stat
 import struct
 from typing import Final
 
-from agenttop import paths
 from agenttop.errors import UserError
+from agenttop.linux import paths
 from agenttop.workloads.system import address, libc
 
 BLOCK: Final = 4096

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import Final
 
-from agenttop.isolated import PACKAGE_ROOT
+from agenttop.linux.isolation import PACKAGE_ROOT
 from agenttop.workloads.sources import tcp_pair
 
 #: Size -> how many of each kind of agent.

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from agenttop import descriptors
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.causes_loader import (
     CONTEXT_PROGRAMS,
@@ -29,8 +28,9 @@ from agenttop.collectors.bpf.causes_loader import (
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import LoadError
 from agenttop.collectors.bpf.powered import Power
-from agenttop.collectors.files import parse_cpulist, read_text
 from agenttop.collectors.freq import no_frequency
+from agenttop.linux import descriptors
+from agenttop.linux.files import parse_cpulist, read_text
 from agenttop.model import CAUSES_LOADING, CauseState
 from agenttop.words import CAUSE_NAMES, CAUSES
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import Child, LoadError, bcc, hand_over
-from agenttop.collectors.files import read_text
+from agenttop.linux.files import read_text
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.btf import Btf

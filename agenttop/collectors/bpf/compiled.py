@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from agenttop import paths
 from agenttop.collectors.bpf import kernel, layout
+from agenttop.linux import paths
 
 _FORMAT: Final = 1
 #: What ``keep`` names its files.

@@ -22,8 +22,8 @@ from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.ringops import OPERATIONS, UNKNOWN
 from agenttop.collectors.bpf.symbols import Symbols
+from agenttop.linux.process import printable
 from agenttop.model import DetailCounters
-from agenttop.procinfo import printable
 from agenttop.words import CAUSE_NAMES, DETAILS, SOFTIRQS, VECTORS
 
 _KEY: Final = layout.dtype(layout.DETAIL_KEY_FIELDS)

@@ -21,8 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from agenttop import descriptors, isolated
 from agenttop.collectors.bpf.cpurows import CpuRows
+from agenttop.linux import descriptors, isolation
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.btf import Btf
@@ -107,7 +107,7 @@ def bcc() -> Any:
     """The distribution's BCC module. Raises LoadError when it is missing or another project."""
     for folder in DIST_PACKAGES:
         there = os.path.join(folder, "bcc")
-        if folder not in sys.path and isolated.of_root(folder) and isolated.of_root(there):
+        if folder not in sys.path and isolation.of_root(folder) and isolation.of_root(there):
             sys.path.append(folder)
     try:
         import bcc as module
@@ -257,7 +257,7 @@ class Child:
         self._said = open(os.memfd_create("agenttop-loader-said"), "w+b")  # noqa: SIM115
         with theirs:
             self._child = subprocess.Popen(
-                isolated.python("-m", module, str(theirs.fileno()), *options),
+                isolation.python("-m", module, str(theirs.fileno()), *options),
                 pass_fds=[theirs.fileno(), *pass_fds],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -307,7 +307,7 @@ class Child:
     def _last_words(self) -> str:
         self._said.seek(0)
         text = self._said.read().decode(errors="replace")
-        if remedy := isolated.remedy(text):
+        if remedy := isolation.remedy(text):
             return f": {remedy}"
         lines = [line for line in text.splitlines() if line]
         errors = [line for line in lines if "error" in line.lower()] or lines[-1:]

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from agenttop import paths
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.mapped import mapped
-from agenttop.collectors.files import read_number
 from agenttop.collectors.idle import Idle
+from agenttop.linux import paths
+from agenttop.linux.files import read_number
 from agenttop.model import IdleState
 
 _POWER: Final = layout.dtype(layout.POWER_FIELDS)

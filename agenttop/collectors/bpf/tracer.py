@@ -28,8 +28,8 @@ from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.rows import Rows
 from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
+from agenttop.linux.process import is_ending, program_threads
 from agenttop.model import CauseCounters, Histogram
-from agenttop.procinfo import is_ending, program_threads
 from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS, STAGES
 
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)

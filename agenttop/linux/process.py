@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from agenttop import paths, wholefile
+from agenttop.linux import paths, whole_file
 
 #: Bytes of a command line that are read; what follows tells nothing about what runs.
 CMDLINE_BYTES: Final = 4096
@@ -65,7 +65,7 @@ def read_file(path: str, size: int) -> bytes | None:
 def read_whole(path: str) -> bytes | None:
     """A whole file; None if it is gone, may not be read, or is larger than any of the kernel's."""
     try:
-        return wholefile.read(path)
+        return whole_file.read(path)
     except OSError:
         return None
 

@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from agenttop import descriptors, wholefile
-from agenttop.descriptors import Budget
+from agenttop.linux import descriptors, whole_file
+from agenttop.linux.descriptors import Budget
 
 _budget: Final = Budget()
 
@@ -38,7 +38,7 @@ class KeptFile:
 
     def read_all(self) -> bytes | None:
         """The whole file (/proc/interrupts of 1024 CPUs: some MB), or None likewise."""
-        return self._read(wholefile.from_fd, wholefile.MOST_BYTES)
+        return self._read(whole_file.from_fd, whole_file.MOST_BYTES)
 
     def _read(self, reader: Callable[[int, int], bytes], size: int) -> bytes | None:
         fd = self._fd if self._fd >= 0 else self._open()
@@ -87,7 +87,7 @@ class KeptFile:
 def read_text(path: str) -> str | None:
     """A file once, stripped; None if it is missing, empty or unreadable."""
     try:
-        return wholefile.read(path, 1 << 20).decode("utf-8", "replace").strip() or None
+        return whole_file.read(path, 1 << 20).decode("utf-8", "replace").strip() or None
     except OSError:
         return None
 

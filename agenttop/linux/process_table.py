@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Generator
 from typing import Final, Generic, TypeVar
 
-from agenttop import procinfo
-from agenttop.procinfo import ProcInfo
+from agenttop.linux import process
+from agenttop.linux.process import ProcInfo
 
 #: Up to so many processes are all read anew at every pass, of more a share.
 READ: Final = 1000
@@ -62,7 +62,7 @@ class ProcessTable(Generic[Verdict]):
         known: dict[int, ProcInfo] = {}
         young: dict[int, int] = {}
         verdicts: dict[int, Verdict] = {}
-        for pid in procinfo.pids():
+        for pid in process.pids():
             old = self._known.get(pid)
             age = 0 if old is None else self._young.get(pid, YOUNG)
             if age < YOUNG:

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from agenttop.privileges import effective
+from agenttop.linux.capabilities import effective
 
 #: Where this package lies: it has been imported from there already.
-PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[1])
+PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[2])
 #: What Python says of a module that it does not find.
 _MISSING: Final = re.compile(r"No module named '([^'.\n]+)")
 #: The interpreter's own places: whoever may write there need not wait for one of us to be there.

@@ -6,18 +6,18 @@ import os
 import re
 from collections.abc import Iterator
 
-from agenttop import wholefile
+from agenttop.linux import whole_file
 
 
 def proc_root() -> str:
-    """/proc, or AGENTTOP_PROC as in agenttop.paths (whose pathlib is too slow to load here)."""
+    """/proc, or AGENTTOP_PROC as in linux.paths (whose pathlib is too slow to load here)."""
     return os.environ.get("AGENTTOP_PROC") or "/proc"
 
 
 def cgroup_mounts() -> Iterator[tuple[str, str, list[str]]]:
     """Mount point, ``cgroup`` or ``cgroup2``, and options of each (/proc/mounts, proc(5))."""
     try:
-        table = wholefile.read(f"{proc_root()}/mounts")
+        table = whole_file.read(f"{proc_root()}/mounts")
     except OSError:
         return
     for line in table.split(b"\n"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from agenttop.ready import readable
+from agenttop.linux.readiness import readable
 
 #: Ctrl-C, kill, and a terminal that goes (which nohup has ignored: then it is none).
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

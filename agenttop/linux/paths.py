@@ -61,7 +61,7 @@ def user_cache() -> Path | None:
 
 def themes() -> Path:
     """The theme files that come with the program (source tree or wheel)."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     source = package.parent / "themes"
     return (
         source

@@ -1,0 +1,1 @@
+"""What the kernel says in /proc and /sys, and system calls; standard library only."""
