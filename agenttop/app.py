@@ -26,7 +26,6 @@ from agenttop.breach import Watcher
 from agenttop.columns import COLUMNS, GAP, sort_key
 from agenttop.errors import UserError
 from agenttop.flight import Flight
-from agenttop.format import clean
 from agenttop.history import attach
 from agenttop.model import Command, Failure, Message, Sample
 from agenttop.screens.driver import Terminal
@@ -37,6 +36,7 @@ from agenttop.screens.state import Data, View
 from agenttop.snapshot import Snapshot
 from agenttop.stream import StreamError
 from agenttop.svg import picture
+from agenttop.text.figures import clean
 from agenttop.view import ViewOptions
 from agenttop.widgets.paint import Palette
 

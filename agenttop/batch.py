@@ -8,8 +8,8 @@ from agenttop import headless, themes
 from agenttop.breach import Breach
 from agenttop.columns import sort_help, sort_key
 from agenttop.options import engine_options
+from agenttop.render.snapshot_text import Layout, report, terminal_width
 from agenttop.store import Store
-from agenttop.text import Layout, report, terminal_width
 
 
 def run(args: argparse.Namespace) -> int:

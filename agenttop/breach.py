@@ -23,11 +23,11 @@ import msgspec
 from agenttop import options, outfile
 from agenttop.condition import Condition, parse
 from agenttop.errors import UserError
-from agenttop.format import clean, duration, measured
 from agenttop.linux import paths
 from agenttop.model import Command, Event, Host, Sample
 from agenttop.recording import Writer
 from agenttop.snapshot import Agent, Snapshot
+from agenttop.text.figures import clean, duration, measured
 
 #: Seconds kept before a breach.
 KEEP_S: Final = 30.0

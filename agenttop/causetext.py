@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from agenttop.format import NA, count, duration, measured, percent
 from agenttop.snapshot import Agent, CauseLabel, CauseStat, Snapshot
+from agenttop.text.figures import NA, count, duration, measured, percent
 
 #: Labels of a cause that are listed.
 _LABELS = 3

@@ -17,8 +17,8 @@ from typing import Final, NoReturn
 
 from agenttop import __version__
 from agenttop.errors import UserError
-from agenttop.format import clean
 from agenttop.linux import isolation
+from agenttop.text.figures import clean
 
 #: Command -> its line in the help.
 COMMANDS: Final = {

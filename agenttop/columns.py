@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from agenttop.errors import UserError
-from agenttop.format import NA, clean, count, duration, measured, percent, rate
 from agenttop.snapshot import Agent, Stat
+from agenttop.text.figures import NA, clean, count, duration, measured, percent, rate
 
 #: Cells between columns.
 GAP: Final = 1

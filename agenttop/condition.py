@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.format import clean
 from agenttop.snapshot import Agent, Stat
+from agenttop.text.figures import clean
 
 #: Figure -> the share of the steps that lie beyond it.
 FIGURES: Final = {"p50": 0.5, "p99": 0.01, "p999": 0.001}

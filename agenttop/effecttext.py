@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from agenttop.effect import beyond
-from agenttop.format import NA, measured, percent
 from agenttop.model import Change, Cost
+from agenttop.text.figures import NA, measured, percent
 
 #: Measure and percentile -> how they are called.
 MEASURES: Final = {"slowpath": "slow", "step": "step"}

@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from agenttop import model, snapshot
-from agenttop.format import clean_all
 from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
 from agenttop.step import CLASSES
+from agenttop.text.figures import clean_all
 from agenttop.words import (
     CAUSE_NAMES,
     COMPUTE_PARTS,

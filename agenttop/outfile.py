@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from agenttop.errors import UserError
-from agenttop.format import clean
+from agenttop.text.figures import clean
 
 #: As many as the kernel follows (MAXSYMLINKS in include/linux/namei.h).
 _LINKS: Final = 40

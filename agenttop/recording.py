@@ -27,10 +27,10 @@ import msgspec
 
 from agenttop import __version__, outfile
 from agenttop.errors import UserError
-from agenttop.format import clean
 from agenttop.model import STREAM_VERSION, Sample
 from agenttop.plausible import Checker, ImplausibleError
 from agenttop.stream import Decoder, StreamError, encode
+from agenttop.text.figures import clean
 from agenttop.weigh import MalformedError, Scale, TooHeavyError
 
 #: As PNG's: what treats the file as text, or takes off the eighth bit, breaks it visibly.

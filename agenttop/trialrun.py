@@ -11,11 +11,11 @@ import msgspec
 from agenttop import headless
 from agenttop.effecttext import MEASURES, PERCENTILES, costs, interval, lacking, times
 from agenttop.errors import UserError
-from agenttop.format import ascii_only, clean, measured
 from agenttop.model import Change, Sample
 from agenttop.options import EngineOptions
 from agenttop.schedule import MIN_ROUNDS, Plan
 from agenttop.store import Store
+from agenttop.text.figures import ascii_only, clean, measured
 from agenttop.trial import AgentResult, Result, Trial
 
 #: Samples at least this often, s; and so many of them in a block.

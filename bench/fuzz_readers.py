@@ -20,14 +20,14 @@ from agenttop.jsonout import encode
 from agenttop.model import Command, Message, Sample
 from agenttop.plausible import Checker
 from agenttop.recording import MAX_DECODED, MAX_SAMPLE
+from agenttop.render.snapshot_text import Layout
+from agenttop.render.snapshot_text import report as as_text
 from agenttop.replaying import still
 from agenttop.report.blocks import Blocks
 from agenttop.report.build import build
 from agenttop.report.pages import html, markdown, text
 from agenttop.store import Store
 from agenttop.stream import Decoder, StreamError
-from agenttop.text import Layout
-from agenttop.text import report as as_text
 from agenttop.view import ViewOptions
 from agenttop.weigh import MalformedError, Scale, TooHeavyError
 

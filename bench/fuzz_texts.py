@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from agenttop import format as shown
 from agenttop import themes
 from agenttop.agents import Rules
 from agenttop.columns import sort_key
@@ -25,11 +24,12 @@ from agenttop.patterns import Pattern
 from agenttop.policies import bundles, catalog
 from agenttop.programs import programs
 from agenttop.recording import MAGIC, Header, Recording
+from agenttop.render.snapshot_text import Layout, report
 from agenttop.replaying import measured, still
 from agenttop.step import _made
 from agenttop.store import Store
 from agenttop.stream import Decoder, StreamError
-from agenttop.text import Layout, report
+from agenttop.text import figures as shown
 from bench import fuzz_frames
 from bench.fuzz_frames import HOSTILE, damaged
 

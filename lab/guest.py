@@ -44,10 +44,10 @@ from rig import (
 )
 
 from agenttop.client import EngineClient
-from agenttop.labeltext import label_text
 from agenttop.model import Command, DetailCounters, Sample
 from agenttop.options import EngineOptions
 from agenttop.policies.knobs_sched import Attr
+from agenttop.text.cause_labels import label_text
 
 
 @check

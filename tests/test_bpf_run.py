@@ -19,8 +19,8 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.details import Details
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.freq import no_frequency
-from agenttop.labeltext import label_text
 from agenttop.model import CauseCounters, DetailCounters
+from agenttop.text.cause_labels import label_text
 from agenttop.workloads.waits import HOG_NAME
 from tests.loops import until
 from tests.test_bpf_causes import observe, p50

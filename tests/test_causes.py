@@ -14,7 +14,6 @@ from agenttop.cli import main
 from agenttop.errors import UserError
 from agenttop.histogram import bucket_of
 from agenttop.jsonout import encode
-from agenttop.labeltext import label_facts
 from agenttop.model import (
     CauseCounters,
     CauseState,
@@ -26,6 +25,7 @@ from agenttop.model import (
 from agenttop.options import causes_of
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
+from agenttop.text.cause_labels import label_facts
 from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 from tests.engines import engine, needs_bpf
 from tests.loops import loop

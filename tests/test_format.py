@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.format import (
+from agenttop.text.figures import (
     NA,
     ascii_only,
     cells,

@@ -12,9 +12,9 @@ from agenttop.collectors.hostinfo import host
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.jsonout import encode
 from agenttop.model import Host, Sample
+from agenttop.render.snapshot_text import report
 from agenttop.sampler import CPUS_A_SECOND
 from agenttop.store import Store
-from agenttop.text import report
 from tests.screen_rig import rig
 from tests.synth import Synth
 from tests.trees import Tree

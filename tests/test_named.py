@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from agenttop import text
 from agenttop.histogram import BUCKETS, EDGES
 from agenttop.jsonout import encode
 from agenttop.model import Histogram, MarkCounters, NamedCounters, Sample
 from agenttop.named import MOST, OTHER
+from agenttop.render import snapshot_text
 from agenttop.snapshot import Agent, Snapshot
 from agenttop.store import Store
 from tests.synth import Synth
@@ -175,7 +175,7 @@ def test_the_text_tells_names_and_deadlines() -> None:
     marked.marks = MarkCounters(500, [0, 390, 0, 0], [0, 10, 0, 0], [0, 0, 0, 0], crowded=3)
     snapshot = marked.tick()
     for width in (60, 120, 200):
-        out = text.report(snapshot, text.Layout(width=width))
+        out = snapshot_text.report(snapshot, snapshot_text.Layout(width=width))
         assert max(map(len, out.splitlines())) <= width
         assert "\x1b" not in out
         lines = out.splitlines()

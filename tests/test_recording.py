@@ -42,10 +42,10 @@ from agenttop.plausible import (
     ImplausibleError,
 )
 from agenttop.recording import MAGIC, Header, Recording, Writer
+from agenttop.render.snapshot_text import Layout, report
 from agenttop.replaying import measured, still
 from agenttop.store import Store
 from agenttop.stream import encode
-from agenttop.text import Layout, report
 from tests.synth import Synth
 
 

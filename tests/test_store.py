@@ -24,9 +24,9 @@ from agenttop.model import (
     Sample,
     Trust,
 )
+from agenttop.render.snapshot_text import report
 from agenttop.snapshot import Agent, Snapshot
 from agenttop.store import EXEMPLARS, MAX_GONE, Store
-from agenttop.text import report
 from agenttop.widgets.header import trust_pieces
 from agenttop.words import MEASURES, SLOWPATH_STAGES, STAGES
 from tests.synth import SECOND_NS, Synth, pack

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from agenttop.columns import COLUMNS, chosen, needed, ordered, sort_key
 from agenttop.errors import UserError
-from agenttop.format import cells
+from agenttop.render.snapshot_text import Layout, report
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
-from agenttop.text import Layout, report
+from agenttop.text.figures import cells
 from tests.synth import PROFILES, Synth
 from tests.test_format import HOSTILE
 

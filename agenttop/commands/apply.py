@@ -11,7 +11,6 @@ from typing import Final
 
 from agenttop.commands.look import Look, looking
 from agenttop.errors import UserError
-from agenttop.format import clean, duration
 from agenttop.linux import signals
 from agenttop.model import Budget, Event
 from agenttop.options import number
@@ -22,6 +21,7 @@ from agenttop.policies.catalog import parse_set
 from agenttop.policies.guard import Guard
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.window import Window
+from agenttop.text.figures import clean, duration
 
 #: Between two renewals of the lease, s.
 TICK_S: Final = 0.25

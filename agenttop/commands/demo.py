@@ -19,8 +19,8 @@ from agenttop.columns import sort_help
 from agenttop.commands import live
 from agenttop.commands.snapshot import FORMATS, Wanted, measure
 from agenttop.errors import UserError
-from agenttop.format import clean
 from agenttop.options import EngineOptions
+from agenttop.text.figures import clean
 from agenttop.view import ViewOptions
 from agenttop.words import LEVELS
 from agenttop.workloads.demo import LIMIT_S, SIZES, Demo

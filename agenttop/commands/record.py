@@ -17,12 +17,12 @@ from typing import BinaryIO
 
 from agenttop import breach, headless, options
 from agenttop.errors import UserError
-from agenttop.format import count, duration
 from agenttop.linux import signals
 from agenttop.recording import Writer, create
 from agenttop.report import switching
 from agenttop.report.switching import Switching
 from agenttop.store import Store
+from agenttop.text.figures import count, duration
 
 EPILOG = "Ctrl-C ends a recording well. An existing file is never overwritten."
 

@@ -123,8 +123,8 @@ def _of_recording(path: str, seconds: float | None, form: str) -> bytes:
 def _render(blocks: Blocks, source: str, form: str) -> bytes:
     import msgspec
 
-    from agenttop.format import ascii_only
     from agenttop.report.build import build
+    from agenttop.text.figures import ascii_only
 
     report = build(blocks, source)
     if form == "json":
@@ -137,8 +137,8 @@ def _render(blocks: Blocks, source: str, form: str) -> bytes:
         from agenttop.report.pages import markdown
 
         return markdown.render(report).encode("utf-8", "replace")
+    from agenttop.render.snapshot_text import terminal_width
     from agenttop.report.pages import text
-    from agenttop.text import terminal_width
 
     body = text.render(report, terminal_width())
     return (body if headless.speaks_unicode() else ascii_only(body)).encode("utf-8", "replace")

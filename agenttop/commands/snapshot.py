@@ -12,9 +12,9 @@ from agenttop import breach, headless, options, outfile, themes
 from agenttop.columns import sort_help, sort_key
 from agenttop.errors import UserError
 from agenttop.options import EngineOptions
+from agenttop.render.snapshot_text import Layout, report, terminal_width
 from agenttop.snapshot import Snapshot
 from agenttop.store import Store
-from agenttop.text import Layout, report, terminal_width
 
 EPILOG = "Percentiles are over the time measured (--for), not over a rolling window."
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from agenttop import headless, options, outfile
 from agenttop.errors import UserError
 from agenttop.flight import Flight
-from agenttop.format import clean, count
 from agenttop.model import Host, Sample
 from agenttop.perfetto import trace
 from agenttop.store import Store
+from agenttop.text.figures import clean, count
 
 SECONDS = 10.0
 

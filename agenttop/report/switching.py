@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.format import clean
 from agenttop.model import Command, Sample
 from agenttop.options import EngineOptions
 from agenttop.schedule import BLOCK_S, SETTLE_S, Plan
 from agenttop.store import Store
+from agenttop.text.figures import clean
 
 #: Rounds when no time is given.
 _ENDLESS: Final = 100_000

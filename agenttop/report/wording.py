@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agenttop.format import NA, duration, frequency, percent, rate, significant
 from agenttop.report.model import Figure, Unit
+from agenttop.text.figures import NA, duration, frequency, percent, rate, significant
 
 
 def amount(unit: Unit, number: float | None) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.format import clean
 from agenttop.model import PolicyStatus
 from agenttop.policies.bundles import Bundle
 from agenttop.screens.state import View
+from agenttop.text.figures import clean
 from agenttop.widgets.paint import Line, Row
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from agenttop.causetext import rest_of
-from agenttop.format import NA, clean, count, duration, measured, percent
 from agenttop.screens.state import View
 from agenttop.snapshot import Cause, CauseLabel
+from agenttop.text.figures import NA, clean, count, duration, measured, percent
 from agenttop.widgets.paint import Line, Row
 from agenttop.words import CAUSES
 

@@ -12,10 +12,10 @@ from agenttop.effecttext import (
     lacking,
     times,
 )
-from agenttop.format import clean, measured
 from agenttop.model import Change, Cost, Effect
 from agenttop.randomised import Compared
 from agenttop.schedule import MIN_ROUNDS
+from agenttop.text.figures import clean, measured
 from agenttop.trial import Result
 from agenttop.widgets.paint import Line, Row
 

@@ -16,7 +16,6 @@ from textual.widget import Widget
 
 from agenttop.columns import COLUMNS
 from agenttop.errors import UserError
-from agenttop.format import clean
 from agenttop.model import Command, Sample
 from agenttop.policies.bundles import load_all
 from agenttop.screens import bundles, causes, sheets, switching
@@ -26,6 +25,7 @@ from agenttop.screens.popup import Popup
 from agenttop.screens.state import View, matches
 from agenttop.screens.trials import refusal
 from agenttop.snapshot import Snapshot
+from agenttop.text.figures import clean
 from agenttop.widgets.agents import Agents
 from agenttop.widgets.chain import Chain
 from agenttop.widgets.cpus import Cpus

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agenttop.format import clean
 from agenttop.model import Command, PolicyStatus
 from agenttop.policies.bundles import Bundle
 from agenttop.screens.bundles import available, is_on
 from agenttop.screens.state import View
+from agenttop.text.figures import clean
 
 Send = Callable[[Command], None]
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from agenttop.effecttext import Measures, direction, headline, times
-from agenttop.format import clean
 from agenttop.history import History
 from agenttop.model import Command, Effect, Host, PolicyStatus, Sample
 from agenttop.schedule import Plan
 from agenttop.snapshot import Agent
+from agenttop.text.figures import clean
 from agenttop.trial import Result, Trial
 
 _ROLES = {-1: "good", 0: "dim", 1: "alarm"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.format import NA, clean, duration, measured, percent
 from agenttop.snapshot import Agent, Stat
+from agenttop.text.figures import NA, clean, duration, measured, percent
 from agenttop.widgets.paint import Line, Row, Span, bar
 from agenttop.widgets.panel import Panel
 from agenttop.words import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES

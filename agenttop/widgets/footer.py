@@ -8,8 +8,8 @@ from typing import ClassVar
 from textual.events import Key, Paste
 from textual.message import Message
 
-from agenttop.format import clean
 from agenttop.screens.state import View
+from agenttop.text.figures import clean
 from agenttop.widgets.paint import Line, Row
 from agenttop.widgets.panel import Panel
 

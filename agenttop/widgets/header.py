@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from agenttop.format import NA, clean, percent, rate
 from agenttop.model import Host
 from agenttop.snapshot import TrustLine
-from agenttop.widgets.ages import ago
+from agenttop.text.ages import ago
+from agenttop.text.figures import NA, clean, percent, rate
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
 from agenttop.words import OVERFLOW

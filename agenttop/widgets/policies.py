@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from agenttop.format import clean
 from agenttop.model import PolicyStatus
 from agenttop.screens.effects import panel_rows
 from agenttop.screens.trials import row_text, shown
-from agenttop.widgets.ages import roughly
+from agenttop.text.ages import roughly
+from agenttop.text.figures import clean
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
 

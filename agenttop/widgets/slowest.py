@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.format import clean, duration, percent
 from agenttop.model import Exemplar
-from agenttop.widgets.ages import ago
+from agenttop.text.ages import ago
+from agenttop.text.figures import clean, duration, percent
 from agenttop.widgets.paint import Line, Row, Span, blocks
 from agenttop.widgets.panel import Panel, window
 from agenttop.words import SLOWPATH_STAGES, STAGES

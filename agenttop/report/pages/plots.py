@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Final
 
-from agenttop.format import duration, percent
 from agenttop.report.model import Figure, Point, Unit, Whole
+from agenttop.text.figures import duration, percent
 
 TREND_CAPTION: Final = (
     "Slowpath p50 and p99 of each block of time (logarithmic), agents in the foreground together;"

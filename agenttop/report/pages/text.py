@@ -6,9 +6,9 @@ import textwrap
 import time
 from collections.abc import Iterator
 
-from agenttop.format import cut, fit, percent
 from agenttop.report.model import Answer, Figure, Report, Table, Whole
 from agenttop.report.wording import basis, interval, plural, value
+from agenttop.text.figures import cut, fit, percent
 
 _LEAST = 40
 #: Room for a row's label.

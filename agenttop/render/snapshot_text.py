@@ -21,7 +21,9 @@ from agenttop.columns import (
     needed,
     ordered,
 )
-from agenttop.format import (
+from agenttop.model import Exemplar
+from agenttop.snapshot import Agent, Cpu, Load, Snapshot, Stat
+from agenttop.text.figures import (
     NA,
     ascii_only,
     clean,
@@ -34,8 +36,6 @@ from agenttop.format import (
     percent,
     rate,
 )
-from agenttop.model import Exemplar
-from agenttop.snapshot import Agent, Cpu, Load, Snapshot, Stat
 from agenttop.words import OVERFLOW, SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 
 #: Narrower than this nothing can be told.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from agenttop.format import duration, frequency, percent
 from agenttop.linux.process import printable
+from agenttop.text.figures import duration, frequency, percent
 
 #: Longest text of a label.
 _MOST: Final = 80

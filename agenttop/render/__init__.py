@@ -1,0 +1,1 @@
+"""A Snapshot as rows, text and JSON; no terminal."""

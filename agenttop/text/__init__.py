@@ -1,0 +1,1 @@
+"""Numbers, durations and hostile names as text."""
