@@ -224,7 +224,7 @@ def _agents(view: View, found: Figures) -> list[shot.Agent]:
                     setattr(out, name, LAST_NS)
                     out.over_range.append(name)
         if view.hdr:
-            from agenttop import hdr
+            from agenttop.stats import hdr
 
             counts = view.sums.counts.row(row)
             out.hdr = hdr.encode(counts, total - int(counts.sum()))

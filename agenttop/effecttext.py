@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from agenttop.effect import beyond
 from agenttop.model import Change, Cost
+from agenttop.stats.before_after import beyond
 from agenttop.text.figures import NA, measured, percent
 
 #: Measure and percentile -> how they are called.

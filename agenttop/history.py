@@ -16,12 +16,12 @@ from typing import Final
 
 import numpy as np
 
-from agenttop.effect import PERCENTILES, Counts, change
-from agenttop.histogram import BUCKETS
 from agenttop.model import Cost, Effect, Host, PolicyStatus
 from agenttop.power import power
 from agenttop.rolling import BLOCK, Boundary, Ints, Tick
 from agenttop.snapshot import Snapshot
+from agenttop.stats.before_after import PERCENTILES, Counts, change
+from agenttop.stats.histogram import BUCKETS
 from agenttop.words import MEASURES
 
 #: What is compared.

@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from agenttop.histogram import BUCKETS, EDGES
 from agenttop.model import CpuCounters, Histogram, Trust
-from agenttop.sparse import Cells, summed
-from agenttop.sparse import Ints as Ints
+from agenttop.stats.histogram import BUCKETS, EDGES
+from agenttop.stats.sparse_counts import Cells, summed
+from agenttop.stats.sparse_counts import Ints as Ints
 from agenttop.words import MEASURES, SOFTIRQS
 
 #: A label of a cause: the cause's name, and the label's words.

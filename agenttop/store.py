@@ -18,12 +18,12 @@ from typing import Final
 import numpy as np
 
 from agenttop.derive import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
-from agenttop.histogram import BUCKETS
 from agenttop.history import History
 from agenttop.model import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
 from agenttop.rolling import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
 from agenttop.snapshot import Snapshot
-from agenttop.sparse import summed
+from agenttop.stats.histogram import BUCKETS
+from agenttop.stats.sparse_counts import summed
 from agenttop.words import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
 
 #: Exemplars shown per agent.

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agenttop.buckets import BUCKETS
-from agenttop.histogram import EDGES
+from agenttop.stats.histogram import EDGES
 
 #: The slowest steps kept per agent (fewer each when there are many agents), and for how long, ns.
 KEPT: Final = 16

@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 
 from agenttop.collectors.bpf.tracer import Thread as Measured
-from agenttop.histogram import Counts, empty, percentiles
 from agenttop.linux import paths, process
 from agenttop.model import CpuCounters, Histogram, Sample
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.registry import Registry
+from agenttop.stats.histogram import Counts, empty, percentiles
 
 #: An idle state's exit is judged by the wakes of about this many Samples.
 EXIT_SAMPLES: Final = 30

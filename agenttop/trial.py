@@ -18,12 +18,12 @@ from typing import Final, Literal
 
 import msgspec
 
-from agenttop.effect import Counts
-from agenttop.histogram import empty
 from agenttop.history import COMPARED, Moment, cost, counts
 from agenttop.model import Command, Cost, Host, PolicyStatus, Sample
-from agenttop.randomised import Compared, Sides, Verdict, compare
 from agenttop.schedule import LABELS, Label, Plan
+from agenttop.stats.before_after import Counts
+from agenttop.stats.histogram import empty
+from agenttop.stats.permutation_test import Compared, Sides, Verdict, compare
 
 #: A switch that has not come by then never will, ns.
 SWITCH_NS: Final = 5_000_000_000

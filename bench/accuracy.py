@@ -12,7 +12,7 @@ from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.histogram import percentiles
+from agenttop.stats.histogram import percentiles
 from bench.processes import agenttop
 from bench.report import Report
 

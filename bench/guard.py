@@ -9,9 +9,9 @@ import numpy as np
 
 from agenttop.buckets import BUCKETS
 from agenttop.client import EngineClient
-from agenttop.histogram import percentiles
 from agenttop.model import Command, Sample
 from agenttop.options import EngineOptions
+from agenttop.stats.histogram import percentiles
 from bench.processes import agenttop
 from bench.report import Report
 

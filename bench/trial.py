@@ -31,12 +31,12 @@ from pathlib import Path
 import numpy as np
 
 from agenttop.client import EngineClient
-from agenttop.effect import Counts
 from agenttop.history import COMPARED, Moment, counts
 from agenttop.model import Command, PolicyStatus
 from agenttop.options import EngineOptions
-from agenttop.randomised import Compared, Sides, compare
 from agenttop.schedule import Plan
+from agenttop.stats.before_after import Counts
+from agenttop.stats.permutation_test import Compared, Sides, compare
 from agenttop.store import Store
 from agenttop.trial import Trial, overall
 from bench.processes import agenttop

@@ -22,7 +22,6 @@ from zlib import crc32
 
 import numpy as np
 
-from agenttop import histogram
 from agenttop.model import (
     Budget,
     CauseCounters,
@@ -39,6 +38,7 @@ from agenttop.model import (
 )
 from agenttop.recording import Writer
 from agenttop.schedule import Plan
+from agenttop.stats import histogram
 from agenttop.store import Store
 from agenttop.trial import Trial
 from agenttop.words import CAUSES, DETAILS, STEP_MEASURES

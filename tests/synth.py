@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop import histogram
 from agenttop.model import (
     Activity,
     AgentCounters,
@@ -32,6 +31,7 @@ from agenttop.model import (
     Sample,
     Trust,
 )
+from agenttop.stats import histogram
 from agenttop.words import COMPUTE_PARTS, GATES, MEASURES, SLOWPATH_STAGES, SOURCES, STAGES
 
 T = TypeVar("T")

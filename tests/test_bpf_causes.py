@@ -13,8 +13,8 @@ import pytest
 from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.histogram import percentiles
 from agenttop.model import CauseCounters
+from agenttop.stats.histogram import percentiles
 from agenttop.words import STAGES
 from agenttop.workloads.causes import MAKERS
 from tests.loops import loop, until

@@ -16,7 +16,7 @@ from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.steps import Named
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.histogram import percentiles
+from agenttop.stats.histogram import percentiles
 from agenttop.step import CLASSES
 from agenttop.words import STEP_MEASURES
 from tests.tracing import VARIANTS, free_slot, load_variant, measured

@@ -11,7 +11,7 @@ import pytest
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.ring import Ring
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.policies.budget import Bucket, Rates, Terms
+from agenttop.stats.token_bucket import Bucket, Rates, Terms
 from tests.loops import loop
 from tests.tracing import VARIANTS, free_slot, load_variant
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.policies.budget import Bucket, Price, Rates, Terms
+from agenttop.stats.token_bucket import Bucket, Price, Rates, Terms
 
 S = 1_000_000_000
 

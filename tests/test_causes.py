@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from agenttop.causetext import cause_lines, state_lines
 from agenttop.cli import main
 from agenttop.errors import UserError
-from agenttop.histogram import bucket_of
 from agenttop.jsonout import encode
 from agenttop.model import (
     CauseCounters,
@@ -24,6 +23,7 @@ from agenttop.model import (
 )
 from agenttop.options import causes_of
 from agenttop.snapshot import Snapshot
+from agenttop.stats.histogram import bucket_of
 from agenttop.store import Store
 from agenttop.text.cause_labels import label_facts
 from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES

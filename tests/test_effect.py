@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop import histogram
 from agenttop.buckets import LAST_NS
-from agenttop.effect import (
+from agenttop.effecttext import direction, headline, lacking, span, times
+from agenttop.model import Change
+from agenttop.schedule import MIN_ROUNDS
+from agenttop.stats import histogram
+from agenttop.stats.before_after import (
     ENOUGH,
     MIN_BLOCKS,
     PERCENTILES,
@@ -18,10 +21,7 @@ from agenttop.effect import (
     change,
     student,
 )
-from agenttop.effecttext import direction, headline, lacking, span, times
-from agenttop.model import Change
-from agenttop.randomised import ERROR_RATE, MOST, Sides, compare, exchanges
-from agenttop.schedule import MIN_ROUNDS
+from agenttop.stats.permutation_test import ERROR_RATE, MOST, Sides, compare, exchanges
 from tests.synth import buckets_of
 
 

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from agenttop.histogram import BUCKETS, EDGES
 from agenttop.jsonout import encode
 from agenttop.model import Histogram, MarkCounters, NamedCounters, Sample
 from agenttop.named import MOST, OTHER
 from agenttop.render import snapshot_text
 from agenttop.snapshot import Agent, Snapshot
+from agenttop.stats.histogram import BUCKETS, EDGES
 from agenttop.store import Store
 from tests.synth import Synth
 

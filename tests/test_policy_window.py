@@ -17,7 +17,6 @@ from agenttop.collectors.bpf.windows import Opened
 from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
-from agenttop.policies.budget import Bucket, Rates, Terms
 from agenttop.policies.idle_limits import Closed, State
 from agenttop.policies.journal import Hold, open_state_dir
 from agenttop.policies.journal import load as journals_load
@@ -26,6 +25,7 @@ from agenttop.policies.lost_power import LostPower
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.window import Params, Window
 from agenttop.policies.window_watch import SLACK_NS, Delays, Watch
+from agenttop.stats.token_bucket import Bucket, Rates, Terms
 from tests.loops import loop
 from tests.policying import needs_root
 from tests.test_policy_guard import GUEST, XEON, qos, tree

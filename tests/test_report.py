@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from agenttop import cli
 from agenttop.buckets import LAST_NS
 from agenttop.derive import Named
-from agenttop.histogram import BUCKETS, bucket_of
 from agenttop.jsonout import schema
 from agenttop.model import Budget, Command, Sample
 from agenttop.replaying import still
@@ -31,6 +30,7 @@ from agenttop.report.model import Answer, Point, Report
 from agenttop.report.pages import html, markdown, plots, text
 from agenttop.report.questions import QUESTIONS
 from agenttop.report.wording import said
+from agenttop.stats.histogram import BUCKETS, bucket_of
 from agenttop.words import STAGES
 from tests.synth import PROFILES, Synth, replace
 from tests.test_recording import framed, written

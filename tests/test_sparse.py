@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.histogram import BUCKETS
-from agenttop.sparse import Cells, summed
+from agenttop.stats.histogram import BUCKETS
+from agenttop.stats.sparse_counts import Cells, summed
 
 CELLS = st.dictionaries(st.integers(0, 3 * BUCKETS - 1), st.integers(1, 1000), max_size=30)
 

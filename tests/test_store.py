@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop import histogram
 from agenttop.buckets import LAST_NS
 from agenttop.model import (
     AgentCounters,
@@ -26,6 +25,7 @@ from agenttop.model import (
 )
 from agenttop.render.snapshot_text import report
 from agenttop.snapshot import Agent, Snapshot
+from agenttop.stats import histogram
 from agenttop.store import EXEMPLARS, MAX_GONE, Store
 from agenttop.widgets.header import trust_pieces
 from agenttop.words import MEASURES, SLOWPATH_STAGES, STAGES

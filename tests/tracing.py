@@ -14,8 +14,8 @@ from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.histogram import percentiles
 from agenttop.model import CauseCounters, DetailCounters
+from agenttop.stats.histogram import percentiles
 from agenttop.words import GATES, MEASURES, STAGES
 from tests.loops import loop
 

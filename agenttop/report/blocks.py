@@ -18,7 +18,6 @@ import numpy as np
 
 from agenttop.caused import Caused
 from agenttop.derive import losses, lost
-from agenttop.histogram import BUCKETS
 from agenttop.history import SETTLE_NS
 from agenttop.model import (
     AgentCounters,
@@ -30,7 +29,8 @@ from agenttop.model import (
     Sample,
 )
 from agenttop.rolling import BLOCK, Ints, Label, Tick
-from agenttop.sparse import Cells
+from agenttop.stats.histogram import BUCKETS
+from agenttop.stats.sparse_counts import Cells
 from agenttop.store import Store
 from agenttop.words import MEASURES, SOFTIRQS
 

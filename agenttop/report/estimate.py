@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from agenttop.buckets import LAST_NS
-from agenttop.effect import (
+from agenttop.report.model import Figure, Unit
+from agenttop.rolling import Ints, estimated
+from agenttop.stats.before_after import (
     MIN_BLOCKS,
     PERCENTILES,
     Floats,
@@ -24,9 +26,7 @@ from agenttop.effect import (
     resamples,
     student,
 )
-from agenttop.histogram import EDGES, bucket_of
-from agenttop.report.model import Figure, Unit
-from agenttop.rolling import Ints, estimated
+from agenttop.stats.histogram import EDGES, bucket_of
 
 Numbers = Sequence[float] | Floats | Ints
 

@@ -13,8 +13,8 @@ from agenttop.effecttext import (
     times,
 )
 from agenttop.model import Change, Cost, Effect
-from agenttop.randomised import Compared
 from agenttop.schedule import MIN_ROUNDS
+from agenttop.stats.permutation_test import Compared
 from agenttop.text.figures import clean, measured
 from agenttop.trial import Result
 from agenttop.widgets.paint import Line, Row

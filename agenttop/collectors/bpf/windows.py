@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.mapped import mapped
-from agenttop.policies.budget import Bucket, Rates
+from agenttop.stats.token_bucket import Bucket, Rates
 
 _WINDOW: Final = layout.dtype(layout.WINDOW_FIELDS)
 _CELL: Final = layout.dtype(layout.CELL_FIELDS)

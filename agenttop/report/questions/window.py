@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agenttop.effect import Counts, change, freedom, student
 from agenttop.effecttext import lacking
 from agenttop.power import power
 from agenttop.report.blocks import Block
@@ -21,6 +20,7 @@ from agenttop.report.estimate import (
 from agenttop.report.model import Answer, Figure, Row, Table, Unit
 from agenttop.report.questions.common import no_steps, not_measured
 from agenttop.report.wording import said, value
+from agenttop.stats.before_after import Counts, change, freedom, student
 from agenttop.words import MEASURES
 
 KEY = "window"

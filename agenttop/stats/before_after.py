@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agenttop.buckets import LAST_NS
-from agenttop.histogram import EDGES
 from agenttop.model import Change
+from agenttop.stats.histogram import EDGES
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]

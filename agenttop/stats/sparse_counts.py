@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.histogram import BUCKETS
+from agenttop.stats.histogram import BUCKETS
 
 Ints = NDArray[np.int64]
 

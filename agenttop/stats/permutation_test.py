@@ -23,7 +23,9 @@ from typing import Final, Literal, TypeVar
 
 import numpy as np
 
-from agenttop.effect import (
+from agenttop.model import Change
+from agenttop.schedule import MIN_ROUNDS
+from agenttop.stats.before_after import (
     ENOUGH,
     LEAST_ERROR,
     PERCENTILES,
@@ -39,8 +41,6 @@ from agenttop.effect import (
     steep,
     unsure,
 )
-from agenttop.model import Change
-from agenttop.schedule import MIN_ROUNDS
 
 Verdict = Literal["better", "worse", "no difference", "not enough"]
 Key = TypeVar("Key", bound=Hashable)

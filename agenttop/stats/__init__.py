@@ -1,0 +1,1 @@
+"""Arithmetic on histograms and samples: no I/O, no agents."""
