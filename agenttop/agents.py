@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from agenttop import yamlfile
+from agenttop.config import yaml_document
 from agenttop.errors import UserError
 from agenttop.linux import paths, process
 from agenttop.linux.process import ProcInfo, printable
@@ -213,7 +213,7 @@ def _rule_of_option(text: str) -> Rule:
 
 
 def _read(path: Path) -> Rules:
-    document = yamlfile.read(path)
+    document = yaml_document.read(path)
     spec = document.convert(_FileSpec)
     rules: list[Rule] = []
     names: set[str] = set()
@@ -238,7 +238,7 @@ def _read(path: Path) -> Rules:
 
 
 def _patterns(
-    document: yamlfile.Document, place: str, given: str | list[str], kind: str = ""
+    document: yaml_document.Document, place: str, given: str | list[str], kind: str = ""
 ) -> tuple[Pattern, ...]:
     found = []
     for i, text in enumerate([given] if isinstance(given, str) else given):
@@ -250,7 +250,7 @@ def _patterns(
     return tuple(found)
 
 
-def _check_label(document: yamlfile.Document, place: str, label: str) -> None:
+def _check_label(document: yaml_document.Document, place: str, label: str) -> None:
     try:
         parts = list(string.Formatter().parse(label))
     except ValueError as error:

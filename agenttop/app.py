@@ -21,9 +21,10 @@ from textual.events import Resize
 from textual.theme import BUILTIN_THEMES
 from textual.theme import Theme as TextualTheme
 
-from agenttop import outfile, perfetto, themes
+from agenttop import perfetto
 from agenttop.breach import Watcher
 from agenttop.columns import COLUMNS, GAP, sort_key
+from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
 from agenttop.flight import Flight
 from agenttop.history import attach
@@ -81,8 +82,8 @@ class AgentTop(App[None]):
         driver_class: type[Any] | None = Terminal,
     ) -> None:
         """Raises UserError for an unknown theme or sort key."""
-        self._theme_names = list(themes.available())
-        first = themes.load(options.theme or themes.DEFAULT)
+        self._theme_names = list(theme_file.available())
+        first = theme_file.load(options.theme or theme_file.DEFAULT)
         sort, inverted = sort_key(options.sort)
         super().__init__(driver_class=driver_class)
         self.source = source
@@ -234,7 +235,7 @@ class AgentTop(App[None]):
         for step in range(1, len(names) + 1):
             name = names[(at + step) % len(names)]
             try:
-                theme = themes.load(name)
+                theme = theme_file.load(name)
             except UserError as error:
                 self._main.tell(str(error), "error")
                 continue
@@ -247,7 +248,7 @@ class AgentTop(App[None]):
     def _in_list(self) -> bool:
         return self.view.palette.theme.name in self._theme_names
 
-    def _use(self, theme: themes.Theme) -> None:
+    def _use(self, theme: theme_file.Theme) -> None:
         """Tell Textual the ground: all else is painted by the panels themselves."""
         looks = theme.looks
 
@@ -306,7 +307,7 @@ class AgentTop(App[None]):
         if self._flight.steps:
             files[perfetto.SUFFIX] = perfetto.trace(self._flight)
         try:
-            stem = outfile.new_group(Path(), f"agenttop-{stamp}", files)
+            stem = output_file.new_group(Path(), f"agenttop-{stamp}", files)
         except (OSError, UserError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             self._main.tell(f"cannot write agenttop-{stamp}: {why}", "error")

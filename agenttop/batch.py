@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from agenttop import headless, themes
+from agenttop import headless
 from agenttop.breach import Breach
 from agenttop.columns import sort_help, sort_key
+from agenttop.config import theme_file
 from agenttop.options import engine_options
 from agenttop.render.snapshot_text import Layout, report, terminal_width
 from agenttop.store import Store
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     key, inverted = sort_key(args.sort)
     if args.theme is not None:
-        themes.load(args.theme)
+        theme_file.load(args.theme)
     options = engine_options(args)
     watched = Breach.of(args)
     layout = Layout(

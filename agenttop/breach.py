@@ -20,8 +20,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agenttop import options, outfile
+from agenttop import options
 from agenttop.condition import Condition, parse
+from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.linux import paths
 from agenttop.model import Command, Event, Host, Sample
@@ -93,7 +94,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def check(directory: Path) -> None:
     """Make the directory if need be. Raises UserError when nothing can be written there."""
     try:
-        with outfile.folder(directory, make=True) as fd:
+        with output_file.folder(directory, make=True) as fd:
             if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd):
                 raise PermissionError(13, os.strerror(13))
     except (OSError, ValueError) as error:
@@ -275,7 +276,7 @@ class Watcher:
             writer.add(sample)
         writer.close()
         stem = f"{_PREFIX}{stamp}-{plain}"
-        free = outfile.new_group(directory, stem, {SUFFIX: whole.getvalue()}, 0o600)
+        free = output_file.new_group(directory, stem, {SUFFIX: whole.getvalue()}, 0o600)
         return directory / f"{free}{SUFFIX}"
 
 

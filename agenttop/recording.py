@@ -25,7 +25,8 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from agenttop import __version__, outfile
+from agenttop import __version__
+from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.model import STREAM_VERSION, Sample
 from agenttop.plausible import Checker, ImplausibleError
@@ -115,9 +116,9 @@ def create(path: Path | None) -> tuple[BinaryIO, str]:
     name = clean(str(path or f"{stem}.rec"))
     try:
         if path is None:
-            file, made = outfile.new_named(Path(), stem, ".rec")
+            file, made = output_file.new_named(Path(), stem, ".rec")
             return file, made
-        return outfile.stream(path) or outfile.new(path), name
+        return output_file.stream(path) or output_file.new(path), name
     except FileExistsError:
         raise UserError(f"-o {name}: exists already; give another name, or remove it") from None
     except OSError as error:

@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-from agenttop import themes
 from agenttop.agents import Rules
 from agenttop.columns import sort_key
 from agenttop.condition import parse as condition
+from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.linux import process
 from agenttop.model import Command, Failure
@@ -118,7 +118,7 @@ def yaml(rng: random.Random, folder: Path) -> Input:
         (
             (_RULES, "agents.yaml", lambda path: Rules.load(str(path))),
             (_BUNDLE, "mine.yaml", bundles.load),
-            (_THEME, "mine.yaml", lambda path: themes.load(str(path))),
+            (_THEME, "mine.yaml", lambda path: theme_file.load(str(path))),
         )
     )
     body = _mixed(rng, base, (*_YAML, *HOSTILE)).encode("utf-8", "surrogatepass")

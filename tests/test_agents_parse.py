@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import yamlfile
 from agenttop.agents import Rules
+from agenttop.config import yaml_document
 from agenttop.errors import UserError
 from agenttop.linux import process
 from agenttop.patterns import Pattern
@@ -177,7 +177,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_any_text_is_rules_or_a_user_error(text: str) -> None:
     for prefix in ("", "rules:\n- name: x\n  match: "):
         said = said_by(
-            lambda prefix=prefix: yamlfile.Document(prefix + text, "f.yaml").convert(
+            lambda prefix=prefix: yaml_document.Document(prefix + text, "f.yaml").convert(
                 dict[str, list[dict[str, str]]]
             )
         )

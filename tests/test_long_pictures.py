@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from agenttop import themes
+from agenttop.config import theme_file
 from agenttop.store import Store
 from agenttop.svg import render_svg
 from tests.test_screen_pictures import fed
@@ -21,7 +21,7 @@ def store() -> Store:
     return fed()
 
 
-@pytest.mark.parametrize("theme", themes.available())
+@pytest.mark.parametrize("theme", theme_file.available())
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_a_picture_of_any_size_is_whole(store: Store, size: tuple[int, int], theme: str) -> None:
     root = ElementTree.fromstring(render_svg(store, store.snapshot(), size=size, theme=theme))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import outfile
+from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.linux import paths
 from agenttop.recording import create
@@ -25,10 +25,10 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     victim = precious(tmp_path / "victim")
     link = tmp_path / "out"
     link.symlink_to(victim)
-    for use in (outfile.check, lambda path: outfile.write(path, b"bad"), create):
+    for use in (output_file.check, lambda path: output_file.write(path, b"bad"), create):
         with pytest.raises(UserError, match="is a link"):
             use(link)
-    assert outfile.new_group(tmp_path, "out", {"": b"new"}) == "out-2"
+    assert output_file.new_group(tmp_path, "out", {"": b"new"}) == "out-2"
     assert victim.read_text() == "precious"
 
 
@@ -40,12 +40,15 @@ def test_a_link_on_the_way_in_anothers_directory(tmp_path: Path) -> None:
     (theirs / "out").symlink_to(tmp_path / "victims")
     os.chown(theirs, OTHER, OTHER)
     with pytest.raises(UserError, match="'out' is a link"):
-        outfile.write(theirs / "out" / "x", b"")
-    with pytest.raises(UserError, match="'out' is a link"), outfile.folder(theirs / "out/a", True):
+        output_file.write(theirs / "out" / "x", b"")
+    with (
+        pytest.raises(UserError, match="'out' is a link"),
+        output_file.folder(theirs / "out/a", True),
+    ):
         pass
     assert not list((tmp_path / "victims").iterdir())
     (tmp_path / "own").symlink_to("victims")
-    outfile.write(tmp_path / "own" / "x", b"fine")
+    output_file.write(tmp_path / "own" / "x", b"fine")
     assert (tmp_path / "victims/x").read_bytes() == b"fine"
 
 
@@ -55,32 +58,32 @@ def test_what_lies_in_a_users_directory_belongs_to_the_user(tmp_path: Path) -> N
     home = tmp_path / "home"
     home.mkdir()
     os.chown(home, OTHER, OTHER)
-    outfile.write(home / "x", b"")
-    outfile.new_group(home, "y", {".json": b"", ".svg": b""})
-    with outfile.folder(home / "a" / "b", make=True):
+    output_file.write(home / "x", b"")
+    output_file.new_group(home, "y", {".json": b"", ".svg": b""})
+    with output_file.folder(home / "a" / "b", make=True):
         pass
     for path in (home / "x", home / "y.json", home / "y.svg", home / "a", home / "a/b"):
         assert (path.stat().st_uid, path.stat().st_gid) == (OTHER, OTHER), path
     with pytest.raises(UserError, match="another user's"):
-        outfile.write(home / "x", b"over it")
+        output_file.write(home / "x", b"over it")
 
 
 def test_bits_are_not_taken_over(tmp_path: Path) -> None:
     for before, after in ((0o6777, 0o644), (0o600, 0o600), (0o640, 0o640), (0o666, 0o644)):
         path = precious(tmp_path / "file")
         path.chmod(before)
-        outfile.write(path, b"new")
+        output_file.write(path, b"new")
         assert path.stat().st_mode & 0o7777 == after
     (tmp_path / "second").hardlink_to(path)
     with pytest.raises(UserError, match="under 2 names"):
-        outfile.write(path, b"newer")
+        output_file.write(path, b"newer")
     assert path.read_bytes() == b"new"
 
 
 def test_names_within_a_second_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {".json": b"1", ".svg": b"2"}
     precious(tmp_path / "s-2.svg")
-    assert [outfile.new_group(tmp_path, "s", contents) for _ in range(2)] == ["s", "s-3"]
+    assert [output_file.new_group(tmp_path, "s", contents) for _ in range(2)] == ["s", "s-3"]
     assert not (tmp_path / "s-2.json").exists()
     assert (tmp_path / "s-2.svg").read_text() == "precious"
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from textual.binding import Binding
 from textual.geometry import Size
 
-from agenttop import outfile
+from agenttop.config import output_file
 from agenttop.model import Command, Failure
 from agenttop.screens.driver import ThriftyFile
 from agenttop.screens.frames import FrameSaver
@@ -614,7 +614,7 @@ async def test_an_export_that_cannot_be_written_is_told(
         raise OSError(28, "No space left on device")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(outfile, "_put", refuse)
+    monkeypatch.setattr(output_file, "_put", refuse)
     async with rig() as made:
         await made.press("x")
         assert "No space left on device" in made.lines()[-1]

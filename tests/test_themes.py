@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import themes
+from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.words import STAGES
 
@@ -22,9 +22,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", themes.BUILTIN)
+@pytest.mark.parametrize("name", theme_file.BUILTIN)
 def test_a_shipped_theme_has_every_role(name: str) -> None:
-    theme = themes.load(name)
+    theme = theme_file.load(name)
     wanted = {*(f"stage.{stage}" for stage in STAGES), *(f"heat.{level}" for level in range(8))}
     assert wanted | {"text", "alarm", "cursor", "busy", "steal", "idle.0"} <= set(theme.looks)
     assert theme.terminal_colors == (name == "ansi16")
@@ -53,7 +53,7 @@ def _contrast(one: str, other: str) -> float:
     ],
 )
 def test_text_can_be_read(name: str, least: float, roles: tuple[str, ...]) -> None:
-    theme = themes.load(name)
+    theme = theme_file.load(name)
     ground = theme.looks["background"].color
     assert ground is not None
     for role in roles:
@@ -63,21 +63,21 @@ def test_text_can_be_read(name: str, least: float, roles: tuple[str, ...]) -> No
 
 
 def test_the_cheap_theme_uses_only_the_terminals_colours() -> None:
-    for look in themes.load("ansi16").looks.values():
-        assert {look.color, look.ground} <= {None, *themes.COLOR_NAMES}
+    for look in theme_file.load("ansi16").looks.values():
+        assert {look.color, look.ground} <= {None, *theme_file.COLOR_NAMES}
 
 
 def test_a_theme_may_build_on_another(own: Path) -> None:
     (own / "mine.yaml").write_text('base: dark\ntitle: Mine\ncolors:\n  alarm: "bold #ff0000"\n')
-    theme = themes.load("mine")
-    assert theme.looks["alarm"] == themes.Look("#ff0000", None, ("bold",))
-    assert theme.looks["text"] == themes.load("dark").looks["text"]
-    assert "mine" in themes.available()
+    theme = theme_file.load("mine")
+    assert theme.looks["alarm"] == theme_file.Look("#ff0000", None, ("bold",))
+    assert theme.looks["text"] == theme_file.load("dark").looks["text"]
+    assert "mine" in theme_file.available()
 
 
 def test_the_users_own_hides_the_shipped_one(own: Path) -> None:
     (own / "dark.yaml").write_text("base: light\ntitle: Not so dark\n")
-    assert themes.load("dark").title == "Not so dark"
+    assert theme_file.load("dark").title == "Not so dark"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_place(
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as raised:
-        themes.load(str(file))
+        theme_file.load(str(file))
     line = str(raised.value)
     assert line.startswith(str(file))
     assert said in line
@@ -117,18 +117,18 @@ def test_themes_that_build_on_each_other_in_a_circle(own: Path) -> None:
     (own / "one.yaml").write_text("base: two\ntitle: 1\n")
     (own / "two.yaml").write_text("base: one\ntitle: 2\n")
     with pytest.raises(UserError, match=r"build on each other"):
-        themes.load("one")
+        theme_file.load("one")
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(UserError, match="no theme 'nope': there are dark, light"):
-        themes.load("nope")
+        theme_file.load("nope")
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_style_or_a_value_error(text: str) -> None:
     try:
-        look = themes.parse_look(text, "here")
+        look = theme_file.parse_look(text, "here")
     except ValueError as error:
         said = str(error)
     else:

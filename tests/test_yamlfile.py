@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agenttop.config.yaml_document import Document
 from agenttop.errors import UserError
 from agenttop.policies import catalog
-from agenttop.yamlfile import Document
 
 _KINDS = ("bool", "int", "float", "timestamp", "null", "str", "binary", "seq", "map", "set", "x")
 _TAGS = st.sampled_from([*(f"!!{kind} " for kind in _KINDS), "! ", "!<tag:yaml.org,2002:int> "])

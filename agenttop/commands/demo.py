@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agenttop import headless, options, outfile
+from agenttop import headless, options
 from agenttop.columns import sort_help
 from agenttop.commands import live
 from agenttop.commands.snapshot import FORMATS, Wanted, measure
+from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.options import EngineOptions
 from agenttop.text.figures import clean
@@ -74,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
     args.for_s = args.for_s or SNAPSHOT_S
     wanted = Wanted.of(args)
     if wanted.output is not None:
-        outfile.check(wanted.output)
+        output_file.check(wanted.output)
 
     def work() -> int:
         with _demo(args.size, wanted.seconds) as demo:
             body = measure(_engine(args, demo), wanted)
         if wanted.output is not None:
-            outfile.write(wanted.output, body)
+            output_file.write(wanted.output, body)
         else:
             sys.stdout.flush()
             sys.stdout.buffer.write(body)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from agenttop import breach, options, themes
+from agenttop import breach, options
 from agenttop.columns import sort_help, sort_key
+from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.options import EngineOptions
 from agenttop.view import ViewOptions
@@ -29,7 +30,7 @@ _FEW_COLORS: Final = ("linux", "vt", "ansi", "cons", "sun", "wy")
 def configure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("screen")
     add = group.add_argument
-    add("--theme", metavar="NAME|FILE", help=f"{', '.join(themes.BUILTIN)}, or one of your own")
+    add("--theme", metavar="NAME|FILE", help=f"{', '.join(theme_file.BUILTIN)}, or one of your own")
     add("--ascii", action="store_true", help="plain ASCII only")
     add("--no-mouse", action="store_true", help="leave the mouse to the terminal")
     add("--readonly", action="store_true", help="policies can be looked at but not switched")
@@ -98,7 +99,7 @@ def fitting_theme(environ: Mapping[str, str]) -> str:
     many = environ.get("COLORTERM") or "256" in term or "direct" in term
     if environ.get("NO_COLOR") or (not many and term.startswith(_FEW_COLORS)):
         return "ansi16"
-    return themes.DEFAULT
+    return theme_file.DEFAULT
 
 
 def show(engine: EngineOptions, *, view: ViewOptions) -> int:
@@ -117,7 +118,7 @@ def show(engine: EngineOptions, *, view: ViewOptions) -> int:
 
 def check(view: ViewOptions) -> None:
     """Raises UserError for a wrong theme or sort key, before anything starts."""
-    themes.load(view.theme or fitting_theme(os.environ))
+    theme_file.load(view.theme or fitting_theme(os.environ))
     sort_key(view.sort)
 
 

@@ -9,9 +9,10 @@ import argparse
 import os
 from dataclasses import replace
 
-from agenttop import options, themes
+from agenttop import options
 from agenttop.columns import sort_help
 from agenttop.commands import live
+from agenttop.config import theme_file
 from agenttop.view import ViewOptions
 
 
@@ -25,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="N times as fast as it came (%(default)g)",
     )
     add = parser.add_argument
-    add("--theme", metavar="NAME|FILE", help=f"{', '.join(themes.BUILTIN)}, or one of your own")
+    add("--theme", metavar="NAME|FILE", help=f"{', '.join(theme_file.BUILTIN)}, or one of your own")
     add("--ascii", action="store_true", help="plain ASCII only")
     add("--no-mouse", action="store_true", help="leave the mouse to the terminal")
     options.add_window(parser)

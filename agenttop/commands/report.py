@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agenttop import headless, options, outfile
+from agenttop import headless, options
+from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.report import switching
 from agenttop.report.switching import Switching
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if output is not None:
         if not args.output:
             raise UserError("-o '': the name of a file is wanted")
-        outfile.check(output)
+        output_file.check(output)
     if args.recording is not None:
         if args.switch:
             raise UserError("--switch is for a measurement, not for a recording")
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _deliver(body: bytes, output: Path | None) -> int:
     if output is not None:
-        outfile.write(output, body)
+        output_file.write(output, body)
     else:
         headless.write_out(body)
     return 0

@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from agenttop import breach, headless, options, outfile, themes
+from agenttop import breach, headless, options
 from agenttop.columns import sort_help, sort_key
+from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
 from agenttop.options import EngineOptions
 from agenttop.render.snapshot_text import Layout, report, terminal_width
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     # A sample at the end of the time, however short it is.
     engine.delay_s = min(engine.delay_s, wanted.seconds)
     if wanted.output is not None:
-        outfile.check(wanted.output)
+        output_file.check(wanted.output)
 
     watched = breach.Breach.of(args)
     return headless.quietly(lambda: deliver(measure(engine, wanted, watched), wanted))
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def deliver(body: bytes, wanted: Wanted) -> int:
     """To the file or to stdout; the exit code. Raises UserError."""
     if wanted.output is not None:
-        outfile.write(wanted.output, body)
+        output_file.write(wanted.output, body)
     else:
         headless.write_out(body)
     return 0
@@ -115,7 +116,7 @@ class Wanted:
             raise UserError("--hdr adds to JSON: say --format json too")
         theme = getattr(args, "theme", None)
         if theme is not None or form == "svg":
-            themes.load(theme or themes.DEFAULT)
+            theme_file.load(theme or theme_file.DEFAULT)
         # A file has no width of its own: the table's comfortable one.
         width = 120 if output else terminal_width()
         return cls(
@@ -123,7 +124,7 @@ class Wanted:
             format=form,
             output=None if output is None else Path(output),
             hdr=hdr,
-            theme=theme or themes.DEFAULT,
+            theme=theme or theme_file.DEFAULT,
             layout=Layout(
                 width=width,
                 sort=key,

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from agenttop import headless, options, outfile
+from agenttop import headless, options
+from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.flight import Flight
 from agenttop.model import Host, Sample
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.recording is not None:
         options.refuse_measuring(args)
     output = Path(args.output)
-    outfile.check(output)
+    output_file.check(output)
 
     def work() -> int:
         if args.recording is not None:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             flight = of_now(options.engine_options(args), args.for_s or SECONDS)
             body = trace(flight)
-        outfile.write(output, body)
+        output_file.write(output, body)
         agents = len({step.agent for step in flight.steps})
         told = f"{count(len(flight.steps))} steps of {count(agents)} agents"
         if flight.left_out:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from agenttop import yamlfile
+from agenttop.config import yaml_document
 from agenttop.errors import UserError
 from agenttop.linux import paths
 from agenttop.linux.process import printable
@@ -60,7 +60,7 @@ def load(path: Path) -> Bundle:
         raise UserError(f"{printable(str(path), 200)}: name it with a-z, 0-9 and -")
     if path.stem in catalog.POLICIES:
         raise UserError(f"{path}: a bundle cannot have the name of a policy")
-    document = yamlfile.read(path)
+    document = yaml_document.read(path)
     # First what is never offered: its refusal says what to use instead.
     if isinstance(document.data, Mapping) and isinstance(document.data.get("policies"), Mapping):
         for name, given in document.data["policies"].items():

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from agenttop.config.yaml_document import Document
 from agenttop.errors import UserError
 from agenttop.linux.process import printable
 from agenttop.policies import (
@@ -30,7 +31,6 @@ from agenttop.policies import (
     window,
 )
 from agenttop.policies.base import Policy
-from agenttop.yamlfile import Document
 
 #: Policy -> parameter -> value, as people write them.
 Settings = Mapping[str, Mapping[str, object]]

@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from agenttop.themes import Look, Theme
+from agenttop.config.theme_file import Look, Theme
 
 #: Unicode glyphs and, below each, the ASCII one of the same width.
 _GLYPHS: Final = (

@@ -18,11 +18,11 @@ from typing import Any, Final
 
 import msgspec
 
-from agenttop import yamlfile
+from agenttop.config import yaml_document
+from agenttop.config.yaml_document import Document
 from agenttop.errors import UserError
 from agenttop.linux import paths
 from agenttop.words import STAGES
-from agenttop.yamlfile import Document
 
 DEFAULT: Final = "dark"
 #: The ones that come with the program, in the order in which the t key walks them.
@@ -179,7 +179,7 @@ def load(name: str) -> Theme:
 
 def _merged(path: Path, depth: int) -> tuple[Document, dict[str, Any]]:
     """The file, and its content over that of its base."""
-    document = yamlfile.read(path)
+    document = yaml_document.read(path)
     if not isinstance(document.data, dict):
         raise document.error("$", "not a theme (title, colors, stages, ... are wanted)")
     raw = {str(key): value for key, value in document.data.items()}
