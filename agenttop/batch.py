@@ -8,7 +8,7 @@ from agenttop import headless
 from agenttop.breach import Breach
 from agenttop.columns import sort_help, sort_key
 from agenttop.config import theme_file
-from agenttop.options import engine_options
+from agenttop.model.options import engine_options
 from agenttop.render.snapshot_text import Layout, report, terminal_width
 from agenttop.store import Store
 

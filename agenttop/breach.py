@@ -20,14 +20,14 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agenttop import options
 from agenttop.condition import Condition, parse
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.linux import paths
-from agenttop.model import Command, Event, Host, Sample
+from agenttop.model import options
+from agenttop.model.sample import Command, Event, Host, Sample
+from agenttop.model.snapshot import Agent, Snapshot
 from agenttop.recording import Writer
-from agenttop.snapshot import Agent, Snapshot
 from agenttop.text.figures import clean, duration, measured
 
 #: Seconds kept before a breach.

@@ -14,11 +14,17 @@ from typing import Final
 
 import numpy as np
 
-from agenttop import snapshot as shot
-from agenttop.model import AgentCounters, CauseCounters, CauseState, DetailCounters, Histogram
+from agenttop.model import snapshot as shot
+from agenttop.model.sample import (
+    AgentCounters,
+    CauseCounters,
+    CauseState,
+    DetailCounters,
+    Histogram,
+)
+from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 from agenttop.rolling import BLOCK, Ints, Label
 from agenttop.text.cause_labels import label_facts, label_text
-from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 
 #: Sums of a cause: steps, events, ns.
 _SUMS: Final = 3

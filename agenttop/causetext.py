@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from agenttop.snapshot import Agent, CauseLabel, CauseStat, Snapshot
+from agenttop.model.snapshot import Agent, CauseLabel, CauseStat, Snapshot
 from agenttop.text.figures import NA, count, duration, measured, percent
 
 #: Labels of a cause that are listed.

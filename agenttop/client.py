@@ -12,8 +12,8 @@ import msgspec
 from agenttop.errors import UserError
 from agenttop.linux import isolation
 from agenttop.linux.readiness import readable
-from agenttop.model import Command, Failure, Message, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, Failure, Message, Sample
 from agenttop.stream import Decoder, StreamError, encode
 
 #: Giving the knobs back takes milliseconds; a loaded machine gets more.

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from agenttop.errors import UserError
-from agenttop.snapshot import Agent, Stat
+from agenttop.model.snapshot import Agent, Stat
 from agenttop.text.figures import NA, clean, count, duration, measured, percent, rate
 
 #: Cells between columns.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.snapshot import Agent, Stat
+from agenttop.model.snapshot import Agent, Stat
 from agenttop.text.figures import clean
 
 #: Figure -> the share of the steps that lie beyond it.

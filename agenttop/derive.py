@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from agenttop import snapshot as shot
-from agenttop.buckets import LAST_NS
 from agenttop.caused import Caused, by_cause, told, unexplained
-from agenttop.model import (
+from agenttop.model import snapshot as shot
+from agenttop.model.histogram_layout import LAST_NS
+from agenttop.model.sample import (
     Activity,
     AgentCounters,
     CpuCounters,
@@ -26,9 +26,7 @@ from agenttop.model import (
     Softnet,
     Trust,
 )
-from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
-from agenttop.rolling import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
-from agenttop.words import (
+from agenttop.model.vocabulary import (
     COMPUTE_PARTS,
     EVENTS,
     GATES,
@@ -39,6 +37,8 @@ from agenttop.words import (
     SOURCES,
     STAGES,
 )
+from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
+from agenttop.rolling import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
 
 # Places of an agent's scalars.
 _STEPS, _READY, _UNATTRIBUTED, _STEP_SUM, _TAIL_STEPS = range(5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from agenttop.model import Change, Cost
+from agenttop.model.sample import Change, Cost
 from agenttop.stats.before_after import beyond
 from agenttop.text.figures import NA, measured, percent
 

@@ -32,8 +32,8 @@ from agenttop.linux import descriptors
 from agenttop.linux.capabilities import why_no_bpf
 from agenttop.linux.process import printable
 from agenttop.linux.slices import Jobs
-from agenttop.model import Command, Event, Failure, Host, Level, Mode
-from agenttop.options import EngineOptions, causes_of
+from agenttop.model.options import EngineOptions, causes_of
+from agenttop.model.sample import Command, Event, Failure, Host, Level, Mode
 from agenttop.outbox import Outbox
 from agenttop.policies import bundles
 from agenttop.policies.base import Targets

@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from agenttop.breach import Breach, Watcher
 from agenttop.errors import UserError
 from agenttop.linux.readiness import readable
-from agenttop.model import CAUSES_LOADING, Command, Failure, Host, Message, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import CAUSES_LOADING, Command, Failure, Host, Message, Sample
 from agenttop.store import Store
 
 #: host.missing["chains"] while the engine still loads its BPF programs.

@@ -16,13 +16,13 @@ from typing import Final
 
 import numpy as np
 
-from agenttop.model import Cost, Effect, Host, PolicyStatus
+from agenttop.model.sample import Cost, Effect, Host, PolicyStatus
+from agenttop.model.snapshot import Snapshot
+from agenttop.model.vocabulary import MEASURES
 from agenttop.power import power
 from agenttop.rolling import BLOCK, Boundary, Ints, Tick
-from agenttop.snapshot import Snapshot
 from agenttop.stats.before_after import PERCENTILES, Counts, change
 from agenttop.stats.histogram import BUCKETS
-from agenttop.words import MEASURES
 
 #: What is compared.
 COMPARED: Final = ("slowpath", "step")

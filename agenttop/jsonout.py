@@ -14,11 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from agenttop import model, snapshot
-from agenttop.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
-from agenttop.step import CLASSES
-from agenttop.text.figures import clean_all
-from agenttop.words import (
+from agenttop.model import sample, snapshot
+from agenttop.model.snapshot import SCHEMA_NAME, SCHEMA_VERSION, Snapshot
+from agenttop.model.vocabulary import (
     CAUSE_NAMES,
     COMPUTE_PARTS,
     DETAILS,
@@ -27,6 +25,8 @@ from agenttop.words import (
     SOURCES,
     STAGES,
 )
+from agenttop.step import CLASSES
+from agenttop.text.figures import clean_all
 
 #: Signs of a text; a whole distribution (hdr) has fewer.
 LONGEST: Final = 1 << 20
@@ -91,7 +91,7 @@ def _document(what: str) -> _Document:
         )
     return _Document(
         Snapshot,
-        (model, snapshot),
+        (sample, snapshot),
         SCHEMA_NAME,
         SCHEMA_VERSION,
         "What agenttop measured over an interval. null: not available here"

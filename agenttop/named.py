@@ -13,11 +13,11 @@ from typing import Final
 
 import numpy as np
 
-from agenttop import snapshot as shot
-from agenttop.model import Histogram, MarkCounters, NamedCounters
+from agenttop.model import snapshot as shot
+from agenttop.model.sample import Histogram, MarkCounters, NamedCounters
+from agenttop.model.vocabulary import STEP_MEASURES
 from agenttop.rolling import BLOCK, Ints
 from agenttop.step import CLASSES
-from agenttop.words import STEP_MEASURES
 
 #: Shown for the names beyond the limit.
 OTHER: Final = "(other names)"

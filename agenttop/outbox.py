@@ -8,7 +8,7 @@ import struct
 import termios
 from typing import Final
 
-from agenttop.model import Message
+from agenttop.model.sample import Message
 from agenttop.stream import encode
 
 #: A Sample of a hundred agents has a third of this; it goes out in one piece.

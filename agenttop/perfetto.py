@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agenttop.flight import Flight, Who
-from agenttop.model import Exemplar
+from agenttop.model.sample import Exemplar
+from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 from agenttop.protobuf import blob, double, fixed64, number, string
 from agenttop.text.figures import clean
-from agenttop.words import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 
 #: Suffix of the files' names, as Perfetto's own tools have it.
 SUFFIX: Final = ".perfetto-trace"

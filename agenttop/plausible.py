@@ -15,7 +15,7 @@ import numpy as np
 
 from agenttop.caused import ANNEXES
 from agenttop.collectors.bpf import layout
-from agenttop.model import Histogram, Sample
+from agenttop.model.sample import Histogram, Sample
 from agenttop.named import MOST as MOST_NAMES
 from agenttop.named import PER_ANNEX
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from agenttop.model import Host
+from agenttop.model.sample import Host
 
 
 class Part(Protocol):

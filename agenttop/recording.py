@@ -28,7 +28,7 @@ import msgspec
 from agenttop import __version__
 from agenttop.config import output_file
 from agenttop.errors import UserError
-from agenttop.model import STREAM_VERSION, Sample
+from agenttop.model.sample import STREAM_VERSION, Sample
 from agenttop.plausible import Checker, ImplausibleError
 from agenttop.stream import Decoder, StreamError, encode
 from agenttop.text.figures import clean

@@ -15,7 +15,7 @@ import msgspec
 from agenttop import headless
 from agenttop.errors import UserError
 from agenttop.linux.memory_limit import Budget
-from agenttop.model import Command, Event, Message, Sample
+from agenttop.model.sample import Command, Event, Message, Sample
 from agenttop.recording import Recording
 from agenttop.store import Store
 

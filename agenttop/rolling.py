@@ -13,11 +13,11 @@ from typing import Final
 
 import numpy as np
 
-from agenttop.model import CpuCounters, Histogram, Trust
+from agenttop.model.sample import CpuCounters, Histogram, Trust
+from agenttop.model.vocabulary import MEASURES, SOFTIRQS
 from agenttop.stats.histogram import BUCKETS, EDGES
 from agenttop.stats.sparse_counts import Cells, summed
 from agenttop.stats.sparse_counts import Ints as Ints
-from agenttop.words import MEASURES, SOFTIRQS
 
 #: A label of a cause: the cause's name, and the label's words.
 Label = tuple[str, tuple[int, ...]]

@@ -14,7 +14,7 @@ from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.linux import process
 from agenttop.linux.process import printable
-from agenttop.model import (
+from agenttop.model.sample import (
     AgentCounters,
     CauseCounters,
     CauseState,
@@ -26,10 +26,10 @@ from agenttop.model import (
     Sample,
     Trust,
 )
+from agenttop.model.vocabulary import COMPUTE_PARTS, GATES, SOFTIRQS, STAGES, VECTORS
 from agenttop.registry import Agent, Registry
 from agenttop.step import NAME_BYTES
 from agenttop.tails import Tail, kept_each, renew_every_ns
-from agenttop.words import COMPUTE_PARTS, GATES, SOFTIRQS, STAGES, VECTORS
 
 #: A full Sample at least this often, so that a reader who lost one recovers.
 FULL_EVERY: Final = 60

@@ -19,12 +19,12 @@ import numpy as np
 
 from agenttop.derive import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
 from agenttop.history import History
-from agenttop.model import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
+from agenttop.model.sample import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
+from agenttop.model.snapshot import Snapshot
+from agenttop.model.vocabulary import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
 from agenttop.rolling import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
-from agenttop.snapshot import Snapshot
 from agenttop.stats.histogram import BUCKETS
 from agenttop.stats.sparse_counts import summed
-from agenttop.words import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
 
 #: Exemplars shown per agent.
 EXEMPLARS: Final = 16

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from agenttop.model import Message
+from agenttop.model.sample import Message
 
 _HEADER: Final = struct.Struct("<I")
 #: A frame larger than this is not ours (a full Sample of 256 agents has under 20 MB).

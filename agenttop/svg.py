@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from agenttop.snapshot import Snapshot
+from agenttop.model.snapshot import Snapshot
 from agenttop.store import Store
 
 if TYPE_CHECKING:

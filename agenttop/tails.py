@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.buckets import BUCKETS
+from agenttop.model.histogram_layout import BUCKETS
 from agenttop.stats.histogram import EDGES
 
 #: The slowest steps kept per agent (fewer each when there are many agents), and for how long, ns.

@@ -12,7 +12,7 @@ import numpy as np
 
 from agenttop.collectors.bpf.tracer import Thread as Measured
 from agenttop.linux import paths, process
-from agenttop.model import CpuCounters, Histogram, Sample
+from agenttop.model.sample import CpuCounters, Histogram, Sample
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.registry import Registry
 from agenttop.stats.histogram import Counts, empty, percentiles

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import msgspec
 
 from agenttop.history import COMPARED, Moment, cost, counts
-from agenttop.model import Command, Cost, Host, PolicyStatus, Sample
+from agenttop.model.sample import Command, Cost, Host, PolicyStatus, Sample
 from agenttop.schedule import LABELS, Label, Plan
 from agenttop.stats.before_after import Counts
 from agenttop.stats.histogram import empty

@@ -11,8 +11,8 @@ import msgspec
 from agenttop import headless
 from agenttop.effecttext import MEASURES, PERCENTILES, costs, interval, lacking, times
 from agenttop.errors import UserError
-from agenttop.model import Change, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Change, Sample
 from agenttop.schedule import MIN_ROUNDS, Plan
 from agenttop.store import Store
 from agenttop.text.figures import ascii_only, clean, measured

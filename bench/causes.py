@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.words import CAUSE_NAMES, CAUSES
+from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES
 from bench.observers import Adopt
 from bench.pingpong import compile_c, ping_pong
 from bench.processes import agenttop

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import subprocess
 
-from agenttop.model import Cost
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Cost
 from agenttop.schedule import Plan
 from agenttop.trial import AgentResult
 from agenttop.trialrun import delay_s, measure

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from agenttop.client import EngineClient
-from agenttop.model import Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Sample
 from bench.pingpong import compile_c
 from bench.processes import cpu_s, rss_mb
 from bench.report import Report

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from agenttop.model import AgentCounters, CauseCounters, Sample, Softnet
-from agenttop.words import CAUSES, DETAILS
+from agenttop.model.sample import AgentCounters, CauseCounters, Sample, Softnet
+from agenttop.model.vocabulary import CAUSES, DETAILS
 
 Tree = Any
 

@@ -17,7 +17,7 @@ from agenttop.breach import Ring
 from agenttop.flight import Flight
 from agenttop.history import attach
 from agenttop.jsonout import encode
-from agenttop.model import Command, Message, Sample
+from agenttop.model.sample import Command, Message, Sample
 from agenttop.plausible import Checker
 from agenttop.recording import MAX_DECODED, MAX_SAMPLE
 from agenttop.render.snapshot_text import Layout

@@ -18,8 +18,8 @@ from agenttop.condition import parse as condition
 from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.linux import process
-from agenttop.model import Command, Failure
-from agenttop.options import causes_of, count, number
+from agenttop.model.options import causes_of, count, number
+from agenttop.model.sample import Command, Failure
 from agenttop.patterns import Pattern
 from agenttop.policies import bundles, catalog
 from agenttop.programs import programs

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from agenttop.buckets import BUCKETS
 from agenttop.client import EngineClient
-from agenttop.model import Command, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.histogram_layout import BUCKETS
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, Sample
 from agenttop.stats.histogram import percentiles
 from bench.processes import agenttop
 from bench.report import Report

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Final
 
 from agenttop.client import EngineClient
-from agenttop.model import Command
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command
 from agenttop.policies import lock
 from agenttop.policies.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.knobs import KNOBS, Change

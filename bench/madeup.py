@@ -20,8 +20,8 @@ from agenttop.collectors.bpf import layout, tracer
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.rows import Rows
 from agenttop.collectors.bpf.tracer import Thread, Tracer
+from agenttop.model.vocabulary import MEASURES, SOFTIRQS
 from agenttop.stats.histogram import BUCKETS
-from agenttop.words import MEASURES, SOFTIRQS
 
 #: How the arrays are called in /proc/PID/smaps.
 NAME = "agenttop-made-up-maps"

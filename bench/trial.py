@@ -32,8 +32,8 @@ import numpy as np
 
 from agenttop.client import EngineClient
 from agenttop.history import COMPARED, Moment, counts
-from agenttop.model import Command, PolicyStatus
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, PolicyStatus
 from agenttop.schedule import Plan
 from agenttop.stats.before_after import Counts
 from agenttop.stats.permutation_test import Compared, Sides, compare

@@ -19,8 +19,8 @@ from contextlib import ExitStack
 from typing import Final
 
 from agenttop.client import EngineClient
-from agenttop.model import Budget, Command, PolicyStatus
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Budget, Command, PolicyStatus
 from bench.guard import Slowpath
 from bench.processes import agenttop, cpu_s
 from bench.report import Report

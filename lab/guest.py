@@ -44,8 +44,8 @@ from rig import (
 )
 
 from agenttop.client import EngineClient
-from agenttop.model import Command, DetailCounters, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, DetailCounters, Sample
 from agenttop.policies.knobs_sched import Attr
 from agenttop.text.cause_labels import label_text
 

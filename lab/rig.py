@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from agenttop.errors import UserError  # noqa: E402
 from agenttop.linux.cgroup_mounts import cgroup2_mount  # noqa: E402
-from agenttop.model import AgentCounters, PolicyStatus, Sample  # noqa: E402
+from agenttop.model.sample import AgentCounters, PolicyStatus, Sample  # noqa: E402
 from agenttop.policies.base import Agent, Cpu, Targets, Thread  # noqa: E402
 from agenttop.policies.manager import PolicyManager  # noqa: E402
 

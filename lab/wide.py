@@ -33,8 +33,8 @@ from rig import (
 
 from agenttop.client import EngineClient
 from agenttop.linux.files import parse_cpulist
-from agenttop.model import AgentCounters, Command, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import AgentCounters, Command, Sample
 from agenttop.schedule import Plan
 from agenttop.store import Store
 from agenttop.trial import Trial

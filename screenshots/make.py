@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agenttop.app import AgentTop
 from agenttop.client import EngineClient
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
 from agenttop.store import Store
 from agenttop.svg import picture
 from agenttop.view import ViewOptions

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from agenttop.client import EngineClient
-from agenttop.model import AgentCounters, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import AgentCounters, Sample
 from agenttop.store import Store
 
 PATIENCE_S = 60.0

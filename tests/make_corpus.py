@@ -22,7 +22,7 @@ from zlib import crc32
 
 import numpy as np
 
-from agenttop.model import (
+from agenttop.model.sample import (
     Budget,
     CauseCounters,
     CauseState,
@@ -36,12 +36,12 @@ from agenttop.model import (
     Sample,
     Softnet,
 )
+from agenttop.model.vocabulary import CAUSES, DETAILS, STEP_MEASURES
 from agenttop.recording import Writer
 from agenttop.schedule import Plan
 from agenttop.stats import histogram
 from agenttop.store import Store
 from agenttop.trial import Trial
-from agenttop.words import CAUSES, DETAILS, STEP_MEASURES
 from tests.corpus import (
     BOOT,
     EXPECTED,

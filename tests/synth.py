@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.model import (
+from agenttop.model.sample import (
     Activity,
     AgentCounters,
     CpuCounters,
@@ -31,8 +31,15 @@ from agenttop.model import (
     Sample,
     Trust,
 )
+from agenttop.model.vocabulary import (
+    COMPUTE_PARTS,
+    GATES,
+    MEASURES,
+    SLOWPATH_STAGES,
+    SOURCES,
+    STAGES,
+)
 from agenttop.stats import histogram
-from agenttop.words import COMPUTE_PARTS, GATES, MEASURES, SLOWPATH_STAGES, SOURCES, STAGES
 
 T = TypeVar("T")
 SECOND_NS: Final = 1_000_000_000

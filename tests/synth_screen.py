@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from agenttop.model import Command, Message
+from agenttop.model.sample import Command, Message
 from agenttop.store import Store
 from tests.synth import Synth
 

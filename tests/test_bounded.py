@@ -17,8 +17,8 @@ import pytest
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
 from agenttop.linux import memory_limit
+from agenttop.model.vocabulary import MEASURES, STAGES
 from agenttop.recording import MAGIC, Header, Writer
-from agenttop.words import MEASURES, STAGES
 from tests.synth import Synth
 
 Tree = dict[str, Any]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import DetailCounters
-from agenttop.words import CAUSES
+from agenttop.model.sample import DetailCounters
+from agenttop.model.vocabulary import CAUSES
 from agenttop.workloads.blockfile import BLOCK
 from agenttop.workloads.causes import READ_BYTES
 from tests.disks import DiskReads

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import CauseCounters
+from agenttop.model.histogram_layout import BUCKETS
+from agenttop.model.sample import CauseCounters
+from agenttop.model.vocabulary import STAGES
 from agenttop.stats.histogram import percentiles
-from agenttop.words import STAGES
 from agenttop.workloads.causes import MAKERS
 from tests.loops import loop, until
 from tests.tracing import LEVELS, caused, free_slot, load, run_loop

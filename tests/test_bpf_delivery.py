@@ -19,8 +19,8 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.causes_loader import tick_ns
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import DetailCounters
-from agenttop.words import CAUSES, DETAILS, SLOWPATH_STAGES
+from agenttop.model.sample import DetailCounters
+from agenttop.model.vocabulary import CAUSES, DETAILS, SLOWPATH_STAGES
 from tests.disks import DiskReads
 from tests.loops import PATIENCE_S, loop
 from tests.test_bpf_causes import observe

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import DetailCounters
-from agenttop.words import SLOWPATH_STAGES
+from agenttop.model.sample import DetailCounters
+from agenttop.model.vocabulary import SLOWPATH_STAGES
 from tests.burning import BURN_NS, at_packets, before_softirqs, before_work, between_hogs
 from tests.disks import DiskReads
 from tests.loops import PATIENCE_S

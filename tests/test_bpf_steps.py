@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.steps import Named
 from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.model.histogram_layout import BUCKETS
+from agenttop.model.vocabulary import STEP_MEASURES
 from agenttop.stats.histogram import percentiles
 from agenttop.step import CLASSES
-from agenttop.words import STEP_MEASURES
 from tests.tracing import VARIANTS, free_slot, load_variant, measured
 
 pytestmark = pytest.mark.bpf

@@ -11,7 +11,7 @@ import pytest
 
 from agenttop.collectors.bpf.ringops import OPERATIONS
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import DetailCounters
+from agenttop.model.sample import DetailCounters
 from agenttop.workloads import uring
 from tests.loops import loop
 from tests.test_bpf_causes import observe

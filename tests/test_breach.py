@@ -16,11 +16,11 @@ from agenttop import breach
 from agenttop.breach import APART_NS, MOST_DUMPS, Breach, Ring, Watcher
 from agenttop.condition import FIGURES, MEASURES, MOST_NS, Condition, limit, parse
 from agenttop.errors import UserError
-from agenttop.model import Command, Event, Sample
+from agenttop.model.sample import Command, Event, Sample
+from agenttop.model.snapshot import Agent
 from agenttop.perfetto import trace
 from agenttop.recording import Recording
 from agenttop.replaying import measured, still
-from agenttop.snapshot import Agent
 from agenttop.store import Store
 from tests.engines import needs_bpf
 from tests.loops import loop

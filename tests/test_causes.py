@@ -13,7 +13,8 @@ from agenttop.causetext import cause_lines, state_lines
 from agenttop.cli import main
 from agenttop.errors import UserError
 from agenttop.jsonout import encode
-from agenttop.model import (
+from agenttop.model.options import causes_of
+from agenttop.model.sample import (
     CauseCounters,
     CauseState,
     Command,
@@ -21,12 +22,11 @@ from agenttop.model import (
     Histogram,
     Sample,
 )
-from agenttop.options import causes_of
-from agenttop.snapshot import Snapshot
+from agenttop.model.snapshot import Snapshot
+from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 from agenttop.stats.histogram import bucket_of
 from agenttop.store import Store
 from agenttop.text.cause_labels import label_facts
-from agenttop.words import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 from tests.engines import engine, needs_bpf
 from tests.loops import loop
 from tests.synth import Synth

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import words
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.interrupts import Interrupts
 from agenttop.collectors.ksoftirqd import Ksoftirqd
@@ -29,7 +28,8 @@ from agenttop.linux import files
 from agenttop.linux import process as procinfo
 from agenttop.linux.descriptors import KEPT, SPARE, Budget
 from agenttop.linux.files import KeptFile, parse_cpulist
-from agenttop.model import Softnet
+from agenttop.model import vocabulary
+from agenttop.model.sample import Softnet
 from tests.trees import Tree
 from tests.trees.machine import C_STATES, Machine
 
@@ -53,8 +53,8 @@ def test_every_group_of_an_ordinary_machine(tree: Tree) -> None:
     assert {line: a.count for line, a in first.irqs.items()} == {"24": 100, "26": 102}
     assert {line: a.count for line, a in second.irqs.items()} == {"25": 101, "27": 103}
     assert second.vectors["local_timer"].count == 1001
-    assert set(second.vectors) <= set(words.VECTORS)
-    assert second.softirqs["NET_RX"].count == 11 * words.SOFTIRQS.index("NET_RX")
+    assert set(second.vectors) <= set(vocabulary.VECTORS)
+    assert second.softirqs["NET_RX"].count == 11 * vocabulary.SOFTIRQS.index("NET_RX")
     assert "HI" not in second.softirqs
     assert second.ksoftirqd_ns == 777
     assert first.ksoftirqd_ns is None

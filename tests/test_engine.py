@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from agenttop.errors import UserError
-from agenttop.model import AgentCounters, Command, Sample
-from agenttop.words import SLOWPATH_STAGES
+from agenttop.model.sample import AgentCounters, Command, Sample
+from agenttop.model.vocabulary import SLOWPATH_STAGES
 from tests.engines import agent, engine, needs_bpf
 from tests.loops import alive, loop, until
 from tests.policying import needs_root, needs_two_cpus

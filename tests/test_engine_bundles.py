@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import Command, PolicyStatus, Sample
+from agenttop.model.sample import Command, PolicyStatus, Sample
 from tests.engines import engine
 from tests.policying import needs_root, victims
 

@@ -19,8 +19,8 @@ from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.engine import SETTLED_S, Engine
-from agenttop.model import Command, CpuCounters, Histogram, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, CpuCounters, Histogram, Sample
 from agenttop.sampler import Sampler
 from tests.engines import agent, engine, needs_bpf
 from tests.loops import loop

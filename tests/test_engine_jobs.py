@@ -12,7 +12,7 @@ import pytest
 from agenttop.engine import Engine
 from agenttop.linux import slices
 from agenttop.linux.slices import Job
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
 from agenttop.policies.base import Targets
 from tests.trees import Tree
 from tests.trees.machine import Machine

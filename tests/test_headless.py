@@ -16,8 +16,8 @@ import pytest
 
 from agenttop import cli, headless
 from agenttop.errors import UserError
-from agenttop.model import Command, Failure, Message
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, Failure, Message
 from agenttop.recording import Recording, Writer
 from tests.synth import Synth
 

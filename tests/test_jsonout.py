@@ -12,9 +12,9 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from agenttop.jsonout import encode, schema
-from agenttop.snapshot import Snapshot
+from agenttop.model.snapshot import Snapshot
+from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
 from agenttop.store import Store
-from agenttop.words import SLOWPATH_STAGES, STAGES
 from tests.synth import Synth
 
 

@@ -11,7 +11,7 @@ import pytest
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.jsonout import encode
-from agenttop.model import Host, Sample
+from agenttop.model.sample import Host, Sample
 from agenttop.render.snapshot_text import report
 from agenttop.sampler import CPUS_A_SECOND
 from agenttop.store import Store

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from agenttop.jsonout import encode
-from agenttop.model import Histogram, MarkCounters, NamedCounters, Sample
+from agenttop.model.sample import Histogram, MarkCounters, NamedCounters, Sample
+from agenttop.model.snapshot import Agent, Snapshot
 from agenttop.named import MOST, OTHER
 from agenttop.render import snapshot_text
-from agenttop.snapshot import Agent, Snapshot
 from agenttop.stats.histogram import BUCKETS, EDGES
 from agenttop.store import Store
 from tests.synth import Synth

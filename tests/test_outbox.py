@@ -8,8 +8,8 @@ import time
 import pytest
 
 from agenttop.client import EngineClient
-from agenttop.model import Command, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, Sample
 from agenttop.outbox import Outbox
 from agenttop.stream import Decoder
 from tests.synth import Synth

@@ -14,10 +14,10 @@ from msgspec.structs import replace
 
 from agenttop import protobuf
 from agenttop.flight import Flight, Heat, Who
-from agenttop.model import Exemplar, Sample
+from agenttop.model.sample import Exemplar, Sample
+from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 from agenttop.perfetto import trace
 from agenttop.store import Store
-from agenttop.words import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 from tests.engines import needs_bpf
 from tests.loops import loop
 from tests.perfetto_read import Read, Slice, pb2, read

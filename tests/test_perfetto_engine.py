@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from agenttop.flight import Flight, Who
+from agenttop.model.vocabulary import STAGES
 from agenttop.perfetto import trace
-from agenttop.words import STAGES
 from tests.engines import needs_bpf
 from tests.loops import loop
 from tests.perfetto_engine import TraceProcessor, engine_folder

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.commands.apply import Budgets
-from agenttop.model import Budget, PolicyStatus
+from agenttop.model.sample import Budget, PolicyStatus
 from agenttop.policies.base import Agent, Targets
 from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
 from tests.engines import needs_bpf

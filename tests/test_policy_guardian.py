@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import Event
+from agenttop.model.sample import Event
 from agenttop.policies import undo
 from agenttop.policies.guardian import Guardian
 from agenttop.policies.journal import Journal, load

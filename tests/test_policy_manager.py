@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.errors import UserError
-from agenttop.model import Event, PolicyStatus
+from agenttop.model.sample import Event, PolicyStatus
 from agenttop.policies import lock
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.knobs import RESUME_LATENCY, cpu_set

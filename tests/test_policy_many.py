@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import Command, PolicyStatus, Sample
+from agenttop.model.sample import Command, PolicyStatus, Sample
 from agenttop.registry import MAX_PIDS
 from tests.engines import agent, engine, needs_bpf
 from tests.policying import machine_lock, needs_root

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agenttop.errors import UserError
-from agenttop.model import PolicyStatus
+from agenttop.model.sample import PolicyStatus
 from agenttop.policies.base import Agent, Targets, Thread
 from agenttop.policies.home import Home
 from agenttop.policies.knobs import KNOBS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import Command
+from agenttop.model.sample import Command
 from tests.engines import engine
 from tests.policying import machine_lock, needs_root
 from tests.test_policy_keep import PRESSURE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import PolicyStatus
+from agenttop.model.sample import PolicyStatus
 from agenttop.policies.base import Settings, Targets
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.steer import Params, Steer

@@ -12,8 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
 from agenttop.policies.catalog import POLICIES
-from agenttop.words import SLOWPATH_STAGES, STAGES
 from tests.engines import needs_bpf
 from tests.loops import loop
 

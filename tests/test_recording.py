@@ -20,7 +20,7 @@ from agenttop import cli, plausible, recording
 from agenttop.caused import ANNEXES
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
-from agenttop.model import (
+from agenttop.model.sample import (
     Activity,
     AgentCounters,
     CauseCounters,

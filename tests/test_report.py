@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agenttop import cli
-from agenttop.buckets import LAST_NS
 from agenttop.derive import Named
 from agenttop.jsonout import schema
-from agenttop.model import Budget, Command, Sample
+from agenttop.model.histogram_layout import LAST_NS
+from agenttop.model.sample import Budget, Command, Sample
+from agenttop.model.vocabulary import STAGES
 from agenttop.replaying import still
 from agenttop.report import blocks as cutting
 from agenttop.report.blocks import Blocks
@@ -31,7 +32,6 @@ from agenttop.report.pages import html, markdown, plots, text
 from agenttop.report.questions import QUESTIONS
 from agenttop.report.wording import said
 from agenttop.stats.histogram import BUCKETS, bucket_of
-from agenttop.words import STAGES
 from tests.synth import PROFILES, Synth, replace
 from tests.test_recording import framed, written
 

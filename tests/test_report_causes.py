@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import CauseCounters, CauseState, DetailCounters, Sample
+from agenttop.model.sample import CauseCounters, CauseState, DetailCounters, Sample
 from agenttop.report.build import build
 from tests.synth import Synth
 from tests.test_recording import read, written

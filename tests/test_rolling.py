@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.model import Histogram
+from agenttop.model.sample import Histogram
 from agenttop.rolling import BLOCK, Cumulative, Figures, Ints, estimated, unpack
 from agenttop.rolling import figures as of_cells
 from agenttop.stats import histogram

@@ -14,7 +14,7 @@ from textual.binding import Binding
 from textual.geometry import Size
 
 from agenttop.config import output_file
-from agenttop.model import Command, Failure
+from agenttop.model.sample import Command, Failure
 from agenttop.screens.driver import ThriftyFile
 from agenttop.screens.frames import FrameSaver
 from agenttop.screens.keys import BINDINGS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agenttop.model import CauseState, Sample
+from agenttop.model.sample import CauseState, Sample
+from agenttop.model.vocabulary import CAUSES
 from agenttop.screens.popup import Popup
-from agenttop.words import CAUSES
 from tests.screen_rig import Rig, rig
 from tests.test_causes import labelled, with_causes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agenttop.model import Histogram, NamedCounters, Sample
+from agenttop.model.sample import Histogram, NamedCounters, Sample
 from tests.screen_rig import rig
 from tests.synth import Synth
 

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from agenttop.model import Activity, CpuCounters, Sample
+from agenttop.model.sample import Activity, CpuCounters, Sample
 from agenttop.screens.heat import KEPT, HeatHistory
 from agenttop.screens.layout import LEAST, PANELS, plan
 from agenttop.widgets.paint import Line, bar, blocks, fitted, heat, to_ascii

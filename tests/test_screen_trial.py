@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import Command
+from agenttop.model.sample import Command
 from agenttop.screens.popup import Popup
 from tests.screen_rig import Rig, rig
 

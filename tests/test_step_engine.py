@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.collectors.bpf import layout
-from agenttop.model import Sample
+from agenttop.model.sample import Sample
 from agenttop.registry import OPT_IN_SLOTS
 from tests.engines import Engine, agent, engine, needs_bpf
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop.buckets import LAST_NS
-from agenttop.model import (
+from agenttop.model.histogram_layout import LAST_NS
+from agenttop.model.sample import (
     AgentCounters,
     Exemplar,
     Histogram,
@@ -23,12 +23,12 @@ from agenttop.model import (
     Sample,
     Trust,
 )
+from agenttop.model.snapshot import Agent, Snapshot
+from agenttop.model.vocabulary import MEASURES, SLOWPATH_STAGES, STAGES
 from agenttop.render.snapshot_text import report
-from agenttop.snapshot import Agent, Snapshot
 from agenttop.stats import histogram
 from agenttop.store import EXEMPLARS, MAX_GONE, Store
 from agenttop.widgets.header import trust_pieces
-from agenttop.words import MEASURES, SLOWPATH_STAGES, STAGES
 from tests.synth import SECOND_NS, Synth, pack
 
 HOST = Host("h", "6.18", 2, "full", "tp_btf", idle_states=[IdleState("POLL", 0, 0)])

@@ -10,7 +10,7 @@ import pytest
 
 from agenttop import targets as module
 from agenttop.collectors.bpf.tracer import Thread
-from agenttop.model import Sample
+from agenttop.model.sample import Sample
 from agenttop.targets import LOADS, EngineTargets
 
 SECOND = 1_000_000_000

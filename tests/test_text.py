@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from agenttop.columns import COLUMNS, chosen, needed, ordered, sort_key
 from agenttop.errors import UserError
+from agenttop.model.snapshot import Snapshot
 from agenttop.render.snapshot_text import Layout, report
-from agenttop.snapshot import Snapshot
 from agenttop.store import Store
 from agenttop.text.figures import cells
 from tests.synth import PROFILES, Synth

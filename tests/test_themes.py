@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agenttop.config import theme_file
 from agenttop.errors import UserError
-from agenttop.words import STAGES
+from agenttop.model.vocabulary import STAGES
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from agenttop.collectors.energy import Energy
 from agenttop.history import SETTLE_NS, History, attach, blocks, counts, deeper
-from agenttop.model import Budget, Command, Effect, Host, IdleState
+from agenttop.model.sample import Budget, Command, Effect, Host, IdleState
 from agenttop.power import power
 from agenttop.schedule import LABELS, MIN_ROUNDS, Plan
 from agenttop.store import Store

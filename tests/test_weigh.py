@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.errors import UserError
-from agenttop.model import Sample
+from agenttop.model.sample import Sample
 from agenttop.recording import MAGIC, MAX_DECODED, MAX_SAMPLE, Header, Recording
 from agenttop.weigh import MalformedError, Scale, TooHeavyError
 from tests.synth import Synth

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.model import Budget, Command, PolicyStatus, Sample
+from agenttop.model.sample import Budget, Command, PolicyStatus, Sample
 from agenttop.policies import lock
 from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
 from tests.engines import Engine, engine, needs_bpf

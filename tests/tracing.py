@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.model import CauseCounters, DetailCounters
+from agenttop.model.histogram_layout import BUCKETS
+from agenttop.model.sample import CauseCounters, DetailCounters
+from agenttop.model.vocabulary import GATES, MEASURES, STAGES
 from agenttop.stats.histogram import percentiles
-from agenttop.words import GATES, MEASURES, STAGES
 from tests.loops import loop
 
 _slots = itertools.count(1)

@@ -6,7 +6,7 @@ from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.linux import paths
 from agenttop.linux.files import read_text
 from agenttop.linux.process import printable
-from agenttop.model import Host, Level, Mode
+from agenttop.model.sample import Host, Level, Mode
 
 
 def host(

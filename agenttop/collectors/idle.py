@@ -10,7 +10,7 @@ import os
 from agenttop.linux import paths
 from agenttop.linux.files import KeptFile, read_number, read_text
 from agenttop.linux.process import printable
-from agenttop.model import IdleCounters, IdleState
+from agenttop.model.sample import IdleCounters, IdleState
 
 #: After how many reads CPUs without idle states are looked at again (a driver may be loaded).
 _RETRY = 10

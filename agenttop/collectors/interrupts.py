@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from agenttop.linux import paths
 from agenttop.linux.files import KeptFile
 from agenttop.linux.process import printable, text
-from agenttop.model import Activity
+from agenttop.model.sample import Activity
 
 #: Labels of arch/x86/kernel/irq.c -> words.VECTORS. CAL counts both kinds of function call.
 _LABELS: Final = {

@@ -15,7 +15,7 @@ from agenttop.collectors.softirqs import Softirqs
 from agenttop.collectors.softnet import SoftnetStat
 from agenttop.collectors.stat import Stat
 from agenttop.collectors.topology import Topology
-from agenttop.model import CpuCounters
+from agenttop.model.sample import CpuCounters
 
 #: What can be left out because something better measures it.
 GROUPS: Final = frozenset({"irq", "softirq", "idle", "freq", "ksoftirqd"})

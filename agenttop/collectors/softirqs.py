@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from agenttop.linux import paths
 from agenttop.linux.files import KeptFile
-from agenttop.model import Activity
-from agenttop.words import SOFTIRQS
+from agenttop.model.sample import Activity
+from agenttop.model.vocabulary import SOFTIRQS
 
 
 class Softirqs:

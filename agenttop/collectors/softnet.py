@@ -12,7 +12,7 @@ from typing import Final
 
 from agenttop.linux import paths
 from agenttop.linux.files import KeptFile
-from agenttop.model import Softnet
+from agenttop.model.sample import Softnet
 
 _CPU: Final = 12
 _MODULUS: Final = 1 << 32

@@ -12,8 +12,8 @@ from typing import Final
 from agenttop.commands.look import Look, looking
 from agenttop.errors import UserError
 from agenttop.linux import signals
-from agenttop.model import Budget, Event
-from agenttop.options import number
+from agenttop.model.options import number
+from agenttop.model.sample import Budget, Event
 from agenttop.policies import bundles
 from agenttop.policies.asked import left_out
 from agenttop.policies.base import Targets

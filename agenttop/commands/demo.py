@@ -14,16 +14,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agenttop import headless, options
+from agenttop import headless
 from agenttop.columns import sort_help
 from agenttop.commands import live
 from agenttop.commands.snapshot import FORMATS, Wanted, measure
 from agenttop.config import output_file
 from agenttop.errors import UserError
-from agenttop.options import EngineOptions
+from agenttop.model import options
+from agenttop.model.options import EngineOptions
+from agenttop.model.vocabulary import LEVELS
 from agenttop.text.figures import clean
 from agenttop.view import ViewOptions
-from agenttop.words import LEVELS
 from agenttop.workloads.demo import LIMIT_S, SIZES, Demo
 
 #: Without a terminal.

@@ -12,7 +12,7 @@ import argparse
 import json
 
 from agenttop.errors import UserError
-from agenttop.options import count, number
+from agenttop.model.options import count, number
 from agenttop.workloads.causes import ASIDE, MAKERS, READS
 from agenttop.workloads.gates import PACED, SOURCES, TABLE, Plan
 from agenttop.workloads.loop import MAX_STEPS, Settings

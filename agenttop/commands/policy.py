@@ -14,7 +14,7 @@ import msgspec
 from agenttop.commands import apply, held, trial
 from agenttop.commands.look import looking
 from agenttop.errors import UserError
-from agenttop.options import add_agents, add_policy_settings
+from agenttop.model.options import add_agents, add_policy_settings
 from agenttop.policies import bundles, catalog
 from agenttop.policies.asked import states
 from agenttop.policies.catalog import parse_set

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from agenttop import breach, headless, options
+from agenttop import breach, headless
 from agenttop.errors import UserError
 from agenttop.linux import signals
+from agenttop.model import options
 from agenttop.recording import Writer, create
 from agenttop.report import switching
 from agenttop.report.switching import Switching

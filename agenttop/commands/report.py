@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agenttop import headless, options
+from agenttop import headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
+from agenttop.model import options
 from agenttop.report import switching
 from agenttop.report.switching import Switching
 

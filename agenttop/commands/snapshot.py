@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-from agenttop import breach, headless, options
+from agenttop import breach, headless
 from agenttop.columns import sort_help, sort_key
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
-from agenttop.options import EngineOptions
+from agenttop.model import options
+from agenttop.model.options import EngineOptions
+from agenttop.model.snapshot import Snapshot
 from agenttop.render.snapshot_text import Layout, report, terminal_width
-from agenttop.snapshot import Snapshot
 from agenttop.store import Store
 
 EPILOG = "Percentiles are over the time measured (--for), not over a rolling window."

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from agenttop import headless, options
+from agenttop import headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.flight import Flight
-from agenttop.model import Host, Sample
+from agenttop.model import options
+from agenttop.model.sample import Host, Sample
 from agenttop.perfetto import trace
 from agenttop.store import Store
 from agenttop.text.figures import clean, count

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from agenttop import options
+from agenttop.model import options
 from agenttop.schedule import BLOCK_S, MIN_ROUNDS, ROUNDS, SETTLE_S, Plan
 
 

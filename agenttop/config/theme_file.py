@@ -22,7 +22,7 @@ from agenttop.config import yaml_document
 from agenttop.config.yaml_document import Document
 from agenttop.errors import UserError
 from agenttop.linux import paths
-from agenttop.words import STAGES
+from agenttop.model.vocabulary import STAGES
 
 DEFAULT: Final = "dark"
 #: The ones that come with the program, in the order in which the t key walks them.

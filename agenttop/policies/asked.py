@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from agenttop.errors import UserError
 from agenttop.linux.capabilities import why_no_bpf
-from agenttop.model import PolicyStatus
+from agenttop.model.sample import PolicyStatus
 from agenttop.policies import bundles
 from agenttop.policies.catalog import Settings
 from agenttop.policies.manager import PolicyManager

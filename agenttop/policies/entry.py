@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from agenttop.model import Event, PolicyStatus
+from agenttop.model.sample import Event, PolicyStatus
 from agenttop.policies import machine
 from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Targets
 from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from agenttop.errors import UserError
 from agenttop.linux import paths
 from agenttop.linux.slices import Job, Jobs
-from agenttop.model import Event, PolicyStatus
+from agenttop.model.sample import Event, PolicyStatus
 from agenttop.policies import catalog, lock, machine
 from agenttop.policies.base import Change, Key, Looking, Settings, Targets
 from agenttop.policies.entry import Entry, PlanError, event, reason_of, refusals

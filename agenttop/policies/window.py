@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import msgspec
 
 from agenttop.linux.process import printable
-from agenttop.model import Budget, Event
+from agenttop.model.sample import Budget, Event
 from agenttop.policies.base import Agent, Key, Settings, Targets
 from agenttop.policies.idle_limits import Closed, IdleLimits, closes, why_not
 from agenttop.policies.knobs import format_cpus

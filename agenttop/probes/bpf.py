@@ -18,8 +18,8 @@ from agenttop.collectors.freq import no_frequency
 from agenttop.doctor import Item
 from agenttop.linux import paths
 from agenttop.linux.process import printable, read_file
+from agenttop.model.vocabulary import CAUSES
 from agenttop.probes.system import capabilities
-from agenttop.words import CAUSES
 
 _PACKAGES: Final = (
     ({"debian", "ubuntu"}, "apt install python3-bpfcc"),

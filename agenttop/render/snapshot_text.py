@@ -21,8 +21,9 @@ from agenttop.columns import (
     needed,
     ordered,
 )
-from agenttop.model import Exemplar
-from agenttop.snapshot import Agent, Cpu, Load, Snapshot, Stat
+from agenttop.model.sample import Exemplar
+from agenttop.model.snapshot import Agent, Cpu, Load, Snapshot, Stat
+from agenttop.model.vocabulary import OVERFLOW, SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 from agenttop.text.figures import (
     NA,
     ascii_only,
@@ -36,7 +37,6 @@ from agenttop.text.figures import (
     percent,
     rate,
 )
-from agenttop.words import OVERFLOW, SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 
 #: Narrower than this nothing can be told.
 LEAST_WIDTH: Final = 40

@@ -19,7 +19,7 @@ import numpy as np
 from agenttop.caused import Caused
 from agenttop.derive import losses, lost
 from agenttop.history import SETTLE_NS
-from agenttop.model import (
+from agenttop.model.sample import (
     AgentCounters,
     Budget,
     CpuCounters,
@@ -28,11 +28,11 @@ from agenttop.model import (
     PolicyStatus,
     Sample,
 )
+from agenttop.model.vocabulary import MEASURES, SOFTIRQS
 from agenttop.rolling import BLOCK, Ints, Label, Tick
 from agenttop.stats.histogram import BUCKETS
 from agenttop.stats.sparse_counts import Cells
 from agenttop.store import Store
-from agenttop.words import MEASURES, SOFTIRQS
 
 #: A block has this length at first, ns; with more blocks than MOST it is doubled.
 FIRST_NS: Final = 1_000_000_000

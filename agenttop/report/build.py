@@ -9,13 +9,13 @@ import msgspec
 from agenttop import __version__
 from agenttop.derive import Named
 from agenttop.errors import UserError
+from agenttop.model.vocabulary import MEASURES
 from agenttop.report import model
 from agenttop.report.blocks import Blocks
 from agenttop.report.data import Data
 from agenttop.report.questions import QUESTIONS
 from agenttop.stats.before_after import point
 from agenttop.text.figures import clean_all
-from agenttop.words import MEASURES
 
 #: Agents that are named.
 MOST_AGENTS: Final = 64

@@ -10,12 +10,12 @@ import numpy as np
 
 from agenttop.caused import known_fields
 from agenttop.derive import SCALARS, Named
-from agenttop.model import DetailCounters, Host, Sample
+from agenttop.model.sample import DetailCounters, Host, Sample
+from agenttop.model.vocabulary import DETAILS, MEASURES
 from agenttop.report.blocks import CAUSE_FIELDS, Block, Known
 from agenttop.rolling import Ints, Label
 from agenttop.stats.histogram import BUCKETS
 from agenttop.text.cause_labels import label_text
-from agenttop.words import DETAILS, MEASURES
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agenttop.buckets import LAST_NS
+from agenttop.model.histogram_layout import LAST_NS
 from agenttop.report.model import Figure, Unit
 from agenttop.rolling import Ints, estimated
 from agenttop.stats.before_after import (

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.model import Command, Sample
-from agenttop.options import EngineOptions
+from agenttop.model.options import EngineOptions
+from agenttop.model.sample import Command, Sample
 from agenttop.schedule import BLOCK_S, SETTLE_S, Plan
 from agenttop.store import Store
 from agenttop.text.figures import clean

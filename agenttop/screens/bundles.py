@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.model import PolicyStatus
+from agenttop.model.sample import PolicyStatus
 from agenttop.policies.bundles import Bundle
 from agenttop.screens.state import View
 from agenttop.text.figures import clean

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from agenttop.causetext import rest_of
+from agenttop.model.snapshot import Cause, CauseLabel
+from agenttop.model.vocabulary import CAUSES
 from agenttop.screens.state import View
-from agenttop.snapshot import Cause, CauseLabel
 from agenttop.text.figures import NA, clean, count, duration, measured, percent
 from agenttop.widgets.paint import Line, Row
-from agenttop.words import CAUSES
 
 #: The choices: what the engine is asked for, and what it means.
 CHOICES: Final = (

@@ -12,7 +12,7 @@ from agenttop.effecttext import (
     lacking,
     times,
 )
-from agenttop.model import Change, Cost, Effect
+from agenttop.model.sample import Change, Cost, Effect
 from agenttop.schedule import MIN_ROUNDS
 from agenttop.stats.permutation_test import Compared
 from agenttop.text.figures import clean, measured

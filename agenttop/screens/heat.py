@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from agenttop.model import CpuCounters, Sample
+from agenttop.model.sample import CpuCounters, Sample
 
 #: Samples that are kept.
 KEPT: Final = 120

@@ -16,7 +16,9 @@ from textual.widget import Widget
 
 from agenttop.columns import COLUMNS
 from agenttop.errors import UserError
-from agenttop.model import Command, Sample
+from agenttop.model.sample import Command, Sample
+from agenttop.model.snapshot import Snapshot
+from agenttop.model.vocabulary import STAGES
 from agenttop.policies.bundles import load_all
 from agenttop.screens import bundles, causes, sheets, switching
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
@@ -24,7 +26,6 @@ from agenttop.screens.layout import LEAST, PANELS, Plan, plan
 from agenttop.screens.popup import Popup
 from agenttop.screens.state import View, matches
 from agenttop.screens.trials import refusal
-from agenttop.snapshot import Snapshot
 from agenttop.text.figures import clean
 from agenttop.widgets.agents import Agents
 from agenttop.widgets.chain import Chain
@@ -36,7 +37,6 @@ from agenttop.widgets.panel import Panel
 from agenttop.widgets.policies import Policies
 from agenttop.widgets.slowest import Slowest
 from agenttop.widgets.trend import Trend
-from agenttop.words import STAGES
 
 #: Keys after which letters are text.
 _ASKING = {"slash": "search", "backslash": "filter", "f4": "filter"}

@@ -6,16 +6,16 @@ import textwrap
 from collections.abc import Iterable
 
 from agenttop.columns import COLUMNS
-from agenttop.model import PolicyStatus
+from agenttop.model.sample import PolicyStatus
+from agenttop.model.snapshot import Agent, Stat
+from agenttop.model.vocabulary import COMPUTE_PARTS, STAGE_TARGETS_NS, STAGES
 from agenttop.screens.effects import effect_rows, trial_rows
 from agenttop.screens.keys import BINDINGS, RESERVED, shown
 from agenttop.screens.state import View
-from agenttop.snapshot import Agent, Stat
 from agenttop.text.ages import ago
 from agenttop.text.figures import NA, clean, count, duration, measured, percent, rate
 from agenttop.widgets.paint import Line, Row
 from agenttop.widgets.policies import STATES
-from agenttop.words import COMPUTE_PARTS, STAGE_TARGETS_NS, STAGES
 
 _WORDS = (
     ("step", "from one gate entry that blocked to the next of the same thread"),

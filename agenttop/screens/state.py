@@ -9,13 +9,13 @@ from typing import Final, NamedTuple, Protocol
 
 from agenttop.columns import named_rows, ordered
 from agenttop.history import History
-from agenttop.model import Effect, Event, Exemplar, Host, PolicyStatus, Sample
+from agenttop.model.sample import Effect, Event, Exemplar, Host, PolicyStatus, Sample
+from agenttop.model.snapshot import Agent, Cpu, Snapshot
+from agenttop.model.vocabulary import TARGETS_NS
 from agenttop.screens.trials import Trials
-from agenttop.snapshot import Agent, Cpu, Snapshot
 from agenttop.store import Marker, TrendPoint
 from agenttop.view import ViewOptions
 from agenttop.widgets.paint import Palette
-from agenttop.words import TARGETS_NS
 
 #: The slowpath may take what its stages may take together.
 SLOWPATH_TARGET_NS: Final = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agenttop.model import Command, PolicyStatus
+from agenttop.model.sample import Command, PolicyStatus
 from agenttop.policies.bundles import Bundle
 from agenttop.screens.bundles import available, is_on
 from agenttop.screens.state import View

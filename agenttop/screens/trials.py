@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from agenttop.effecttext import Measures, direction, headline, times
 from agenttop.history import History
-from agenttop.model import Command, Effect, Host, PolicyStatus, Sample
+from agenttop.model.sample import Command, Effect, Host, PolicyStatus, Sample
+from agenttop.model.snapshot import Agent
 from agenttop.schedule import Plan
-from agenttop.snapshot import Agent
 from agenttop.text.figures import clean
 from agenttop.trial import Result, Trial
 

@@ -24,8 +24,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.buckets import LAST_NS
-from agenttop.model import Change
+from agenttop.model.histogram_layout import LAST_NS
+from agenttop.model.sample import Change
 from agenttop.stats.histogram import EDGES
 
 Counts = NDArray[np.int64]

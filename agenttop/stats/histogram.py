@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS, SUB_BUCKETS
+from agenttop.model.histogram_layout import BUCKETS, MAX_EXPONENT, SUB_BITS, SUB_BUCKETS
 
 __all__ = ["BUCKETS", "EDGES", "MAX_VALUE_NS", "Counts", "bucket_of", "empty", "lower_edge"]
 __all__ += ["maximum", "percentiles", "record"]

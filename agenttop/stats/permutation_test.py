@@ -23,7 +23,7 @@ from typing import Final, Literal, TypeVar
 
 import numpy as np
 
-from agenttop.model import Change
+from agenttop.model.sample import Change
 from agenttop.schedule import MIN_ROUNDS
 from agenttop.stats.before_after import (
     ENOUGH,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Any, Final
 
-from agenttop.buckets import LAST_NS
+from agenttop.model.histogram_layout import LAST_NS
 
 NA: Final = "N/A"
 #: What a character that must not be printed becomes.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.snapshot import Agent, Stat
+from agenttop.model.snapshot import Agent, Stat
+from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 from agenttop.text.figures import NA, clean, duration, measured, percent
 from agenttop.widgets.paint import Line, Row, Span, bar
 from agenttop.widgets.panel import Panel
-from agenttop.words import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 
 #: What each stage is, in a line.
 MEANINGS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.snapshot import Cpu, Load
+from agenttop.model.snapshot import Cpu, Load
 from agenttop.text.figures import NA, clean, duration, frequency, percent, rate
 from agenttop.widgets.paint import BLOCKS, Line, Row, Span, blocks, heat
 from agenttop.widgets.panel import Panel, window

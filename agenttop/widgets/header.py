@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from agenttop.model import Host
-from agenttop.snapshot import TrustLine
+from agenttop.model.sample import Host
+from agenttop.model.snapshot import TrustLine
+from agenttop.model.vocabulary import OVERFLOW
 from agenttop.text.ages import ago
 from agenttop.text.figures import NA, clean, percent, rate
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
-from agenttop.words import OVERFLOW
 
 #: A piece of the trust line, with how early it is given up when room is short (0: never).
 Piece = tuple[int, list[Span]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from agenttop.model import PolicyStatus
+from agenttop.model.sample import PolicyStatus
 from agenttop.screens.effects import panel_rows
 from agenttop.screens.trials import row_text, shown
 from agenttop.text.ages import roughly

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.model import Exemplar
+from agenttop.model.sample import Exemplar
+from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
 from agenttop.text.ages import ago
 from agenttop.text.figures import clean, duration, percent
 from agenttop.widgets.paint import Line, Row, Span, blocks
 from agenttop.widgets.panel import Panel, window
-from agenttop.words import SLOWPATH_STAGES, STAGES
 
 _SHORT = {"idle_exit": "idle", "softirq": "softirq", "return": "ret"}
 

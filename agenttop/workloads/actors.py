@@ -111,7 +111,7 @@ def _offset(index: BlockFile, chance: random.Random) -> int:
 
 
 def _by_pread(index: BlockFile, chance: random.Random, pause: int) -> None:
-    # Its pauses are reads of a timer: a sleep would make that its only gate (agenttop.words).
+    # Its pauses are reads of a timer: a sleep would make that its only gate (agenttop.model.vocabulary).
     timer = system.timerfd_create()
     while True:
         for _ in range(8):

@@ -1,7 +1,7 @@
 """Which gate can wait for which source, and the three calls of a step made of both.
 
 epoll, sleep, io_uring and poll are loop gates, read and wait are gates that
-end a step only if they slept (agenttop.words).
+end a step only if they slept (agenttop.model.vocabulary).
 """
 
 from __future__ import annotations

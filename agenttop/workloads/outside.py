@@ -33,7 +33,7 @@ def start_outside(command: list[str], fds: Sequence[int]) -> int:
 
     The command gets one more argument: a descriptor that it closes when it is
     ready. Waiting is a plain read: a sleep or a poll would tell agenttop that
-    this thread's gates are of that kind (agenttop.words). Call it while the
+    this thread's gates are of that kind (agenttop.model.vocabulary). Call it while the
     process has one thread. Raises UserError.
     """
     report, reply = os.pipe()

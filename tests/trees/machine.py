@@ -6,7 +6,7 @@ import itertools
 import shutil
 from dataclasses import dataclass, field
 
-from agenttop.words import SOFTIRQS
+from agenttop.model.vocabulary import SOFTIRQS
 from tests.trees import Tree
 
 #: name, latency us, residency us.

@@ -31,8 +31,8 @@ from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.freq import no_frequency
 from agenttop.linux import descriptors
 from agenttop.linux.files import parse_cpulist, read_text
-from agenttop.model import CAUSES_LOADING, CauseState
-from agenttop.words import CAUSE_NAMES, CAUSES
+from agenttop.model.sample import CAUSES_LOADING, CauseState
+from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES
 
 #: Programs that begin causes are attached behind those that end them; and cause_run behind
 #: cause_switch.

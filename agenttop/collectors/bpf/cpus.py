@@ -8,8 +8,8 @@ from typing import Final
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Record, Tracer
 from agenttop.collectors.procfs import ProcfsCpus
-from agenttop.model import Activity, CpuCounters, IdleCounters
-from agenttop.words import SOFTIRQS, VECTORS
+from agenttop.model.sample import Activity, CpuCounters, IdleCounters
+from agenttop.model.vocabulary import SOFTIRQS, VECTORS
 
 #: Groups of procfs that the programs measure better.
 REPLACED: Final = frozenset({"softirq"})

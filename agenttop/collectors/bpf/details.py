@@ -23,8 +23,8 @@ from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.ringops import OPERATIONS, UNKNOWN
 from agenttop.collectors.bpf.symbols import Symbols
 from agenttop.linux.process import printable
-from agenttop.model import DetailCounters
-from agenttop.words import CAUSE_NAMES, DETAILS, SOFTIRQS, VECTORS
+from agenttop.model.sample import DetailCounters
+from agenttop.model.vocabulary import CAUSE_NAMES, DETAILS, SOFTIRQS, VECTORS
 
 _KEY: Final = layout.dtype(layout.DETAIL_KEY_FIELDS)
 _VALUE: Final = layout.dtype(layout.DETAIL_FIELDS)

@@ -9,18 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from agenttop.buckets import BUCKETS, MAX_EXPONENT, SUB_BITS
-from agenttop.step import (
-    CLASS_MASK,
-    CLASSES,
-    CONTEXT_BYTES,
-    NAME_BYTES,
-    PAUSE,
-    RESUME,
-    URING,
-    URING_MAGIC,
-)
-from agenttop.words import (
+from agenttop.model.histogram_layout import BUCKETS, MAX_EXPONENT, SUB_BITS
+from agenttop.model.vocabulary import (
     CAUSE_NAMES,
     CAUSES,
     COMPUTE_PARTS,
@@ -34,6 +24,16 @@ from agenttop.words import (
     STEP_MEASURES,
     VECTORS,
     Cause,
+)
+from agenttop.step import (
+    CLASS_MASK,
+    CLASSES,
+    CONTEXT_BYTES,
+    NAME_BYTES,
+    PAUSE,
+    RESUME,
+    URING,
+    URING_MAGIC,
 )
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from agenttop.collectors.bpf.mapped import mapped
 from agenttop.collectors.idle import Idle
 from agenttop.linux import paths
 from agenttop.linux.files import read_number
-from agenttop.model import IdleState
+from agenttop.model.sample import IdleState
 
 _POWER: Final = layout.dtype(layout.POWER_FIELDS)
 

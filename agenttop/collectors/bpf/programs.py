@@ -11,8 +11,8 @@ from typing import Final, Literal
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.btf import Btf
 from agenttop.collectors.bpf.cpurows import CpuRows
+from agenttop.model.vocabulary import GATES
 from agenttop.step import MARKER
-from agenttop.words import GATES
 
 SOURCES: Final = (
     "maps.bpf.c",

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.mapped import mapped
-from agenttop.model import Histogram
-from agenttop.words import STEP_MEASURES
+from agenttop.model.histogram_layout import BUCKETS
+from agenttop.model.sample import Histogram
+from agenttop.model.vocabulary import STEP_MEASURES
 
 _MARKS: Final = layout.dtype(layout.MARKS_FIELDS)
 _KEPT: Final = layout.dtype(layout.KEPT_FIELDS)

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.buckets import BUCKETS
 from agenttop.collectors.bpf import kernel, layout
 from agenttop.collectors.bpf.causes import Causes
 from agenttop.collectors.bpf.details import Details
@@ -29,8 +28,9 @@ from agenttop.collectors.bpf.rows import Rows
 from agenttop.collectors.bpf.steps import Steps
 from agenttop.collectors.bpf.windows import Windows
 from agenttop.linux.process import is_ending, program_threads
-from agenttop.model import CauseCounters, Histogram
-from agenttop.words import CAUSE_NAMES, MEASURES, SOFTIRQS, STAGES
+from agenttop.model.histogram_layout import BUCKETS
+from agenttop.model.sample import CauseCounters, Histogram
+from agenttop.model.vocabulary import CAUSE_NAMES, MEASURES, SOFTIRQS, STAGES
 
 _ROW: Final = layout.dtype(layout.ROW_FIELDS)
 _CAUSE_ROW: Final = layout.dtype(layout.CAUSE_ROW_FIELDS)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agenttop.model.vocabulary import SLOWPATH_STAGES
 from agenttop.report.blocks import BUDGET_FIELDS, Block
 from agenttop.report.data import Data
 from agenttop.report.estimate import number, quotient
@@ -20,7 +21,6 @@ from agenttop.report.questions.common import (
 )
 from agenttop.report.wording import plural, said
 from agenttop.rolling import Ints
-from agenttop.words import SLOWPATH_STAGES
 
 KEY = "budget"
 QUESTION = "What does the window's budget cost an abuser and a well-behaved agent?"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agenttop.derive import Named
+from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
 from agenttop.report.data import Data
 from agenttop.report.model import Answer, Figure, Part, Row, Table, Whole
-from agenttop.words import SLOWPATH_STAGES, STAGES
 
 #: Agents that get a row of their own.
 MOST_ROWS: Final = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.derive import Named
+from agenttop.model.vocabulary import SLOWPATH_STAGES, SOFTIRQS, SOURCES
 from agenttop.report.blocks import WAKERS
 from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
@@ -30,7 +31,6 @@ from agenttop.report.questions.common import (
     whole,
 )
 from agenttop.report.wording import said, value
-from agenttop.words import SLOWPATH_STAGES, SOFTIRQS, SOURCES
 
 KEY = "deferred"
 QUESTION = "How much is deferred completion (softirqs, kernel workers, timers)?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.derive import Named
+from agenttop.model.vocabulary import DETAILS, SLOWPATH_STAGES
 from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
 from agenttop.report.model import Answer, Figure, Row, Table
@@ -21,7 +22,6 @@ from agenttop.report.questions.common import (
     tail_steps,
 )
 from agenttop.report.wording import said, value
-from agenttop.words import DETAILS, SLOWPATH_STAGES
 
 KEY = "idle_exit"
 QUESTION = "What does waking an idle CPU cost a step?"

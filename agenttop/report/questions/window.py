@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agenttop.effecttext import lacking
+from agenttop.model.vocabulary import MEASURES
 from agenttop.power import power
 from agenttop.report.blocks import Block
 from agenttop.report.data import Data
@@ -21,7 +22,6 @@ from agenttop.report.model import Answer, Figure, Row, Table, Unit
 from agenttop.report.questions.common import no_steps, not_measured
 from agenttop.report.wording import said, value
 from agenttop.stats.before_after import Counts, change, freedom, student
-from agenttop.words import MEASURES
 
 KEY = "window"
 QUESTION = (

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from agenttop.model import Exemplar, Host, Level, PolicyStatus
+from agenttop.model.sample import Exemplar, Host, Level, PolicyStatus
 
 SCHEMA_NAME = "agenttop.snapshot"
 SCHEMA_VERSION = 1

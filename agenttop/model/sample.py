@@ -15,8 +15,8 @@ from typing import Literal
 
 import msgspec
 
+from agenttop.model.vocabulary import COMPUTE_PARTS, GATES, SOURCES, STAGES
 from agenttop.step import CLASSES
-from agenttop.words import COMPUTE_PARTS, GATES, SOURCES, STAGES
 
 #: Version of the stream between engine and view.
 STREAM_VERSION = 1

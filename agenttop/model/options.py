@@ -10,8 +10,8 @@ import msgspec
 
 from agenttop.errors import UserError
 from agenttop.linux.process import printable
-from agenttop.model import Level
-from agenttop.words import CAUSE_NAMES, CAUSES, LEVELS
+from agenttop.model.sample import Level
+from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES, LEVELS
 
 #: auto: BPF if it can be had; raw: without task-local storage; off: /proc only.
 Bpf = Literal["auto", "off", "raw"]
