@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf.causes_loader import CauseLoading
 from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer

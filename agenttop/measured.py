@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.bpf.windows import Windows

@@ -15,8 +15,10 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from agenttop import agents, seats
-from agenttop.agents import ExecFilter, Found, Rules
+from agenttop import seats
+from agenttop.agents import rules as agents
+from agenttop.agents.patterns import NO_USER
+from agenttop.agents.rules import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.collectors.schedstat import TreeSchedstat
@@ -24,7 +26,6 @@ from agenttop.collectors.treecpu import TreeCpu
 from agenttop.linux import paths, process
 from agenttop.linux.process import printable
 from agenttop.linux.slices import whole
-from agenttop.patterns import NO_USER
 from agenttop.seats import Seat
 
 #: Slots that opted-in threads may take together: anybody can opt in.

@@ -30,9 +30,10 @@ def main() -> int:
             loading = Loading(options["level"], raw=options["bpf"] == "raw")
         except LoadError as error:
             loading = error
-    from agenttop import engine, own
+    from agenttop import engine
+    from agenttop.agents import own_processes
 
-    own.begin()
+    own_processes.begin()
     return engine.main(channel, sys.argv[2], loading)
 
 

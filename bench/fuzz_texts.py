@@ -12,7 +12,9 @@ from typing import Final
 
 import msgspec
 
-from agenttop.agents import Rules
+from agenttop.agents.patterns import Pattern
+from agenttop.agents.program_names import programs
+from agenttop.agents.rules import Rules
 from agenttop.columns import sort_key
 from agenttop.condition import parse as condition
 from agenttop.config import theme_file
@@ -20,9 +22,7 @@ from agenttop.errors import UserError
 from agenttop.linux import process
 from agenttop.model.options import causes_of, count, number
 from agenttop.model.sample import Command, Failure
-from agenttop.patterns import Pattern
 from agenttop.policies import bundles, catalog
-from agenttop.programs import programs
 from agenttop.recording import MAGIC, Header, Recording
 from agenttop.render.snapshot_text import Layout, report
 from agenttop.replaying import measured, still

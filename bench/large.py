@@ -110,7 +110,7 @@ def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
     cpus, agents, processes, bpf = CASES[name]
     machine = _machine(folder, cpus, agents, processes)
 
-    from agenttop.agents import Rules
+    from agenttop.agents.rules import Rules
     from agenttop.collectors.selfcost import SelfCost
     from agenttop.engine import spare_collections
     from agenttop.linux.slices import Jobs

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.agents import Rules
+from agenttop.agents.patterns import Pattern
+from agenttop.agents.program_names import programs
+from agenttop.agents.rules import Rules
 from agenttop.config import yaml_document
 from agenttop.errors import UserError
 from agenttop.linux import process
-from agenttop.patterns import Pattern
-from agenttop.programs import programs
 
 
 def said_by(action: Callable[[], object]) -> str:

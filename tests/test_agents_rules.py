@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.linux.process import ProcInfo
 
 
@@ -16,7 +16,7 @@ def process(cmdline: str | list[str], comm: str | None = None, pid: int = 4242) 
 
 @pytest.fixture(scope="module")
 def builtin() -> Rules:
-    from agenttop.agents import BUILTIN
+    from agenttop.agents.rules import BUILTIN
 
     return Rules.load(str(BUILTIN))
 

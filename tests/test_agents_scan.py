@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import own
-from agenttop.agents import ExecFilter, Rules, scan
+from agenttop.agents import own_processes as own
+from agenttop.agents.rules import ExecFilter, Rules, scan
 from agenttop.errors import UserError
 from agenttop.linux import process as procinfo
 from agenttop.registry import Registry

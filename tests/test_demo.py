@@ -18,7 +18,7 @@ from pathlib import Path
 import pyte
 import pytest
 
-from agenttop.agents import Rules, scan
+from agenttop.agents.rules import Rules, scan
 from agenttop.linux.capabilities import why_no_bpf
 from agenttop.workloads.blockfile import candidates, in_memory
 from agenttop.workloads.demo import AGENTS, SIZES, Demo

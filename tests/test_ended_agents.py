@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.tracer import Edge

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop import sampler as sampling
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.collectors.interrupts import Interrupts
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agenttop.agents import Rules
+from agenttop.agents.linear_regex import Linear, TooComplexError
+from agenttop.agents.patterns import Pattern
+from agenttop.agents.rules import Rules
 from agenttop.cli import main
 from agenttop.errors import UserError
-from agenttop.linear import Linear, TooComplexError
-from agenttop.patterns import Pattern
 from agenttop.policies import catalog
 
 _ATOMS = st.sampled_from(
@@ -97,7 +97,7 @@ def test_another_python_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("agenttop.linear._codes", {})
+    monkeypatch.setattr("agenttop.agents.linear_regex._codes", {})
     python(monkeypatch)
     with pytest.raises(UserError, match=r"^'comm:a\.\*b': .* run agenttop with Python 3") as error:
         Pattern.parse("comm:a.*b")

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from agenttop import registry as module
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.registry import OPT_IN_SLOTS, UNLISTED, Registry

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.linux import process as procinfo
 from agenttop.linux import process_table as module
 from agenttop.linux import slices

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from agenttop.agents import Rules
+from agenttop.agents.rules import Rules
 from agenttop.linux.capabilities import why_no_bpf
 from agenttop.policies.asked import available
 from agenttop.policies.base import Targets

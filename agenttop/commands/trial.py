@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the trial and tell. Exit code 0; 1 when it could not be finished."""
-    from agenttop.agents import Rules
+    from agenttop.agents.rules import Rules
     from agenttop.policies.asked import expanded
     from agenttop.policies.catalog import parse_set
 

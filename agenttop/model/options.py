@@ -194,7 +194,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     Raises UserError for a pattern or a file of rules that cannot be right:
     here, before anything starts.
     """
-    from agenttop.agents import Rules
+    from agenttop.agents.rules import Rules
     from agenttop.policies.catalog import parse_set
 
     check_bpf(args)

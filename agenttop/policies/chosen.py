@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from agenttop.agents.own_processes import is_own
+from agenttop.agents.patterns import Pattern
+from agenttop.agents.program_names import Program, programs
 from agenttop.linux import process
 from agenttop.linux.process import ProcInfo
 from agenttop.linux.process_table import ProcessTable
 from agenttop.linux.slices import Job, whole
-from agenttop.own import is_own
-from agenttop.patterns import Pattern
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs import thread_stat
-from agenttop.programs import Program, programs
 
 #: Known processes are read again at one look in so many (an exec changes them).
 TURNS: Final = 10

@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from agenttop.agents.own_processes import is_own
 from agenttop.errors import UserError
 from agenttop.linux import paths, process
 from agenttop.linux.process import printable
-from agenttop.own import is_own
 from agenttop.policies import cgroups
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs_cgroup import CPUSET, mount, valid_path

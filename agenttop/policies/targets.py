@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from agenttop.agents import Found, Rules, scan
+from agenttop.agents.rules import Found, Rules, scan
 from agenttop.linux import paths
 from agenttop.linux.process import read_file, read_whole
 from agenttop.policies.base import Agent, Cpu, Targets, Thread

@@ -17,21 +17,21 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from agenttop.agents.own_processes import is_own
+from agenttop.agents.patterns import AnyProgram, Pattern
+from agenttop.agents.program_names import Program, programs
 from agenttop.config import yaml_document
 from agenttop.errors import UserError
 from agenttop.linux import paths, process
 from agenttop.linux.process import ProcInfo, printable
 from agenttop.linux.process_table import ProcessTable
 from agenttop.linux.slices import whole
-from agenttop.own import is_own
-from agenttop.patterns import AnyProgram, Pattern
-from agenttop.programs import Program, programs
 
 As = Literal["tree", "cgroup"]
 #: What a label may hold in braces.
 FIELDS: Final = ("program", "comm", "pid", "rule")
 #: The rules that come with the program.
-BUILTIN: Final = Path(__file__).with_name("agents.yaml")
+BUILTIN: Final = Path(__file__).with_name("builtin.yaml")
 
 
 @dataclass(frozen=True, slots=True)

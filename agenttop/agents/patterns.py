@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from agenttop.agents.linear_regex import MOST_PLACES, Linear, TooComplexError, UnknownPythonError
+from agenttop.agents.program_names import Program
 from agenttop.errors import UserError
-from agenttop.linear import MOST_PLACES, Linear, TooComplexError, UnknownPythonError
 from agenttop.linux.process import ProcInfo, printable
-from agenttop.programs import Program
 
 KINDS: Final = ("pid", "comm", "cmd", "prog", "cgroup", "user")
 #: Characters of a command line that patterns see: their time is linear in it (linear.py).
