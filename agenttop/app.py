@@ -35,7 +35,7 @@ from agenttop.screens.heat import HeatHistory
 from agenttop.screens.main import Main
 from agenttop.screens.popup import Popup
 from agenttop.screens.state import Data, View
-from agenttop.stream import StreamError
+from agenttop.stream.framing import StreamError
 from agenttop.svg import picture
 from agenttop.text.figures import clean
 from agenttop.view import ViewOptions

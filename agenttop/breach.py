@@ -27,7 +27,7 @@ from agenttop.linux import paths
 from agenttop.model import options
 from agenttop.model.sample import Command, Event, Host, Sample
 from agenttop.model.snapshot import Agent, Snapshot
-from agenttop.recording import Writer
+from agenttop.stream.recording import Writer
 from agenttop.text.figures import clean, duration, measured
 
 #: Seconds kept before a breach.

@@ -34,14 +34,14 @@ from agenttop.linux.process import printable
 from agenttop.linux.slices import Jobs
 from agenttop.model.options import EngineOptions, causes_of
 from agenttop.model.sample import Command, Event, Failure, Host, Level, Mode
-from agenttop.outbox import Outbox
 from agenttop.policies import bundles
 from agenttop.policies.base import Targets
 from agenttop.policies.entry import reason_of
 from agenttop.policies.manager import PolicyManager
 from agenttop.registry import Registry
 from agenttop.sampler import Sampler
-from agenttop.stream import Decoder, StreamError, encode
+from agenttop.stream.framing import Decoder, StreamError, encode
+from agenttop.stream.outbox import Outbox
 from agenttop.targets import EngineTargets
 
 #: Process edges are taken in as they come, but not more often than this, s.

@@ -52,7 +52,7 @@ class Stopped(BaseException):
 
 def start(options: EngineOptions) -> Client:
     """Start an engine."""
-    from agenttop.client import EngineClient
+    from agenttop.stream.engine_client import EngineClient
 
     return EngineClient(options)
 

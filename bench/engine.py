@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from agenttop.client import EngineClient
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Sample
+from agenttop.stream.engine_client import EngineClient
 from bench.pingpong import compile_c
 from bench.processes import cpu_s, rss_mb
 from bench.report import Report

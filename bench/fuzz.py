@@ -27,8 +27,8 @@ import msgspec
 
 from agenttop.errors import UserError
 from agenttop.plausible import ImplausibleError
-from agenttop.recording import MAGIC, Header
-from agenttop.stream import StreamError
+from agenttop.stream.framing import StreamError
+from agenttop.stream.recording import MAGIC, Header
 from bench import fuzz_frames
 from bench.fuzz_readers import READERS, Door
 from bench.fuzz_texts import SOURCES

@@ -19,17 +19,17 @@ from agenttop.history import attach
 from agenttop.jsonout import encode
 from agenttop.model.sample import Command, Message, Sample
 from agenttop.plausible import Checker
-from agenttop.recording import MAX_DECODED, MAX_SAMPLE
 from agenttop.render.snapshot_text import Layout
 from agenttop.render.snapshot_text import report as as_text
-from agenttop.replaying import still
 from agenttop.report.blocks import Blocks
 from agenttop.report.build import build
 from agenttop.report.pages import html, markdown, text
 from agenttop.store import Store
-from agenttop.stream import Decoder, StreamError
+from agenttop.stream.framing import Decoder, StreamError
+from agenttop.stream.recording import MAX_DECODED, MAX_SAMPLE
+from agenttop.stream.replay import still
+from agenttop.stream.size_estimate import MalformedError, Scale, TooHeavyError
 from agenttop.view import ViewOptions
-from agenttop.weigh import MalformedError, Scale, TooHeavyError
 
 _SCALE: Final = Scale(Sample)
 #: Samples between two looks at what they came to.

@@ -23,12 +23,12 @@ from agenttop.linux import process
 from agenttop.model.options import causes_of, count, number
 from agenttop.model.sample import Command, Failure
 from agenttop.policies import bundles, catalog
-from agenttop.recording import MAGIC, Header, Recording
 from agenttop.render.snapshot_text import Layout, report
-from agenttop.replaying import measured, still
 from agenttop.step import _made
 from agenttop.store import Store
-from agenttop.stream import Decoder, StreamError
+from agenttop.stream.framing import Decoder, StreamError
+from agenttop.stream.recording import MAGIC, Header, Recording
+from agenttop.stream.replay import measured, still
 from agenttop.text import figures as shown
 from bench import fuzz_frames
 from bench.fuzz_frames import HOSTILE, damaged

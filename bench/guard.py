@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 
-from agenttop.client import EngineClient
 from agenttop.model.histogram_layout import BUCKETS
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, Sample
 from agenttop.stats.histogram import percentiles
+from agenttop.stream.engine_client import EngineClient
 from bench.processes import agenttop
 from bench.report import Report
 

@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from agenttop.client import EngineClient
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command
 from agenttop.policies import lock
@@ -37,6 +36,7 @@ from agenttop.policies.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.knobs import KNOBS, Change
 from agenttop.policies.lease import Lease
 from agenttop.policies.undo import recover
+from agenttop.stream.engine_client import EngineClient
 from bench.kills_scene import Scene, signal_all
 from bench.processes import agenttop
 from bench.report import Report

@@ -116,7 +116,7 @@ def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
     from agenttop.linux.slices import Jobs
     from agenttop.registry import Registry
     from agenttop.sampler import Sampler
-    from agenttop.stream import encode
+    from agenttop.stream.framing import encode
     from agenttop.targets import EngineTargets
 
     registry = Registry(Rules.load(patterns=["prog:claude"]))

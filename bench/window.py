@@ -18,9 +18,9 @@ import time
 from contextlib import ExitStack
 from typing import Final
 
-from agenttop.client import EngineClient
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Budget, Command, PolicyStatus
+from agenttop.stream.engine_client import EngineClient
 from bench.guard import Slowpath
 from bench.processes import agenttop, cpu_s
 from bench.report import Report

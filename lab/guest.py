@@ -43,10 +43,10 @@ from rig import (
     wait,
 )
 
-from agenttop.client import EngineClient
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, DetailCounters, Sample
 from agenttop.policies.knobs_sched import Attr
+from agenttop.stream.engine_client import EngineClient
 from agenttop.text.cause_labels import label_text
 
 

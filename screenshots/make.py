@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from agenttop.app import AgentTop
-from agenttop.client import EngineClient
 from agenttop.model.options import EngineOptions
 from agenttop.store import Store
+from agenttop.stream.engine_client import EngineClient
 from agenttop.svg import picture
 from agenttop.view import ViewOptions
 from agenttop.workloads.demo import Demo

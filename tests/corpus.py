@@ -188,7 +188,7 @@ class Played:
     """A recording in the place of an engine; what it is told is kept."""
 
     def __init__(self, name: str) -> None:
-        from agenttop.recording import Recording
+        from agenttop.stream.recording import Recording
 
         with Recording(recording(name)) as opened:
             self._samples = list(opened)
@@ -214,7 +214,7 @@ class Played:
 
 def trial() -> Outputs:
     from agenttop import headless
-    from agenttop.stream import encode
+    from agenttop.stream.framing import encode
 
     out: Outputs = {}
     engines: list[Played] = []
@@ -235,8 +235,8 @@ def trial() -> Outputs:
 
 def recordings() -> Outputs:
     """Each recording read and written again: its header, and its frames as they are in zlib."""
-    from agenttop.recording import Recording, Writer
-    from agenttop.stream import encode
+    from agenttop.stream.framing import encode
+    from agenttop.stream.recording import Recording, Writer
 
     out: Outputs = {}
     for name in RECORDINGS:

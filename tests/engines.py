@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from agenttop.client import EngineClient
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import AgentCounters, Sample
 from agenttop.store import Store
+from agenttop.stream.engine_client import EngineClient
 
 PATIENCE_S = 60.0
 

@@ -37,10 +37,10 @@ from agenttop.model.sample import (
     Softnet,
 )
 from agenttop.model.vocabulary import CAUSES, DETAILS, STEP_MEASURES
-from agenttop.recording import Writer
 from agenttop.schedule import Plan
 from agenttop.stats import histogram
 from agenttop.store import Store
+from agenttop.stream.recording import Writer
 from agenttop.trial import Trial
 from tests.corpus import (
     BOOT,

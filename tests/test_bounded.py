@@ -18,7 +18,7 @@ from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
 from agenttop.linux import memory_limit
 from agenttop.model.vocabulary import MEASURES, STAGES
-from agenttop.recording import MAGIC, Header, Writer
+from agenttop.stream.recording import MAGIC, Header, Writer
 from tests.synth import Synth
 
 Tree = dict[str, Any]
@@ -141,7 +141,7 @@ import sys
 from pathlib import Path
 from agenttop.linux import memory_limit as bounded
 from agenttop.errors import UserError
-from agenttop.replaying import Replay
+from agenttop.stream.replay import Replay
 from agenttop.store import Store
 replay = Replay(Path(sys.argv[1]), 10_000)
 store = Store(clock=replay.clock)

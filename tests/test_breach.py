@@ -19,9 +19,9 @@ from agenttop.errors import UserError
 from agenttop.model.sample import Command, Event, Sample
 from agenttop.model.snapshot import Agent
 from agenttop.perfetto import trace
-from agenttop.recording import Recording
-from agenttop.replaying import measured, still
 from agenttop.store import Store
+from agenttop.stream.recording import Recording
+from agenttop.stream.replay import measured, still
 from tests.engines import needs_bpf
 from tests.loops import loop
 from tests.screen_rig import rig

@@ -18,7 +18,7 @@ from agenttop import cli, headless
 from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, Failure, Message
-from agenttop.recording import Recording, Writer
+from agenttop.stream.recording import Recording, Writer
 from tests.synth import Synth
 
 TESTS = Path(__file__).parent

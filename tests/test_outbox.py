@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from agenttop.client import EngineClient
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, Sample
-from agenttop.outbox import Outbox
-from agenttop.stream import Decoder
+from agenttop.stream.engine_client import EngineClient
+from agenttop.stream.framing import Decoder
+from agenttop.stream.outbox import Outbox
 from tests.synth import Synth
 
 

@@ -10,7 +10,7 @@ import pytest
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.linux import paths
-from agenttop.recording import create
+from agenttop.stream.recording import create
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users: needs root")
 OTHER = 65534

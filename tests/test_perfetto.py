@@ -326,7 +326,7 @@ def test_live_trace_of_a_loop_and_of_its_recording(tmp_path: Path) -> None:
     again = tmp_path / "b.perfetto-trace"
     done = agenttop("trace", "-o", again, "--from", recording)
     assert done.returncode == 0, done.stderr
-    from agenttop.recording import Recording
+    from agenttop.stream.recording import Recording
 
     with Recording(recording) as samples:
         kept = [e for sample in samples for e in sample.exemplars]

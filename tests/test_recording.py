@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop import cli, plausible, recording
+from agenttop import cli, plausible
 from agenttop.caused import ANNEXES
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
@@ -41,11 +41,12 @@ from agenttop.plausible import (
     Checker,
     ImplausibleError,
 )
-from agenttop.recording import MAGIC, Header, Recording, Writer
 from agenttop.render.snapshot_text import Layout, report
-from agenttop.replaying import measured, still
 from agenttop.store import Store
-from agenttop.stream import encode
+from agenttop.stream import recording
+from agenttop.stream.framing import encode
+from agenttop.stream.recording import MAGIC, Header, Recording, Writer
+from agenttop.stream.replay import measured, still
 from tests.synth import Synth
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from agenttop.recording import Recording, Writer
-from agenttop.replaying import Replay
+from agenttop.stream.recording import Recording, Writer
+from agenttop.stream.replay import Replay
 from tests.engines import needs_bpf
 from tests.live_pty import ROOT, LivePty, live
 from tests.loops import PATIENCE_S, Loop, loop, until

@@ -22,7 +22,6 @@ from agenttop.jsonout import schema
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import Budget, Command, Sample
 from agenttop.model.vocabulary import STAGES
-from agenttop.replaying import still
 from agenttop.report import blocks as cutting
 from agenttop.report.blocks import Blocks
 from agenttop.report.build import build
@@ -32,6 +31,7 @@ from agenttop.report.pages import html, markdown, plots, text
 from agenttop.report.questions import QUESTIONS
 from agenttop.report.wording import said
 from agenttop.stats.histogram import BUCKETS, bucket_of
+from agenttop.stream.replay import still
 from tests.synth import PROFILES, Synth, replace
 from tests.test_recording import framed, written
 
@@ -579,8 +579,8 @@ def test_one_sample_is_too_short(tmp_path: Path, capfd: pytest.CaptureFixture[st
 def test_other_messages_in_a_recording_are_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from agenttop.recording import Header
-    from agenttop.stream import encode
+    from agenttop.stream.framing import encode
+    from agenttop.stream.recording import Header
 
     path = tmp_path / "a.rec"
     path.write_bytes(framed(msgspec.msgpack.encode(Header()), encode(Command("stop"))))

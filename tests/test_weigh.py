@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from agenttop.errors import UserError
 from agenttop.model.sample import Sample
-from agenttop.recording import MAGIC, MAX_DECODED, MAX_SAMPLE, Header, Recording
-from agenttop.weigh import MalformedError, Scale, TooHeavyError
+from agenttop.stream.recording import MAGIC, MAX_DECODED, MAX_SAMPLE, Header, Recording
+from agenttop.stream.size_estimate import MalformedError, Scale, TooHeavyError
 from tests.synth import Synth
 
 SCALE = Scale(Sample)

@@ -111,7 +111,7 @@ def show(engine: EngineOptions, *, view: ViewOptions) -> int:
     anything starts, or what made the engine end).
     """
     check(view)
-    from agenttop.client import EngineClient
+    from agenttop.stream.engine_client import EngineClient
 
     client = EngineClient(engine)
     return draw(client, view=replace(view, delay_s=engine.delay_s))

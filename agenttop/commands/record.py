@@ -19,10 +19,10 @@ from agenttop import breach, headless
 from agenttop.errors import UserError
 from agenttop.linux import signals
 from agenttop.model import options
-from agenttop.recording import Writer, create
 from agenttop.report import switching
 from agenttop.report.switching import Switching
 from agenttop.store import Store
+from agenttop.stream.recording import Writer, create
 from agenttop.text.figures import count, duration
 
 EPILOG = "Ctrl-C ends a recording well. An existing file is never overwritten."

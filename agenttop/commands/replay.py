@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         from agenttop.commands import snapshot
 
         return snapshot.run(args)
-    from agenttop.replaying import Replay
+    from agenttop.stream.replay import Replay
 
     view = ViewOptions(
         theme=args.theme,

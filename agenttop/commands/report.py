@@ -107,9 +107,9 @@ def _measured(
 
 def _of_recording(path: str, seconds: float | None, form: str) -> bytes:
     from agenttop.linux import memory_limit
-    from agenttop.recording import Recording
-    from agenttop.replaying import measured, still
     from agenttop.report.blocks import Blocks
+    from agenttop.stream.recording import Recording
+    from agenttop.stream.replay import measured, still
 
     blocks = Blocks(still)
     with Recording(path) as recording, memory_limit.memory(recording.name):

@@ -156,8 +156,8 @@ def measure(engine: EngineOptions, wanted: Wanted, watched: breach.Breach | None
 def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
     """The same of a recording, over its first seconds or all of it. Raises UserError."""
     from agenttop.linux import memory_limit
-    from agenttop.recording import Recording
-    from agenttop.replaying import measured, still, whole
+    from agenttop.stream.recording import Recording
+    from agenttop.stream.replay import measured, still, whole
 
     store = Store(clock=still) if wanted.format == "svg" else whole()
     if wanted.format == "svg":

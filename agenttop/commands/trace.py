@@ -88,8 +88,8 @@ def of_recording(path: str, seconds: float | None) -> tuple[Flight, bytes]:
     Raises UserError.
     """
     from agenttop.linux import memory_limit
-    from agenttop.recording import Recording
-    from agenttop.replaying import measured, whole
+    from agenttop.stream.recording import Recording
+    from agenttop.stream.replay import measured, whole
 
     store = whole()
     with Recording(path) as recording, memory_limit.memory(recording.name):

@@ -30,9 +30,9 @@ from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.model.sample import STREAM_VERSION, Sample
 from agenttop.plausible import Checker, ImplausibleError
-from agenttop.stream import Decoder, StreamError, encode
+from agenttop.stream.framing import Decoder, StreamError, encode
+from agenttop.stream.size_estimate import MalformedError, Scale, TooHeavyError
 from agenttop.text.figures import clean
-from agenttop.weigh import MalformedError, Scale, TooHeavyError
 
 #: As PNG's: what treats the file as text, or takes off the eighth bit, breaks it visibly.
 MAGIC: Final = b"\x93agenttop rec\r\n\n"

@@ -14,7 +14,7 @@ from agenttop.linux import isolation
 from agenttop.linux.readiness import readable
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, Failure, Message, Sample
-from agenttop.stream import Decoder, StreamError, encode
+from agenttop.stream.framing import Decoder, StreamError, encode
 
 #: Giving the knobs back takes milliseconds; a loaded machine gets more.
 CLOSE_S: Final = 5.0

@@ -9,7 +9,7 @@ import termios
 from typing import Final
 
 from agenttop.model.sample import Message
-from agenttop.stream import encode
+from agenttop.stream.framing import encode
 
 #: A Sample of a hundred agents has a third of this; it goes out in one piece.
 SEND_BUFFER: Final = 1 << 20

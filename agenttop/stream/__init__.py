@@ -1,0 +1,1 @@
+"""How Samples travel: through a socket or a file, in the same frames."""
