@@ -27,14 +27,14 @@ from agenttop.columns import COLUMNS, GAP, sort_key
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
 from agenttop.flight import Flight
-from agenttop.history import attach
 from agenttop.model.sample import Command, Failure, Message, Sample
 from agenttop.model.snapshot import Snapshot
 from agenttop.screens.driver import Terminal
-from agenttop.screens.heat import HeatHistory
 from agenttop.screens.main import Main
 from agenttop.screens.popup import Popup
 from agenttop.screens.state import Data, View
+from agenttop.store.cpu_heat import HeatHistory
+from agenttop.store.toggles import attach
 from agenttop.stream.framing import StreamError
 from agenttop.svg import picture
 from agenttop.text.figures import clean

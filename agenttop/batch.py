@@ -10,7 +10,7 @@ from agenttop.columns import sort_help, sort_key
 from agenttop.config import theme_file
 from agenttop.model.options import engine_options
 from agenttop.render.snapshot_text import Layout, report, terminal_width
-from agenttop.store import Store
+from agenttop.store.store import Store
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from agenttop.model.sample import CpuCounters, Exemplar, Host, Sample
 from agenttop.model.vocabulary import STAGES
-from agenttop.store import Marker, TrendPoint
+from agenttop.store.store import Marker, TrendPoint
 
 #: Kept steps at most, whatever the time (each one about 600 bytes, and a trace of it 1 kB).
 MOST_STEPS: Final = 16_384

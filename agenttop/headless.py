@@ -16,7 +16,7 @@ from agenttop.errors import UserError
 from agenttop.linux.readiness import readable
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import CAUSES_LOADING, Command, Failure, Host, Message, Sample
-from agenttop.store import Store
+from agenttop.store.store import Store
 
 #: host.missing["chains"] while the engine still loads its BPF programs.
 LOADING: Final = "loading"

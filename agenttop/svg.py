@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from agenttop.model.snapshot import Snapshot
-from agenttop.store import Store
+from agenttop.store.store import Store
 
 if TYPE_CHECKING:
     from textual.app import App

@@ -14,7 +14,7 @@ from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Change, Sample
 from agenttop.schedule import MIN_ROUNDS, Plan
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.text.figures import ascii_only, clean, measured
 from agenttop.trial import AgentResult, Result, Trial
 

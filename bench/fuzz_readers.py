@@ -15,16 +15,16 @@ from agenttop import perfetto
 from agenttop.app import AgentTop
 from agenttop.breach import Ring
 from agenttop.flight import Flight
-from agenttop.history import attach
 from agenttop.jsonout import encode
 from agenttop.model.sample import Command, Message, Sample
-from agenttop.plausible import Checker
 from agenttop.render.snapshot_text import Layout
 from agenttop.render.snapshot_text import report as as_text
 from agenttop.report.blocks import Blocks
 from agenttop.report.build import build
 from agenttop.report.pages import html, markdown, text
-from agenttop.store import Store
+from agenttop.store.admission import Checker
+from agenttop.store.store import Store
+from agenttop.store.toggles import attach
 from agenttop.stream.framing import Decoder, StreamError
 from agenttop.stream.recording import MAX_DECODED, MAX_SAMPLE
 from agenttop.stream.replay import still

@@ -25,7 +25,7 @@ from agenttop.model.sample import Command, Failure
 from agenttop.policies import bundles, catalog
 from agenttop.render.snapshot_text import Layout, report
 from agenttop.step import _made
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.framing import Decoder, StreamError
 from agenttop.stream.recording import MAGIC, Header, Recording
 from agenttop.stream.replay import measured, still

@@ -35,7 +35,7 @@ from agenttop.linux.files import parse_cpulist
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import AgentCounters, Command, Sample
 from agenttop.schedule import Plan
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.engine_client import EngineClient
 from agenttop.trial import Trial
 

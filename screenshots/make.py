@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agenttop.app import AgentTop
 from agenttop.model.options import EngineOptions
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.engine_client import EngineClient
 from agenttop.svg import picture
 from agenttop.view import ViewOptions

@@ -11,7 +11,7 @@ import pytest
 
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import AgentCounters, Sample
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.engine_client import EngineClient
 
 PATIENCE_S = 60.0

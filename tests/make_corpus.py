@@ -39,7 +39,7 @@ from agenttop.model.sample import (
 from agenttop.model.vocabulary import CAUSES, DETAILS, STEP_MEASURES
 from agenttop.schedule import Plan
 from agenttop.stats import histogram
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.recording import Writer
 from agenttop.trial import Trial
 from tests.corpus import (

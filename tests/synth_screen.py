@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from agenttop.model.sample import Command, Message
-from agenttop.store import Store
+from agenttop.store.store import Store
 from tests.synth import Synth
 
 

@@ -142,7 +142,7 @@ from pathlib import Path
 from agenttop.linux import memory_limit as bounded
 from agenttop.errors import UserError
 from agenttop.stream.replay import Replay
-from agenttop.store import Store
+from agenttop.store.store import Store
 replay = Replay(Path(sys.argv[1]), 10_000)
 store = Store(clock=replay.clock)
 base, told, ended = 0, "", False

@@ -19,7 +19,7 @@ from agenttop.errors import UserError
 from agenttop.model.sample import Command, Event, Sample
 from agenttop.model.snapshot import Agent
 from agenttop.perfetto import trace
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.recording import Recording
 from agenttop.stream.replay import measured, still
 from tests.engines import needs_bpf

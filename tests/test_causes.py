@@ -25,7 +25,7 @@ from agenttop.model.sample import (
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES, DETAILS, STAGES
 from agenttop.stats.histogram import bucket_of
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.text.cause_labels import label_facts
 from tests.engines import engine, needs_bpf
 from tests.loops import loop

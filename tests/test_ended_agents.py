@@ -13,7 +13,7 @@ from agenttop.collectors.bpf.tracer import Edge
 from agenttop.collectors.selfcost import SelfCost
 from agenttop.registry import MANY, MAX_ENDED, Registry
 from agenttop.sampler import Sampler
-from agenttop.store import Store
+from agenttop.store.store import Store
 from bench.madeup import SPREAD, STEPS, MadeUp
 from tests.synth import Synth
 

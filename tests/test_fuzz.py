@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.store import Store
+from agenttop.store.store import Store
 from bench import fuzz
 
 

@@ -241,7 +241,7 @@ def test_an_engine_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
 
     engine = Silent(EngineOptions())
     monkeypatch.setattr(headless, "start", lambda options: engine)
-    from agenttop.store import Store
+    from agenttop.store.store import Store
 
     with (
         pytest.raises(UserError, match="said nothing"),

@@ -20,7 +20,7 @@ def headless_modules() -> list[str]:
         for module in pkgutil.walk_packages(agenttop.__path__, "agenttop.")
         if not module.name.startswith(SCREEN) and module.name != "agenttop.__main__"
     ]
-    assert {"agenttop.cli", "agenttop.store", "agenttop.commands.snapshot"} <= set(names)
+    assert {"agenttop.cli", "agenttop.store.store", "agenttop.commands.snapshot"} <= set(names)
     return names
 
 

@@ -14,7 +14,7 @@ from hdrh.histogram import HdrHistogram
 from agenttop.jsonout import encode, schema
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
-from agenttop.store import Store
+from agenttop.store.store import Store
 from tests.synth import Synth
 
 

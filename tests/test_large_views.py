@@ -14,7 +14,7 @@ from agenttop.jsonout import encode
 from agenttop.model.sample import Host, Sample
 from agenttop.render.snapshot_text import report
 from agenttop.sampler import CPUS_A_SECOND
-from agenttop.store import Store
+from agenttop.store.store import Store
 from tests.screen_rig import rig
 from tests.synth import Synth
 from tests.trees import Tree

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from agenttop.config import theme_file
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.svg import render_svg
 from tests.test_screen_pictures import fed
 

@@ -10,10 +10,10 @@ import pytest
 from agenttop.jsonout import encode
 from agenttop.model.sample import Histogram, MarkCounters, NamedCounters, Sample
 from agenttop.model.snapshot import Agent, Snapshot
-from agenttop.named import MOST, OTHER
 from agenttop.render import snapshot_text
 from agenttop.stats.histogram import BUCKETS, EDGES
-from agenttop.store import Store
+from agenttop.store.step_names import MOST, OTHER
+from agenttop.store.store import Store
 from tests.synth import Synth
 
 

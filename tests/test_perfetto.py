@@ -17,7 +17,7 @@ from agenttop.flight import Flight, Heat, Who
 from agenttop.model.sample import Exemplar, Sample
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 from agenttop.perfetto import trace
-from agenttop.store import Store
+from agenttop.store.store import Store
 from tests.engines import needs_bpf
 from tests.loops import loop
 from tests.perfetto_read import Read, Slice, pb2, read

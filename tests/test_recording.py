@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop import cli, plausible
-from agenttop.caused import ANNEXES
+from agenttop import cli
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
 from agenttop.model.sample import (
@@ -32,7 +31,9 @@ from agenttop.model.sample import (
     PolicyStatus,
     Sample,
 )
-from agenttop.plausible import (
+from agenttop.render.snapshot_text import Layout, report
+from agenttop.store import admission
+from agenttop.store.admission import (
     IN_ADVANCE,
     MOST_AGENTS,
     MOST_CPUS,
@@ -41,8 +42,8 @@ from agenttop.plausible import (
     Checker,
     ImplausibleError,
 )
-from agenttop.render.snapshot_text import Layout, report
-from agenttop.store import Store
+from agenttop.store.cause_sums import ANNEXES
+from agenttop.store.store import Store
 from agenttop.stream import recording
 from agenttop.stream.framing import encode
 from agenttop.stream.recording import MAGIC, Header, Recording, Writer
@@ -275,7 +276,7 @@ def test_names_and_causes_are_bounded_by_the_memory_that_they_take() -> None:
 def test_agents_one_after_the_other_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_IN_ALL == 100_000
     most = 10 * MOST_AGENTS
-    monkeypatch.setattr(plausible, "MOST_IN_ALL", most)
+    monkeypatch.setattr(admission, "MOST_IN_ALL", most)
     checked(following([crowd(1)] * 15))
     checked(following(crowd(1 + second * MOST_AGENTS) for second in range(10)))
     with pytest.raises(ImplausibleError, match=f"more than {most} agents"):

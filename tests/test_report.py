@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agenttop import cli
-from agenttop.derive import Named
 from agenttop.jsonout import schema
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import Budget, Command, Sample
@@ -31,6 +30,7 @@ from agenttop.report.pages import html, markdown, plots, text
 from agenttop.report.questions import QUESTIONS
 from agenttop.report.wording import said
 from agenttop.stats.histogram import BUCKETS, bucket_of
+from agenttop.store.snapshot_builder import Named
 from agenttop.stream.replay import still
 from tests.synth import PROFILES, Synth, replace
 from tests.test_recording import framed, written

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.model.sample import Histogram
-from agenttop.rolling import BLOCK, Cumulative, Figures, Ints, estimated, unpack
-from agenttop.rolling import figures as of_cells
 from agenttop.stats import histogram
 from agenttop.stats.sparse_counts import Cells
+from agenttop.store.windows import BLOCK, Cumulative, Figures, Ints, estimated, unpack
+from agenttop.store.windows import figures as of_cells
 
 VALUES = st.lists(
     st.one_of(st.integers(0, 200), st.integers(0, histogram.MAX_VALUE_NS)), max_size=60

@@ -14,7 +14,7 @@ import pytest
 
 from agenttop.app import AgentTop
 from agenttop.errors import UserError
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.svg import render_svg
 from agenttop.view import ViewOptions
 from tests.synth import Synth

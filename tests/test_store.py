@@ -27,7 +27,7 @@ from agenttop.model.snapshot import Agent, Snapshot
 from agenttop.model.vocabulary import MEASURES, SLOWPATH_STAGES, STAGES
 from agenttop.render.snapshot_text import report
 from agenttop.stats import histogram
-from agenttop.store import EXEMPLARS, MAX_GONE, Store
+from agenttop.store.store import EXEMPLARS, MAX_GONE, Store
 from agenttop.widgets.header import trust_pieces
 from tests.synth import SECOND_NS, Synth, pack
 
@@ -338,7 +338,7 @@ def test_an_agent_that_makes_no_step_takes_next_to_nothing() -> None:
 def test_ticks_that_take_too_much_are_joined_and_the_sums_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("agenttop.store.MAX_TICKS", 40_000)
+    monkeypatch.setattr("agenttop.store.store.MAX_TICKS", 40_000)
     toy, store = Toy(), fresh(window_s=20)
     for second in range(40):
         store.feed(toy.tick({n: [(second * 100 + n,) * 8] for n in range(5)}))

@@ -12,7 +12,7 @@ from agenttop.columns import COLUMNS, chosen, needed, ordered, sort_key
 from agenttop.errors import UserError
 from agenttop.model.snapshot import Snapshot
 from agenttop.render.snapshot_text import Layout, report
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.text.figures import cells
 from tests.synth import PROFILES, Synth
 from tests.test_format import HOSTILE

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from agenttop.collectors.energy import Energy
-from agenttop.history import SETTLE_NS, History, attach, blocks, counts, deeper
 from agenttop.model.sample import Budget, Command, Effect, Host, IdleState
-from agenttop.power import power
 from agenttop.schedule import LABELS, MIN_ROUNDS, Plan
-from agenttop.store import Store
+from agenttop.store.power import power
+from agenttop.store.store import Store
+from agenttop.store.toggles import SETTLE_NS, History, attach, blocks, counts, deeper
 from agenttop.trial import Result, Trial
 from agenttop.trialrun import report
 from tests.engines import needs_bpf

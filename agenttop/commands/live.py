@@ -125,7 +125,7 @@ def check(view: ViewOptions) -> None:
 
 def draw(source: Source, *, view: ViewOptions, clock: Callable[[], int] = time.monotonic_ns) -> int:
     """The screen on this source until the user leaves; the source is closed. Raises UserError."""
-    from agenttop.store import Store
+    from agenttop.store.store import Store
 
     encoding = (getattr(sys.__stderr__, "encoding", None) or "").lower().replace("-", "")
     try:

@@ -21,7 +21,7 @@ from agenttop.linux import signals
 from agenttop.model import options
 from agenttop.report import switching
 from agenttop.report.switching import Switching
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.recording import Writer, create
 from agenttop.text.figures import count, duration
 

@@ -16,7 +16,7 @@ from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.model.snapshot import Snapshot
 from agenttop.render.snapshot_text import Layout, report, terminal_width
-from agenttop.store import Store
+from agenttop.store.store import Store
 
 EPILOG = "Percentiles are over the time measured (--for), not over a rolling window."
 
@@ -177,8 +177,8 @@ def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
 def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:
     """The snapshot in the wanted format."""
     if wanted.format == "json":
-        from agenttop.history import attach
         from agenttop.jsonout import encode
+        from agenttop.store.toggles import attach
 
         return encode(attach(snapshot, store.history.effect))
     if wanted.format == "svg":

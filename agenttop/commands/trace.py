@@ -19,7 +19,7 @@ from agenttop.flight import Flight
 from agenttop.model import options
 from agenttop.model.sample import Host, Sample
 from agenttop.perfetto import trace
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.text.figures import clean, count
 
 SECONDS = 10.0

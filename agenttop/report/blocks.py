@@ -16,9 +16,6 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from agenttop.caused import Caused
-from agenttop.derive import losses, lost
-from agenttop.history import SETTLE_NS
 from agenttop.model.sample import (
     AgentCounters,
     Budget,
@@ -29,10 +26,13 @@ from agenttop.model.sample import (
     Sample,
 )
 from agenttop.model.vocabulary import MEASURES, SOFTIRQS
-from agenttop.rolling import BLOCK, Ints, Label, Tick
 from agenttop.stats.histogram import BUCKETS
 from agenttop.stats.sparse_counts import Cells
-from agenttop.store import Store
+from agenttop.store.cause_sums import Caused
+from agenttop.store.snapshot_builder import losses, lost
+from agenttop.store.store import Store
+from agenttop.store.toggles import SETTLE_NS
+from agenttop.store.windows import BLOCK, Ints, Label, Tick
 
 #: A block has this length at first, ns; with more blocks than MOST it is doubled.
 FIRST_NS: Final = 1_000_000_000

@@ -7,7 +7,6 @@ from typing import Final
 import msgspec
 
 from agenttop import __version__
-from agenttop.derive import Named
 from agenttop.errors import UserError
 from agenttop.model.vocabulary import MEASURES
 from agenttop.report import model
@@ -15,6 +14,7 @@ from agenttop.report.blocks import Blocks
 from agenttop.report.data import Data
 from agenttop.report.questions import QUESTIONS
 from agenttop.stats.before_after import point
+from agenttop.store.snapshot_builder import Named
 from agenttop.text.figures import clean_all
 
 #: Agents that are named.

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agenttop.caused import known_fields
-from agenttop.derive import SCALARS, Named
 from agenttop.model.sample import DetailCounters, Host, Sample
 from agenttop.model.vocabulary import DETAILS, MEASURES
 from agenttop.report.blocks import CAUSE_FIELDS, Block, Known
-from agenttop.rolling import Ints, Label
 from agenttop.stats.histogram import BUCKETS
+from agenttop.store.cause_sums import known_fields
+from agenttop.store.snapshot_builder import SCALARS, Named
+from agenttop.store.windows import Ints, Label
 from agenttop.text.cause_labels import label_text
 
 

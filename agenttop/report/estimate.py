@@ -15,7 +15,6 @@ import numpy as np
 
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.report.model import Figure, Unit
-from agenttop.rolling import Ints, estimated
 from agenttop.stats.before_after import (
     MIN_BLOCKS,
     PERCENTILES,
@@ -27,6 +26,7 @@ from agenttop.stats.before_after import (
     student,
 )
 from agenttop.stats.histogram import EDGES, bucket_of
+from agenttop.store.windows import Ints, estimated
 
 Numbers = Sequence[float] | Floats | Ints
 

@@ -16,7 +16,7 @@ from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, Sample
 from agenttop.schedule import BLOCK_S, SETTLE_S, Plan
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.text.figures import clean
 
 #: Rounds when no time is given.

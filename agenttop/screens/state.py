@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from agenttop.columns import named_rows, ordered
-from agenttop.history import History
 from agenttop.model.sample import Effect, Event, Exemplar, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Agent, Cpu, Snapshot
 from agenttop.model.vocabulary import TARGETS_NS
 from agenttop.screens.trials import Trials
-from agenttop.store import Marker, TrendPoint
+from agenttop.store.store import Marker, TrendPoint
+from agenttop.store.toggles import History
 from agenttop.view import ViewOptions
 from agenttop.widgets.paint import Palette
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from agenttop.effecttext import Measures, direction, headline, times
-from agenttop.history import History
 from agenttop.model.sample import Command, Effect, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Agent
 from agenttop.schedule import Plan
+from agenttop.store.toggles import History
 from agenttop.text.figures import clean
 from agenttop.trial import Result, Trial
 

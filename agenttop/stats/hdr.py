@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
-from agenttop.rolling import Ints
 from agenttop.stats.histogram import EDGES, MAX_VALUE_NS
+from agenttop.store.windows import Ints
 
 #: Two significant digits: as fine as our own buckets.
 DIGITS: Final = 2

@@ -16,7 +16,7 @@ from agenttop import headless
 from agenttop.errors import UserError
 from agenttop.linux.memory_limit import Budget
 from agenttop.model.sample import Command, Event, Message, Sample
-from agenttop.store import Store
+from agenttop.store.store import Store
 from agenttop.stream.recording import Recording
 
 #: Samples that may wait for the screen, and what they may take in memory together, bytes (one of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from agenttop.screens.state import SLOWPATH_TARGET_NS, View
-from agenttop.store import TrendPoint
+from agenttop.store.store import TrendPoint
 from agenttop.text.figures import clean, duration
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel

@@ -20,7 +20,7 @@ from agenttop.report.questions.common import (
     steps,
 )
 from agenttop.report.wording import plural, said
-from agenttop.rolling import Ints
+from agenttop.store.windows import Ints
 
 KEY = "budget"
 QUESTION = "What does the window's budget cost an abuser and a well-behaved agent?"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from agenttop.derive import Named
 from agenttop.model.vocabulary import CAUSES, STAGES
 from agenttop.report.blocks import CAUSE_FIELDS
 from agenttop.report.data import Data, Labelled
@@ -13,7 +12,8 @@ from agenttop.report.estimate import quotient
 from agenttop.report.model import Answer, Figure, Row, Table
 from agenttop.report.questions.common import MOST_ROWS, label, no_steps, not_measured, table
 from agenttop.report.wording import said, value
-from agenttop.rolling import Ints
+from agenttop.store.snapshot_builder import Named
+from agenttop.store.windows import Ints
 
 _STEPS, _EVENTS, _NS = range(CAUSE_FIELDS)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from agenttop.derive import Named
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
 from agenttop.report.data import Data
 from agenttop.report.model import Answer, Figure, Part, Row, Table, Whole
+from agenttop.store.snapshot_builder import Named
 
 #: Agents that get a row of their own.
 MOST_ROWS: Final = 12

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from agenttop.derive import Named
 from agenttop.model.vocabulary import SLOWPATH_STAGES, SOFTIRQS, SOURCES
 from agenttop.report.blocks import WAKERS
 from agenttop.report.data import Data
@@ -31,6 +30,7 @@ from agenttop.report.questions.common import (
     whole,
 )
 from agenttop.report.wording import said, value
+from agenttop.store.snapshot_builder import Named
 
 KEY = "deferred"
 QUESTION = "How much is deferred completion (softirqs, kernel workers, timers)?"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from agenttop.derive import Named
 from agenttop.model.vocabulary import DETAILS, SLOWPATH_STAGES
 from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
@@ -22,6 +21,7 @@ from agenttop.report.questions.common import (
     tail_steps,
 )
 from agenttop.report.wording import said, value
+from agenttop.store.snapshot_builder import Named
 
 KEY = "idle_exit"
 QUESTION = "What does waking an idle CPU cost a step?"

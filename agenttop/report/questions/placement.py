@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from agenttop.derive import Named
 from agenttop.report.data import Data
 from agenttop.report.estimate import percentile, quotient
 from agenttop.report.model import Answer, Figure, Table
@@ -19,6 +18,7 @@ from agenttop.report.questions.common import (
     whole,
 )
 from agenttop.report.wording import said, value
+from agenttop.store.snapshot_builder import Named
 
 KEY = "placement"
 QUESTION = "How much of the time from wake-up to run is placement?"

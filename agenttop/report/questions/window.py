@@ -8,7 +8,6 @@ import numpy as np
 
 from agenttop.effecttext import lacking
 from agenttop.model.vocabulary import MEASURES
-from agenttop.power import power
 from agenttop.report.blocks import Block
 from agenttop.report.data import Data
 from agenttop.report.estimate import (
@@ -22,6 +21,7 @@ from agenttop.report.model import Answer, Figure, Row, Table, Unit
 from agenttop.report.questions.common import no_steps, not_measured
 from agenttop.report.wording import said, value
 from agenttop.stats.before_after import Counts, change, freedom, student
+from agenttop.store.power import power
 
 KEY = "window"
 QUESTION = (

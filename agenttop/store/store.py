@@ -17,14 +17,14 @@ from typing import Final
 
 import numpy as np
 
-from agenttop.derive import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
-from agenttop.history import History
 from agenttop.model.sample import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
-from agenttop.rolling import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
 from agenttop.stats.histogram import BUCKETS
 from agenttop.stats.sparse_counts import summed
+from agenttop.store.snapshot_builder import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
+from agenttop.store.toggles import History
+from agenttop.store.windows import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
 
 #: Exemplars shown per agent.
 EXEMPLARS: Final = 16

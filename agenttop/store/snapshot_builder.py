@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 
-from agenttop.caused import Caused, by_cause, told, unexplained
 from agenttop.model import snapshot as shot
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import (
@@ -37,8 +36,9 @@ from agenttop.model.vocabulary import (
     SOURCES,
     STAGES,
 )
-from agenttop.named import MARKS, Names, by_name, deadlines, markers, marks_row
-from agenttop.rolling import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
+from agenttop.store.cause_sums import Caused, by_cause, told, unexplained
+from agenttop.store.step_names import MARKS, Names, by_name, deadlines, markers, marks_row
+from agenttop.store.windows import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
 
 # Places of an agent's scalars.
 _STEPS, _READY, _UNATTRIBUTED, _STEP_SUM, _TAIL_STEPS = range(5)

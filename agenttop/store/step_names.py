@@ -16,8 +16,8 @@ import numpy as np
 from agenttop.model import snapshot as shot
 from agenttop.model.sample import Histogram, MarkCounters, NamedCounters
 from agenttop.model.vocabulary import STEP_MEASURES
-from agenttop.rolling import BLOCK, Ints
 from agenttop.step import CLASSES
+from agenttop.store.windows import BLOCK, Ints
 
 #: Shown for the names beyond the limit.
 OTHER: Final = "(other names)"

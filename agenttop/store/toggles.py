@@ -19,10 +19,10 @@ import numpy as np
 from agenttop.model.sample import Cost, Effect, Host, PolicyStatus
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import MEASURES
-from agenttop.power import power
-from agenttop.rolling import BLOCK, Boundary, Ints, Tick
 from agenttop.stats.before_after import PERCENTILES, Counts, change
 from agenttop.stats.histogram import BUCKETS
+from agenttop.store.power import power
+from agenttop.store.windows import BLOCK, Boundary, Ints, Tick
 
 #: What is compared.
 COMPARED: Final = ("slowpath", "step")

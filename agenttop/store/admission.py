@@ -13,11 +13,11 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from agenttop.caused import ANNEXES
 from agenttop.collectors.bpf import layout
 from agenttop.model.sample import Histogram, Sample
-from agenttop.named import MOST as MOST_NAMES
-from agenttop.named import PER_ANNEX
+from agenttop.store.cause_sums import ANNEXES
+from agenttop.store.step_names import MOST as MOST_NAMES
+from agenttop.store.step_names import PER_ANNEX
 
 #: In one Sample: twice as many as the kernel side has slots for.
 MOST_AGENTS: Final = 2 * (layout.SLOTS - 1)

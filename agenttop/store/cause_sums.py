@@ -23,7 +23,7 @@ from agenttop.model.sample import (
     Histogram,
 )
 from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES, DETAILS, STAGES
-from agenttop.rolling import BLOCK, Ints, Label
+from agenttop.store.windows import BLOCK, Ints, Label
 from agenttop.text.cause_labels import label_facts, label_text
 
 #: Sums of a cause: steps, events, ns.
