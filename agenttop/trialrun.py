@@ -13,10 +13,10 @@ from agenttop.effecttext import MEASURES, PERCENTILES, costs, interval, lacking,
 from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Change, Sample
-from agenttop.schedule import MIN_ROUNDS, Plan
 from agenttop.store.store import Store
 from agenttop.text.figures import ascii_only, clean, measured
-from agenttop.trial import AgentResult, Result, Trial
+from agenttop.trial.plan import MIN_ROUNDS, Plan
+from agenttop.trial.trial import AgentResult, Result, Trial
 
 #: Samples at least this often, s; and so many of them in a block.
 DELAY_S: Final = 1.0

@@ -10,8 +10,8 @@ import subprocess
 
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Cost
-from agenttop.schedule import Plan
-from agenttop.trial import AgentResult
+from agenttop.trial.plan import Plan
+from agenttop.trial.trial import AgentResult
 from agenttop.trialrun import delay_s, measure
 from agenttop.workloads.demo import Demo
 from bench.processes import agenttop

@@ -32,13 +32,13 @@ import numpy as np
 
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, PolicyStatus
-from agenttop.schedule import Plan
 from agenttop.stats.before_after import Counts
 from agenttop.stats.permutation_test import Compared, Sides, compare
 from agenttop.store.store import Store
 from agenttop.store.toggles import COMPARED, Moment, counts
 from agenttop.stream.engine_client import EngineClient
-from agenttop.trial import Trial, overall
+from agenttop.trial.plan import Plan
+from agenttop.trial.trial import Trial, overall
 from bench.processes import agenttop
 from bench.report import Report
 

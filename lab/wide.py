@@ -34,10 +34,10 @@ from rig import (
 from agenttop.linux.files import parse_cpulist
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import AgentCounters, Command, Sample
-from agenttop.schedule import Plan
 from agenttop.store.store import Store
 from agenttop.stream.engine_client import EngineClient
-from agenttop.trial import Trial
+from agenttop.trial.plan import Plan
+from agenttop.trial.trial import Trial
 
 PLACES: Final = 64
 STEPS: Final = 30

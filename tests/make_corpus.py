@@ -37,11 +37,11 @@ from agenttop.model.sample import (
     Softnet,
 )
 from agenttop.model.vocabulary import CAUSES, DETAILS, STEP_MEASURES
-from agenttop.schedule import Plan
 from agenttop.stats import histogram
 from agenttop.store.store import Store
 from agenttop.stream.recording import Writer
-from agenttop.trial import Trial
+from agenttop.trial.plan import Plan
+from agenttop.trial.trial import Trial
 from tests.corpus import (
     BOOT,
     EXPECTED,

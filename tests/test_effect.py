@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from agenttop.effecttext import direction, headline, lacking, span, times
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import Change
-from agenttop.schedule import MIN_ROUNDS
 from agenttop.stats import histogram
 from agenttop.stats.before_after import (
     ENOUGH,
@@ -22,6 +21,7 @@ from agenttop.stats.before_after import (
     student,
 )
 from agenttop.stats.permutation_test import ERROR_RATE, MOST, Sides, compare, exchanges
+from agenttop.trial.plan import MIN_ROUNDS
 from tests.synth import buckets_of
 
 

@@ -19,11 +19,11 @@ from agenttop import breach, headless
 from agenttop.errors import UserError
 from agenttop.linux import signals
 from agenttop.model import options
-from agenttop.report import switching
-from agenttop.report.switching import Switching
 from agenttop.store.store import Store
 from agenttop.stream.recording import Writer, create
 from agenttop.text.figures import count, duration
+from agenttop.trial import switching
+from agenttop.trial.switching import Switching
 
 EPILOG = "Ctrl-C ends a recording well. An existing file is never overwritten."
 

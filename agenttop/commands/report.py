@@ -15,8 +15,8 @@ from agenttop import headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.model import options
-from agenttop.report import switching
-from agenttop.report.switching import Switching
+from agenttop.trial import switching
+from agenttop.trial.switching import Switching
 
 if TYPE_CHECKING:
     from agenttop.report.blocks import Blocks

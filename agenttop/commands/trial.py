@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from agenttop.model import options
-from agenttop.schedule import BLOCK_S, MIN_ROUNDS, ROUNDS, SETTLE_S, Plan
+from agenttop.trial.plan import BLOCK_S, MIN_ROUNDS, ROUNDS, SETTLE_S, Plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -13,10 +13,10 @@ from agenttop.effecttext import (
     times,
 )
 from agenttop.model.sample import Change, Cost, Effect
-from agenttop.schedule import MIN_ROUNDS
 from agenttop.stats.permutation_test import Compared
 from agenttop.text.figures import clean, measured
-from agenttop.trial import Result
+from agenttop.trial.plan import MIN_ROUNDS
+from agenttop.trial.trial import Result
 from agenttop.widgets.paint import Line, Row
 
 _ROLES = {-1: "good", 0: "text", 1: "alarm"}

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from agenttop.effecttext import Measures, direction, headline, times
 from agenttop.model.sample import Command, Effect, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Agent
-from agenttop.schedule import Plan
 from agenttop.store.toggles import History
 from agenttop.text.figures import clean
-from agenttop.trial import Result, Trial
+from agenttop.trial.plan import Plan
+from agenttop.trial.trial import Result, Trial
 
 _ROLES = {-1: "good", 0: "dim", 1: "alarm"}
 

@@ -24,7 +24,6 @@ from typing import Final, Literal, TypeVar
 import numpy as np
 
 from agenttop.model.sample import Change
-from agenttop.schedule import MIN_ROUNDS
 from agenttop.stats.before_after import (
     ENOUGH,
     LEAST_ERROR,
@@ -41,6 +40,7 @@ from agenttop.stats.before_after import (
     steep,
     unsure,
 )
+from agenttop.trial.plan import MIN_ROUNDS
 
 Verdict = Literal["better", "worse", "no difference", "not enough"]
 Key = TypeVar("Key", bound=Hashable)

@@ -15,9 +15,9 @@ from typing import Final
 from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, Sample
-from agenttop.schedule import BLOCK_S, SETTLE_S, Plan
 from agenttop.store.store import Store
 from agenttop.text.figures import clean
+from agenttop.trial.plan import BLOCK_S, SETTLE_S, Plan
 
 #: Rounds when no time is given.
 _ENDLESS: Final = 100_000
@@ -44,7 +44,7 @@ class Switching:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         # Loads numpy's part of the statistics only when somebody switches.
-        from agenttop.trial import Trial
+        from agenttop.trial.trial import Trial
 
         self._kind = Trial
         self._trial: Trial | None = None

@@ -19,11 +19,11 @@ from typing import Final, Literal
 import msgspec
 
 from agenttop.model.sample import Command, Cost, Host, PolicyStatus, Sample
-from agenttop.schedule import LABELS, Label, Plan
 from agenttop.stats.before_after import Counts
 from agenttop.stats.histogram import empty
 from agenttop.stats.permutation_test import Compared, Sides, Verdict, compare
 from agenttop.store.toggles import COMPARED, Moment, cost, counts
+from agenttop.trial.plan import LABELS, Label, Plan
 
 #: A switch that has not come by then never will, ns.
 SWITCH_NS: Final = 5_000_000_000

@@ -1,0 +1,1 @@
+"""Randomised on and off trials of policies."""
