@@ -21,12 +21,12 @@ from textual.events import Resize
 from textual.theme import BUILTIN_THEMES
 from textual.theme import Theme as TextualTheme
 
-from agenttop import perfetto
-from agenttop.breach import Watcher
 from agenttop.columns import COLUMNS, GAP, sort_key
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
-from agenttop.flight import Flight
+from agenttop.flight import perfetto_trace
+from agenttop.flight.breach_watch import Watcher
+from agenttop.flight.recorder import Flight
 from agenttop.model.sample import Command, Failure, Message, Sample
 from agenttop.model.snapshot import Snapshot
 from agenttop.screens.driver import Terminal
@@ -305,7 +305,7 @@ class AgentTop(App[None]):
             ".svg": picture(self).encode(),
         }
         if self._flight.steps:
-            files[perfetto.SUFFIX] = perfetto.trace(self._flight)
+            files[perfetto_trace.SUFFIX] = perfetto_trace.trace(self._flight)
         try:
             stem = output_file.new_group(Path(), f"agenttop-{stamp}", files)
         except (OSError, UserError) as error:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, Protocol
 
-from agenttop.breach import Breach, Watcher
 from agenttop.errors import UserError
+from agenttop.flight.breach_watch import Breach, Watcher
 from agenttop.linux.readiness import readable
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import CAUSES_LOADING, Command, Failure, Host, Message, Sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agenttop.breach import Breach
+from agenttop.flight.breach_watch import Breach
 
 
 @dataclass(frozen=True)

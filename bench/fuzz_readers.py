@@ -11,10 +11,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agenttop import perfetto
 from agenttop.app import AgentTop
-from agenttop.breach import Ring
-from agenttop.flight import Flight
+from agenttop.flight import perfetto_trace
+from agenttop.flight.breach_watch import Ring
+from agenttop.flight.recorder import Flight
 from agenttop.jsonout import encode
 from agenttop.model.sample import Command, Message, Sample
 from agenttop.render.snapshot_text import Layout
@@ -133,7 +133,7 @@ class Trace:
         self._ring.add(sample)
 
     def end(self) -> None:
-        perfetto.trace(self._flight)
+        perfetto_trace.trace(self._flight)
         self._ring.samples()
 
 

@@ -16,9 +16,9 @@ from agenttop.agents.patterns import Pattern
 from agenttop.agents.program_names import programs
 from agenttop.agents.rules import Rules
 from agenttop.columns import sort_key
-from agenttop.condition import parse as condition
 from agenttop.config import theme_file
 from agenttop.errors import UserError
+from agenttop.flight.breach_condition import parse as condition
 from agenttop.linux import process
 from agenttop.model.options import causes_of, count, number
 from agenttop.model.sample import Command, Failure

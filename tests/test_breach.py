@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import breach
-from agenttop.breach import APART_NS, MOST_DUMPS, Breach, Ring, Watcher
-from agenttop.condition import FIGURES, MEASURES, MOST_NS, Condition, limit, parse
 from agenttop.errors import UserError
+from agenttop.flight import breach_watch
+from agenttop.flight.breach_condition import FIGURES, MEASURES, MOST_NS, Condition, limit, parse
+from agenttop.flight.breach_watch import APART_NS, MOST_DUMPS, Breach, Ring, Watcher
+from agenttop.flight.perfetto_trace import trace
 from agenttop.model.sample import Command, Event, Sample
 from agenttop.model.snapshot import Agent
-from agenttop.perfetto import trace
 from agenttop.store.store import Store
 from agenttop.stream.recording import Recording
 from agenttop.stream.replay import measured, still
@@ -293,7 +293,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
     def full(self: object, sample: Sample) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(breach.Writer, "add", full)
+    monkeypatch.setattr(breach_watch.Writer, "add", full)
     made = Rig(tmp_path, "coder:p99>1us")
     told = made.tick(5)
     assert any("No space left on device" in event.text for event in told)

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agenttop import protobuf
-from agenttop.flight import Flight, Heat, Who
+from agenttop.flight import protobuf_writer
+from agenttop.flight.perfetto_trace import trace
+from agenttop.flight.recorder import Flight, Heat, Who
 from agenttop.model.sample import Exemplar, Sample
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
-from agenttop.perfetto import trace
 from agenttop.store.store import Store
 from tests.engines import needs_bpf
 from tests.loops import loop
@@ -84,13 +84,13 @@ def check_step(found: Slice, step: Exemplar) -> None:
 @given(st.integers(-(1 << 63), (1 << 64) - 1), st.text(), st.floats(allow_nan=False))
 def test_fields_are_read_as_they_were_written(value: int, text: str, real: float) -> None:
     annotation = pb2.DebugAnnotation()
-    annotation.ParseFromString(protobuf.number(3, value) + protobuf.string(10, text))
+    annotation.ParseFromString(protobuf_writer.number(3, value) + protobuf_writer.string(10, text))
     assert annotation.uint_value == value % (1 << 64)
     assert annotation.name == text.encode("utf-8", "replace").decode()
-    annotation.ParseFromString(protobuf.double(5, real))
+    annotation.ParseFromString(protobuf_writer.double(5, real))
     assert annotation.double_value == real
     event = pb2.TrackEvent()
-    event.ParseFromString(protobuf.number(30, value) + protobuf.fixed64(47, value))
+    event.ParseFromString(protobuf_writer.number(30, value) + protobuf_writer.fixed64(47, value))
     assert event.counter_value % (1 << 64) == list(event.flow_ids)[0] == value % (1 << 64)  # noqa: RUF015
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.flight import Flight, Who
+from agenttop.flight.perfetto_trace import trace
+from agenttop.flight.recorder import Flight, Who
 from agenttop.model.vocabulary import STAGES
-from agenttop.perfetto import trace
 from tests.engines import needs_bpf
 from tests.loops import loop
 from tests.perfetto_engine import TraceProcessor, engine_folder

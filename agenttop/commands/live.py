@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from agenttop import breach
 from agenttop.columns import sort_help, sort_key
 from agenttop.config import theme_file
 from agenttop.errors import UserError
+from agenttop.flight import breach_watch
 from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.view import ViewOptions
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with -b: end after N updates",
     )
     options.add_engine(parser)
-    breach.add(parser)
+    breach_watch.add(parser)
     parser.add_argument(
         "-p",
         "--pid",
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         sort=args.sort,
         delay_s=args.delay,
         window_s=args.window,
-        breach=breach.Breach.of(args),
+        breach=breach_watch.Breach.of(args),
     )
     return show(options.engine_options(args), view=view)
 

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from agenttop import breach, headless
+from agenttop import headless
 from agenttop.errors import UserError
+from agenttop.flight import breach_watch
 from agenttop.linux import signals
 from agenttop.model import options
 from agenttop.store.store import Store
@@ -44,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     switching.add(parser)
     options.add_engine(parser)
-    breach.add(parser)
+    breach_watch.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.for_s is not None:
         engine.delay_s = min(engine.delay_s, args.for_s)
     switched = Switching.of(args.switch, args.for_s, engine)
-    watched = breach.Breach.of(args)
+    watched = breach_watch.Breach.of(args)
     path = None if args.output in ("-", None) else Path(args.output)
     if args.output == "":
         raise UserError("-o '': the name of a file is wanted")
@@ -81,7 +82,7 @@ def record(
     engine: options.EngineOptions,
     switched: Switching | None,
     seconds: float | None,
-    watched: breach.Breach | None = None,
+    watched: breach_watch.Breach | None = None,
 ) -> str:
     """Record into an open file; what was recorded, in a few words. Raises UserError."""
     store = Store()

@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import Final
 
-from agenttop import breach, headless
+from agenttop import headless
 from agenttop.columns import sort_help, sort_key
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
+from agenttop.flight import breach_watch
 from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.model.snapshot import Snapshot
@@ -53,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ascii", action="store_true", help="text in plain ASCII")
     options.add_sort(parser)
     options.add_engine(parser)
-    breach.add(parser)
+    breach_watch.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if wanted.output is not None:
         output_file.check(wanted.output)
 
-    watched = breach.Breach.of(args)
+    watched = breach_watch.Breach.of(args)
     return headless.quietly(lambda: deliver(measure(engine, wanted, watched), wanted))
 
 
@@ -135,7 +136,9 @@ class Wanted:
         )
 
 
-def measure(engine: EngineOptions, wanted: Wanted, watched: breach.Breach | None = None) -> bytes:
+def measure(
+    engine: EngineOptions, wanted: Wanted, watched: breach_watch.Breach | None = None
+) -> bytes:
     """Run an engine for the time; what is to be written. Raises UserError."""
     store = Store()
     seconds_ns = int(wanted.seconds * 1e9)

@@ -15,10 +15,10 @@ from pathlib import Path
 from agenttop import headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
-from agenttop.flight import Flight
+from agenttop.flight.perfetto_trace import trace
+from agenttop.flight.recorder import Flight
 from agenttop.model import options
 from agenttop.model.sample import Host, Sample
-from agenttop.perfetto import trace
 from agenttop.store.store import Store
 from agenttop.text.figures import clean, count
 

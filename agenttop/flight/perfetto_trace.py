@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from agenttop.flight import Flight, Who
+from agenttop.flight.protobuf_writer import blob, double, fixed64, number, string
+from agenttop.flight.recorder import Flight, Who
 from agenttop.model.sample import Exemplar
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
-from agenttop.protobuf import blob, double, fixed64, number, string
 from agenttop.text.figures import clean
 
 #: Suffix of the files' names, as Perfetto's own tools have it.

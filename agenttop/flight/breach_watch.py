@@ -20,9 +20,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agenttop.condition import Condition, parse
 from agenttop.config import output_file
 from agenttop.errors import UserError
+from agenttop.flight.breach_condition import Condition, parse
 from agenttop.linux import paths
 from agenttop.model import options
 from agenttop.model.sample import Command, Event, Host, Sample
