@@ -21,7 +21,6 @@ from textual.events import Resize
 from textual.theme import BUILTIN_THEMES
 from textual.theme import Theme as TextualTheme
 
-from agenttop.columns import COLUMNS, GAP, sort_key
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
 from agenttop.flight import perfetto_trace
@@ -29,6 +28,7 @@ from agenttop.flight.breach_watch import Watcher
 from agenttop.flight.recorder import Flight
 from agenttop.model.sample import Command, Failure, Message, Sample
 from agenttop.model.snapshot import Snapshot
+from agenttop.render.columns import COLUMNS, GAP, sort_key
 from agenttop.screens.driver import Terminal
 from agenttop.screens.main import Main
 from agenttop.screens.popup import Popup

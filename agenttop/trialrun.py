@@ -9,10 +9,10 @@ from typing import Final
 import msgspec
 
 from agenttop import headless
-from agenttop.effecttext import MEASURES, PERCENTILES, costs, interval, lacking, times
 from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Change, Sample
+from agenttop.render.effect_text import MEASURES, PERCENTILES, costs, interval, lacking, times
 from agenttop.store.store import Store
 from agenttop.text.figures import ascii_only, clean, measured
 from agenttop.trial.plan import MIN_ROUNDS, Plan

@@ -15,8 +15,8 @@ from agenttop.app import AgentTop
 from agenttop.flight import perfetto_trace
 from agenttop.flight.breach_watch import Ring
 from agenttop.flight.recorder import Flight
-from agenttop.jsonout import encode
 from agenttop.model.sample import Command, Message, Sample
+from agenttop.render.snapshot_json import encode
 from agenttop.render.snapshot_text import Layout
 from agenttop.render.snapshot_text import report as as_text
 from agenttop.report.blocks import Blocks

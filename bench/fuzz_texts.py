@@ -15,7 +15,6 @@ import msgspec
 from agenttop.agents.patterns import Pattern
 from agenttop.agents.program_names import programs
 from agenttop.agents.rules import Rules
-from agenttop.columns import sort_key
 from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.flight.breach_condition import parse as condition
@@ -23,6 +22,7 @@ from agenttop.linux import process
 from agenttop.model.options import causes_of, count, number
 from agenttop.model.sample import Command, Failure
 from agenttop.policies import bundles, catalog
+from agenttop.render.columns import sort_key
 from agenttop.render.snapshot_text import Layout, report
 from agenttop.step import _made
 from agenttop.store.store import Store

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop.causetext import cause_lines, state_lines
 from agenttop.cli import main
 from agenttop.errors import UserError
-from agenttop.jsonout import encode
 from agenttop.model.options import causes_of
 from agenttop.model.sample import (
     CauseCounters,
@@ -24,6 +22,8 @@ from agenttop.model.sample import (
 )
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES, DETAILS, STAGES
+from agenttop.render.cause_text import cause_lines, state_lines
+from agenttop.render.snapshot_json import encode
 from agenttop.stats.histogram import bucket_of
 from agenttop.store.store import Store
 from agenttop.text.cause_labels import label_facts

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop.effecttext import direction, headline, lacking, span, times
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import Change
+from agenttop.render.effect_text import direction, headline, lacking, span, times
 from agenttop.stats import histogram
 from agenttop.stats.before_after import (
     ENOUGH,

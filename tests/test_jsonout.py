@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from agenttop.jsonout import encode, schema
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
+from agenttop.render.snapshot_json import encode, schema
 from agenttop.store.store import Store
 from tests.synth import Synth
 

@@ -10,8 +10,8 @@ import pytest
 
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.procfs import ProcfsCpus
-from agenttop.jsonout import encode
 from agenttop.model.sample import Host, Sample
+from agenttop.render.snapshot_json import encode
 from agenttop.render.snapshot_text import report
 from agenttop.sampler import CPUS_A_SECOND
 from agenttop.store.store import Store

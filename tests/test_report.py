@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agenttop import cli
-from agenttop.jsonout import schema
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import Budget, Command, Sample
 from agenttop.model.vocabulary import STAGES
+from agenttop.render.snapshot_json import schema
 from agenttop.report import blocks as cutting
 from agenttop.report.blocks import Blocks
 from agenttop.report.build import build

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop.columns import COLUMNS, chosen, needed, ordered, sort_key
 from agenttop.errors import UserError
 from agenttop.model.snapshot import Snapshot
+from agenttop.render.columns import COLUMNS, chosen, needed, ordered, sort_key
 from agenttop.render.snapshot_text import Layout, report
 from agenttop.store.store import Store
 from agenttop.text.figures import cells

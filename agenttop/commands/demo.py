@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agenttop import headless
-from agenttop.columns import sort_help
 from agenttop.commands import live
 from agenttop.commands.snapshot import FORMATS, Wanted, measure
 from agenttop.config import output_file
@@ -23,6 +22,7 @@ from agenttop.errors import UserError
 from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.model.vocabulary import LEVELS
+from agenttop.render.columns import sort_help
 from agenttop.text.figures import clean
 from agenttop.view import ViewOptions
 from agenttop.workloads.demo import LIMIT_S, SIZES, Demo

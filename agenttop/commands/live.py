@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from agenttop.columns import sort_help, sort_key
 from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
 from agenttop.model import options
 from agenttop.model.options import EngineOptions
+from agenttop.render.columns import sort_help, sort_key
 from agenttop.view import ViewOptions
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import argparse
 import os
 from dataclasses import replace
 
-from agenttop.columns import sort_help
 from agenttop.commands import live
 from agenttop.config import theme_file
 from agenttop.model import options
+from agenttop.render.columns import sort_help
 from agenttop.view import ViewOptions
 
 

@@ -7,7 +7,7 @@ import json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from agenttop.jsonout import DOCUMENTS
+    from agenttop.render.snapshot_json import DOCUMENTS
 
     parser.add_argument(
         "document", nargs="?", choices=DOCUMENTS, default=DOCUMENTS[0], help="(%(default)s)"
@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
-    from agenttop.jsonout import schema
+    from agenttop.render.snapshot_json import schema
 
     print(json.dumps(schema(args.document), indent=2))
     return 0

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from agenttop import headless
-from agenttop.columns import sort_help, sort_key
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
 from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.model.snapshot import Snapshot
+from agenttop.render.columns import sort_help, sort_key
 from agenttop.render.snapshot_text import Layout, report, terminal_width
 from agenttop.store.store import Store
 
@@ -180,7 +180,7 @@ def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
 def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:
     """The snapshot in the wanted format."""
     if wanted.format == "json":
-        from agenttop.jsonout import encode
+        from agenttop.render.snapshot_json import encode
         from agenttop.store.toggles import attach
 
         return encode(attach(snapshot, store.history.effect))

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop import __version__
-from agenttop.causetext import cause_lines
-from agenttop.columns import (
+from agenttop.model.sample import Exemplar
+from agenttop.model.snapshot import Agent, Cpu, Load, Snapshot, Stat
+from agenttop.model.vocabulary import OVERFLOW, SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
+from agenttop.render.cause_text import cause_lines
+from agenttop.render.columns import (
     BY_NAME,
     DEFAULT_SORT,
     chosen,
@@ -21,9 +24,6 @@ from agenttop.columns import (
     needed,
     ordered,
 )
-from agenttop.model.sample import Exemplar
-from agenttop.model.snapshot import Agent, Cpu, Load, Snapshot, Stat
-from agenttop.model.vocabulary import OVERFLOW, SLOWPATH_STAGES, STAGE_TARGETS_NS, STAGES
 from agenttop.text.figures import (
     NA,
     ascii_only,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from agenttop.causetext import rest_of
 from agenttop.model.snapshot import Cause, CauseLabel
 from agenttop.model.vocabulary import CAUSES
+from agenttop.render.cause_text import rest_of
 from agenttop.screens.state import View
 from agenttop.text.figures import NA, clean, count, duration, measured, percent
 from agenttop.widgets.paint import Line, Row

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agenttop.effecttext import (
+from agenttop.model.sample import Change, Cost, Effect
+from agenttop.render.effect_text import (
     MEASURES,
     PERCENTILES,
     Measures,
@@ -12,7 +13,6 @@ from agenttop.effecttext import (
     lacking,
     times,
 )
-from agenttop.model.sample import Change, Cost, Effect
 from agenttop.stats.permutation_test import Compared
 from agenttop.text.figures import clean, measured
 from agenttop.trial.plan import MIN_ROUNDS

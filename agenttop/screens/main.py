@@ -14,12 +14,12 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
 
-from agenttop.columns import COLUMNS
 from agenttop.errors import UserError
 from agenttop.model.sample import Command, Sample
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import STAGES
 from agenttop.policies.bundles import load_all
+from agenttop.render.columns import COLUMNS
 from agenttop.screens import bundles, causes, sheets, switching
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.layout import LEAST, PANELS, Plan, plan

@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from agenttop.columns import COLUMNS
 from agenttop.model.sample import PolicyStatus
 from agenttop.model.snapshot import Agent, Stat
 from agenttop.model.vocabulary import COMPUTE_PARTS, STAGE_TARGETS_NS, STAGES
+from agenttop.render.columns import COLUMNS
 from agenttop.screens.effects import effect_rows, trial_rows
 from agenttop.screens.keys import BINDINGS, RESERVED, shown
 from agenttop.screens.state import View

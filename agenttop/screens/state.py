@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from agenttop.columns import named_rows, ordered
 from agenttop.model.sample import Effect, Event, Exemplar, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Agent, Cpu, Snapshot
 from agenttop.model.vocabulary import TARGETS_NS
+from agenttop.render.columns import named_rows, ordered
 from agenttop.screens.trials import Trials
 from agenttop.store.store import Marker, TrendPoint
 from agenttop.store.toggles import History

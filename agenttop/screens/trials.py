@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agenttop.effecttext import Measures, direction, headline, times
 from agenttop.model.sample import Command, Effect, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Agent
+from agenttop.render.effect_text import Measures, direction, headline, times
 from agenttop.store.toggles import History
 from agenttop.text.figures import clean
 from agenttop.trial.plan import Plan

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from agenttop.columns import BY_NAME, COLUMNS, GAP, NAME_MOST, Column, chosen, needed
 from agenttop.model.snapshot import Agent
+from agenttop.render.columns import BY_NAME, COLUMNS, GAP, NAME_MOST, Column, chosen, needed
 from agenttop.screens.state import SLOWPATH_TARGET_NS, View
 from agenttop.text.figures import NA, clean, percent
 from agenttop.widgets.paint import Span, bar, fitted

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from textual.events import Click, MouseScrollDown, MouseScrollUp
 from textual.message import Message
 
-from agenttop.columns import COLUMNS, GAP, Column
+from agenttop.render.columns import COLUMNS, GAP, Column
 from agenttop.screens.state import TableRow
 from agenttop.text.figures import clean
 from agenttop.widgets.agent_cells import LEAD, cell, columns_for, explain, named_cell, widths

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agenttop.effecttext import lacking
 from agenttop.model.vocabulary import MEASURES
+from agenttop.render.effect_text import lacking
 from agenttop.report.blocks import Block
 from agenttop.report.data import Data
 from agenttop.report.estimate import (
