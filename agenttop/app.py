@@ -32,13 +32,13 @@ from agenttop.render.columns import COLUMNS, GAP, sort_key
 from agenttop.screens.driver import Terminal
 from agenttop.screens.main import Main
 from agenttop.screens.popup import Popup
-from agenttop.screens.state import Data, View
 from agenttop.store.cpu_heat import HeatHistory
 from agenttop.store.toggles import attach
 from agenttop.stream.framing import StreamError
 from agenttop.svg import picture
 from agenttop.text.figures import clean
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
+from agenttop.view.state import Data, View
 from agenttop.widgets.paint import Palette
 
 #: With so many writes that the terminal has not taken, a tick is not drawn.

@@ -62,7 +62,7 @@ def render_svg(
     import asyncio
 
     from agenttop.app import AgentTop
-    from agenttop.view import ViewOptions
+    from agenttop.view.options import ViewOptions
 
     app = AgentTop(store, None, ViewOptions(theme=theme), snapshot=snapshot, driver_class=None)
 

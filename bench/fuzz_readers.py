@@ -29,7 +29,7 @@ from agenttop.stream.framing import Decoder, StreamError
 from agenttop.stream.recording import MAX_DECODED, MAX_SAMPLE
 from agenttop.stream.replay import still
 from agenttop.stream.size_estimate import MalformedError, Scale, TooHeavyError
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
 
 _SCALE: Final = Scale(Sample)
 #: Samples between two looks at what they came to.

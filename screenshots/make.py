@@ -20,7 +20,7 @@ from agenttop.model.options import EngineOptions
 from agenttop.store.store import Store
 from agenttop.stream.engine_client import EngineClient
 from agenttop.svg import picture
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
 from agenttop.workloads.demo import Demo
 
 HERE = Path(__file__).resolve().parent

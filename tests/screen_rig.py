@@ -11,9 +11,9 @@ from textual.pilot import Pilot
 
 from agenttop.app import AgentTop
 from agenttop.screens.main import Main
-from agenttop.screens.state import View
 from agenttop.store.store import Store
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
+from agenttop.view.state import View
 from tests.synth import Synth
 from tests.synth_screen import SynthSource
 

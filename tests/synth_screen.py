@@ -96,7 +96,7 @@ def main() -> None:
     toggles = {int(at): name for name, _, at in (t.partition(":") for t in args.toggle)}
 
     from agenttop.app import AgentTop
-    from agenttop.view import ViewOptions
+    from agenttop.view.options import ViewOptions
 
     options = ViewOptions(theme=args.theme, ascii_only=args.ascii, readonly=args.readonly)
     app = AgentTop(store, source, options)

@@ -16,7 +16,7 @@ from agenttop.app import AgentTop
 from agenttop.errors import UserError
 from agenttop.store.store import Store
 from agenttop.svg import render_svg
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
 from tests.synth import Synth
 
 Compare = Callable[..., bool]

@@ -24,7 +24,7 @@ from agenttop.model.options import EngineOptions
 from agenttop.model.vocabulary import LEVELS
 from agenttop.render.columns import sort_help
 from agenttop.text.figures import clean
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
 from agenttop.workloads.demo import LIMIT_S, SIZES, Demo
 
 #: Without a terminal.

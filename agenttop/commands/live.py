@@ -19,7 +19,7 @@ from agenttop.flight import breach_watch
 from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.render.columns import sort_help, sort_key
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
 
 if TYPE_CHECKING:
     from agenttop.app import Source

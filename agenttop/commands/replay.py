@@ -13,7 +13,7 @@ from agenttop.commands import live
 from agenttop.config import theme_file
 from agenttop.model import options
 from agenttop.render.columns import sort_help
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

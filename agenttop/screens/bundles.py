@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from agenttop.model.sample import PolicyStatus
 from agenttop.policies.bundles import Bundle
-from agenttop.screens.state import View
 from agenttop.text.figures import clean
+from agenttop.view.state import View
 from agenttop.widgets.paint import Line, Row
 
 

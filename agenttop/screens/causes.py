@@ -7,8 +7,8 @@ from typing import Final
 from agenttop.model.snapshot import Cause, CauseLabel
 from agenttop.model.vocabulary import CAUSES
 from agenttop.render.cause_text import rest_of
-from agenttop.screens.state import View
 from agenttop.text.figures import NA, clean, count, duration, measured, percent
+from agenttop.view.state import View
 from agenttop.widgets.paint import Line, Row
 
 #: The choices: what the engine is asked for, and what it means.

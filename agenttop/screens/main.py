@@ -20,13 +20,14 @@ from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import STAGES
 from agenttop.policies.bundles import load_all
 from agenttop.render.columns import COLUMNS
-from agenttop.screens import bundles, causes, sheets, switching
+from agenttop.screens import bundles, causes, sheets
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
-from agenttop.screens.layout import LEAST, PANELS, Plan, plan
 from agenttop.screens.popup import Popup
-from agenttop.screens.state import View, matches
-from agenttop.screens.trials import refusal
 from agenttop.text.figures import clean
+from agenttop.view import switching
+from agenttop.view.layout import LEAST, PANELS, Plan, plan
+from agenttop.view.state import View, matches
+from agenttop.view.trials import refusal
 from agenttop.widgets.agents import Agents
 from agenttop.widgets.chain import Chain
 from agenttop.widgets.cpus import Cpus

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.events import Click, Key, MouseScrollDown, MouseScrollUp, Resize
 from textual.screen import ModalScreen
 
-from agenttop.screens.state import View
+from agenttop.view.state import View
 from agenttop.widgets.paint import Line, Row, Span
 from agenttop.widgets.panel import Panel, window
 

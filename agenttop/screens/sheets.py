@@ -11,9 +11,9 @@ from agenttop.model.vocabulary import COMPUTE_PARTS, STAGE_TARGETS_NS, STAGES
 from agenttop.render.columns import COLUMNS
 from agenttop.screens.effects import effect_rows, trial_rows
 from agenttop.screens.keys import BINDINGS, RESERVED, shown
-from agenttop.screens.state import View
 from agenttop.text.ages import ago
 from agenttop.text.figures import NA, clean, count, duration, measured, percent, rate
+from agenttop.view.state import View
 from agenttop.widgets.paint import Line, Row
 from agenttop.widgets.policies import STATES
 

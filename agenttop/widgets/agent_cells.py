@@ -8,8 +8,8 @@ from typing import Final
 
 from agenttop.model.snapshot import Agent
 from agenttop.render.columns import BY_NAME, COLUMNS, GAP, NAME_MOST, Column, chosen, needed
-from agenttop.screens.state import SLOWPATH_TARGET_NS, View
 from agenttop.text.figures import NA, clean, percent
+from agenttop.view.state import SLOWPATH_TARGET_NS, View
 from agenttop.widgets.paint import Span, bar, fitted
 
 #: Cells that a column takes on the screen, where that differs from the text output.

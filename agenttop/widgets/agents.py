@@ -8,8 +8,8 @@ from textual.events import Click, MouseScrollDown, MouseScrollUp
 from textual.message import Message
 
 from agenttop.render.columns import COLUMNS, GAP, Column
-from agenttop.screens.state import TableRow
 from agenttop.text.figures import clean
+from agenttop.view.state import TableRow
 from agenttop.widgets.agent_cells import LEAD, cell, columns_for, explain, named_cell, widths
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel, window

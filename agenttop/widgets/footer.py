@@ -8,8 +8,8 @@ from typing import ClassVar
 from textual.events import Key, Paste
 from textual.message import Message
 
-from agenttop.screens.state import View
 from agenttop.text.figures import clean
+from agenttop.view.state import View
 from agenttop.widgets.paint import Line, Row
 from agenttop.widgets.panel import Panel
 

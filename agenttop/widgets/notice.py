@@ -17,7 +17,7 @@ class Notice(Panel):
     FRAME: ClassVar[bool] = False
 
     def rows(self, width: int, height: int) -> list[Row]:
-        from agenttop.screens.layout import LEAST
+        from agenttop.view.layout import LEAST
 
         wanted = f"{LEAST[0]}x{LEAST[1]}"
         for text in (

@@ -17,7 +17,7 @@ from textual.widget import Widget
 from agenttop.widgets.paint import Line, Row, Span, fitted, size_of
 
 if TYPE_CHECKING:
-    from agenttop.screens.state import View
+    from agenttop.view.state import View
 
 
 class Panel(Widget):

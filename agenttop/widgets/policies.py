@@ -7,9 +7,9 @@ from typing import Final
 
 from agenttop.model.sample import PolicyStatus
 from agenttop.screens.effects import panel_rows
-from agenttop.screens.trials import row_text, shown
 from agenttop.text.ages import roughly
 from agenttop.text.figures import clean
+from agenttop.view.trials import row_text, shown
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
 

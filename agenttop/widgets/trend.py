@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from agenttop.screens.state import SLOWPATH_TARGET_NS, View
 from agenttop.store.store import TrendPoint
 from agenttop.text.figures import clean, duration
+from agenttop.view.state import SLOWPATH_TARGET_NS, View
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
 from agenttop.widgets.plot import Canvas, Scale, Timeline, binned

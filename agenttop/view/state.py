@@ -11,10 +11,10 @@ from agenttop.model.sample import Effect, Event, Exemplar, Host, PolicyStatus, S
 from agenttop.model.snapshot import Agent, Cpu, Snapshot
 from agenttop.model.vocabulary import TARGETS_NS
 from agenttop.render.columns import named_rows, ordered
-from agenttop.screens.trials import Trials
 from agenttop.store.store import Marker, TrendPoint
 from agenttop.store.toggles import History
-from agenttop.view import ViewOptions
+from agenttop.view.options import ViewOptions
+from agenttop.view.trials import Trials
 from agenttop.widgets.paint import Palette
 
 #: The slowpath may take what its stages may take together.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from agenttop.model.sample import Command, PolicyStatus
 from agenttop.policies.bundles import Bundle
 from agenttop.screens.bundles import available, is_on
-from agenttop.screens.state import View
 from agenttop.text.figures import clean
+from agenttop.view.state import View
 
 Send = Callable[[Command], None]
 
