@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from agenttop.model.sample import Activity, CpuCounters, Sample
 from agenttop.store.cpu_heat import KEPT, HeatHistory
 from agenttop.view.layout import LEAST, PANELS, plan
+from agenttop.widgets.braille_plot import Canvas, Scale, Timeline, binned
 from agenttop.widgets.paint import Line, bar, blocks, fitted, heat, to_ascii
 from agenttop.widgets.panel import window
-from agenttop.widgets.plot import Canvas, Scale, Timeline, binned
 
 SECOND = 10**9
 

@@ -20,7 +20,6 @@ from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import STAGES
 from agenttop.policies.bundles import load_all
 from agenttop.render.columns import COLUMNS
-from agenttop.screens import bundles, causes, sheets
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.popup import Popup
 from agenttop.text.figures import clean
@@ -28,15 +27,18 @@ from agenttop.view import switching
 from agenttop.view.layout import LEAST, PANELS, Plan, plan
 from agenttop.view.state import View, matches
 from agenttop.view.trials import refusal
+from agenttop.widgets import bundle_rows as bundles
+from agenttop.widgets import cause_rows as causes
+from agenttop.widgets import detail_rows
 from agenttop.widgets.agents import Agents
 from agenttop.widgets.chain import Chain
 from agenttop.widgets.cpus import Cpus
 from agenttop.widgets.footer import Footer
 from agenttop.widgets.header import Header
-from agenttop.widgets.notice import Notice
 from agenttop.widgets.panel import Panel
 from agenttop.widgets.policies import Policies
 from agenttop.widgets.slowest import Slowest
+from agenttop.widgets.too_small import Notice
 from agenttop.widgets.trend import Trend
 
 #: Keys after which letters are text.
@@ -402,7 +404,7 @@ class Main(Screen[None]):
             Popup(
                 view,
                 "Sort by",
-                lambda width: sheets.sort_rows(view, width),
+                lambda width: detail_rows.sort_rows(view, width),
                 choices=len(keys),
                 at=keys.index(view.sort),
                 also_closes="f6",
@@ -464,7 +466,7 @@ class Main(Screen[None]):
 
         def rows(width: int) -> list[Any]:
             found = next((a for a in view.agents if a.id == picked), agent)
-            return sheets.agent_rows(view, found, width)
+            return detail_rows.agent_rows(view, found, width)
 
         title = f"{clean(agent.name, 32)} (pid {agent.pid})"
         self.app.push_screen(Popup(view, title, rows, also_closes="enter"))
@@ -477,7 +479,7 @@ class Main(Screen[None]):
 
         def rows(width: int) -> list[Any]:
             policy = next((p for p in view.policies if p.name == name), None)
-            return sheets.policy_rows(view, policy, width) if policy else []
+            return detail_rows.policy_rows(view, policy, width) if policy else []
 
         # The engine works a plan out only while somebody looks at it.
         self._send(Command("plan", name=name, on=True))
@@ -492,7 +494,7 @@ class Main(Screen[None]):
             Popup(
                 view,
                 "Keys and words",
-                lambda width: sheets.help_rows(view, width),
+                lambda width: detail_rows.help_rows(view, width),
                 also_closes="question_mark,f1,h",
             )
         )

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from agenttop.model.sample import Command, PolicyStatus
 from agenttop.policies.bundles import Bundle
-from agenttop.screens.bundles import available, is_on
 from agenttop.text.figures import clean
 from agenttop.view.state import View
+from agenttop.widgets.bundle_rows import available, is_on
 
 Send = Callable[[Command], None]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from agenttop.model.sample import PolicyStatus
-from agenttop.screens.effects import panel_rows
 from agenttop.text.ages import roughly
 from agenttop.text.figures import clean
 from agenttop.view.trials import row_text, shown
+from agenttop.widgets.effect_rows import panel_rows
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
 

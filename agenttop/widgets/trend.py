@@ -8,9 +8,9 @@ from typing import Final
 from agenttop.store.store import TrendPoint
 from agenttop.text.figures import clean, duration
 from agenttop.view.state import SLOWPATH_TARGET_NS, View
+from agenttop.widgets.braille_plot import Canvas, Scale, Timeline, binned
 from agenttop.widgets.paint import Line, Row, Span, size_of
 from agenttop.widgets.panel import Panel
-from agenttop.widgets.plot import Canvas, Scale, Timeline, binned
 
 #: Spans that the time axis may have, s.
 SPANS: Final = (60, 120, 300, 600)

@@ -9,11 +9,11 @@ from agenttop.model.sample import PolicyStatus
 from agenttop.model.snapshot import Agent, Stat
 from agenttop.model.vocabulary import COMPUTE_PARTS, STAGE_TARGETS_NS, STAGES
 from agenttop.render.columns import COLUMNS
-from agenttop.screens.effects import effect_rows, trial_rows
 from agenttop.screens.keys import BINDINGS, RESERVED, shown
 from agenttop.text.ages import ago
 from agenttop.text.figures import NA, clean, count, duration, measured, percent, rate
 from agenttop.view.state import View
+from agenttop.widgets.effect_rows import effect_rows, trial_rows
 from agenttop.widgets.paint import Line, Row
 from agenttop.widgets.policies import STATES
 
