@@ -11,7 +11,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agenttop.app import AgentTop
 from agenttop.flight import perfetto_trace
 from agenttop.flight.breach_watch import Ring
 from agenttop.flight.recorder import Flight
@@ -22,6 +21,7 @@ from agenttop.render.snapshot_text import report as as_text
 from agenttop.report.blocks import Blocks
 from agenttop.report.build import build
 from agenttop.report.pages import html, markdown, text
+from agenttop.screens.app import AgentTop
 from agenttop.store.admission import Checker
 from agenttop.store.store import Store
 from agenttop.store.toggles import attach

@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from agenttop.app import AgentTop
 from agenttop.model.options import EngineOptions
+from agenttop.screens.app import AgentTop
+from agenttop.screens.picture import picture
 from agenttop.store.store import Store
 from agenttop.stream.engine_client import EngineClient
-from agenttop.svg import picture
 from agenttop.view.options import ViewOptions
 from agenttop.workloads.demo import Demo
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from agenttop.app import AgentTop
+from agenttop.screens.app import AgentTop
 from agenttop.screens.main import Main
 from agenttop.store.store import Store
 from agenttop.view.options import ViewOptions

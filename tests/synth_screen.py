@@ -95,7 +95,7 @@ def main() -> None:
     source = SynthSource(synth)
     toggles = {int(at): name for name, _, at in (t.partition(":") for t in args.toggle)}
 
-    from agenttop.app import AgentTop
+    from agenttop.screens.app import AgentTop
     from agenttop.view.options import ViewOptions
 
     options = ViewOptions(theme=args.theme, ascii_only=args.ascii, readonly=args.readonly)
@@ -108,7 +108,7 @@ def main() -> None:
         store.feed(sample)
         app._heat.feed(sample)
     if args.svg:
-        from agenttop.svg import render_svg
+        from agenttop.screens.picture import render_svg
 
         width, height = map(int, args.size.split("x"))
         text = render_svg(store, store.snapshot(), (width, height), args.theme or "dark")

@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.screens.frames import PLAIN, FrameSaver, Sgr, change, parsed
+from agenttop.screens.frame_diff import PLAIN, FrameSaver, Sgr, change, parsed
 
 _TOKEN = re.compile(r"\x1b\[(\d+);(\d+)H|\x1b\[([0-9;]*)m|\x1b\[\?[0-9;]+[hl]|(\x1b\[2J)|([^\x1b])")
 WIDTH = 12

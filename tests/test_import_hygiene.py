@@ -11,7 +11,7 @@ import pytest
 import agenttop
 
 #: What may import Textual.
-SCREEN = ("agenttop.app", "agenttop.screens", "agenttop.widgets", "agenttop.svg")
+SCREEN = ("agenttop.screens", "agenttop.widgets", "agenttop.view")
 
 
 def headless_modules() -> list[str]:

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from agenttop.config import theme_file
+from agenttop.screens.picture import render_svg
 from agenttop.store.store import Store
-from agenttop.svg import render_svg
 from tests.test_screen_pictures import fed
 
 pytestmark = pytest.mark.long

@@ -15,10 +15,10 @@ from textual.geometry import Size
 
 from agenttop.config import output_file
 from agenttop.model.sample import Command, Failure
-from agenttop.screens.driver import ThriftyFile
-from agenttop.screens.frames import FrameSaver
+from agenttop.screens.frame_diff import FrameSaver
 from agenttop.screens.keys import BINDINGS
 from agenttop.screens.popup import Popup
+from agenttop.screens.terminal_driver import ThriftyFile
 from tests.screen_rig import Rig, rig
 from tests.synth import PROFILES, Synth
 

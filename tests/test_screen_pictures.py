@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from agenttop.app import AgentTop
 from agenttop.errors import UserError
+from agenttop.screens.app import AgentTop
+from agenttop.screens.picture import render_svg
 from agenttop.store.store import Store
-from agenttop.svg import render_svg
 from agenttop.view.options import ViewOptions
 from tests.synth import Synth
 

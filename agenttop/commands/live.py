@@ -22,7 +22,7 @@ from agenttop.render.columns import sort_help, sort_key
 from agenttop.view.options import ViewOptions
 
 if TYPE_CHECKING:
-    from agenttop.app import Source
+    from agenttop.screens.app import Source
 
 #: Terminals without colours of their own choice: the linux console and its like.
 _FEW_COLORS: Final = ("linux", "vt", "ansi", "cons", "sun", "wy")
@@ -130,7 +130,7 @@ def draw(source: Source, *, view: ViewOptions, clock: Callable[[], int] = time.m
     encoding = (getattr(sys.__stderr__, "encoding", None) or "").lower().replace("-", "")
     try:
         # Textual loads while the engine does.
-        from agenttop.app import AgentTop
+        from agenttop.screens.app import AgentTop
 
         chosen = replace(
             view,

@@ -164,7 +164,7 @@ def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
 
     store = Store(clock=still) if wanted.format == "svg" else whole()
     if wanted.format == "svg":
-        import agenttop.svg  # noqa: F401 (threads of its libraries begin before the bound)
+        import agenttop.screens.picture  # noqa: F401 (threads of its libraries begin before the bound)
     with Recording(path) as recording, memory_limit.memory(recording.name):
         samples = measured(recording, store)
         next(samples)
@@ -185,7 +185,7 @@ def render(store: Store, snapshot: Snapshot, wanted: Wanted) -> bytes:
 
         return encode(attach(snapshot, store.history.effect))
     if wanted.format == "svg":
-        from agenttop.svg import render_svg
+        from agenttop.screens.picture import render_svg
 
         return render_svg(store, snapshot, SVG_SIZE, wanted.theme).encode()
     layout = wanted.layout

@@ -15,7 +15,7 @@ from textual import constants
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
-from agenttop.screens.frames import FrameSaver
+from agenttop.screens.frame_diff import FrameSaver
 
 if TYPE_CHECKING:
     from textual.app import App

@@ -29,13 +29,13 @@ from agenttop.flight.recorder import Flight
 from agenttop.model.sample import Command, Failure, Message, Sample
 from agenttop.model.snapshot import Snapshot
 from agenttop.render.columns import COLUMNS, GAP, sort_key
-from agenttop.screens.driver import Terminal
 from agenttop.screens.main import Main
+from agenttop.screens.picture import picture
 from agenttop.screens.popup import Popup
+from agenttop.screens.terminal_driver import Terminal
 from agenttop.store.cpu_heat import HeatHistory
 from agenttop.store.toggles import attach
 from agenttop.stream.framing import StreamError
-from agenttop.svg import picture
 from agenttop.text.figures import clean
 from agenttop.view.options import ViewOptions
 from agenttop.view.state import Data, View

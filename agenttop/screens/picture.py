@@ -61,7 +61,7 @@ def render_svg(
         raise UserError("no sample yet: nothing to draw")
     import asyncio
 
-    from agenttop.app import AgentTop
+    from agenttop.screens.app import AgentTop
     from agenttop.view.options import ViewOptions
 
     app = AgentTop(store, None, ViewOptions(theme=theme), snapshot=snapshot, driver_class=None)
