@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agenttop import cli, doctor
+from agenttop import cli
 from agenttop.commands.doctor import render
-from agenttop.doctor import Item, Report, banner, examine
-from agenttop.probes import bpf, system
+from agenttop.doctor import bpf, system
+from agenttop.doctor import report as doctor
+from agenttop.doctor.report import Item, Report, banner, examine
 from tests.trees import Tree
 from tests.trees.machine import Machine
 

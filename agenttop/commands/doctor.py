@@ -13,7 +13,7 @@ import textwrap
 
 import msgspec
 
-from agenttop.doctor import Item, Report, banner, examine
+from agenttop.doctor.report import Item, Report, banner, examine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import stat
 from agenttop.collectors.freq import Freq
 from agenttop.collectors.idle import Idle
 from agenttop.collectors.topology import Topology
-from agenttop.doctor import Item, Status
+from agenttop.doctor.report import Item, Status
 from agenttop.linux import paths
 from agenttop.linux.files import read_text
 from agenttop.linux.process import printable

@@ -7,7 +7,7 @@ import platform
 import re
 from typing import Final
 
-from agenttop.doctor import Item, Status
+from agenttop.doctor.report import Item, Status
 from agenttop.linux import paths
 from agenttop.linux.cgroup_mounts import cgroup_mounts
 from agenttop.linux.files import read_text

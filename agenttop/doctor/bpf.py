@@ -15,11 +15,11 @@ from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
 from agenttop.collectors.bpf.loader import bcc as import_bcc
 from agenttop.collectors.freq import no_frequency
-from agenttop.doctor import Item
+from agenttop.doctor.report import Item
+from agenttop.doctor.system import capabilities
 from agenttop.linux import paths
 from agenttop.linux.process import printable, read_file
 from agenttop.model.vocabulary import CAUSES
-from agenttop.probes.system import capabilities
 
 _PACKAGES: Final = (
     ({"debian", "ubuntu"}, "apt install python3-bpfcc"),

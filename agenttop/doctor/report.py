@@ -67,7 +67,7 @@ def examine(deep: bool = False) -> Report:
     ``deep`` also imports BCC (0.2 s, 80 MB), the only proof that it works;
     the engine leaves that to its loader.
     """
-    from agenttop.probes import bpf, power, system
+    from agenttop.doctor import bpf, power, system
 
     items = [*system.items(), *bpf.items(deep), *power.items()]
     items.sort(key=lambda item: GROUPS.index(item.group))
