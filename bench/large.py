@@ -112,12 +112,12 @@ def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
 
     from agenttop.agents.rules import Rules
     from agenttop.collectors.selfcost import SelfCost
-    from agenttop.engine import spare_collections
+    from agenttop.engine.agent_registry import Registry
+    from agenttop.engine.loop import spare_collections
+    from agenttop.engine.policy_targets import EngineTargets
+    from agenttop.engine.sampler import Sampler
     from agenttop.linux.slices import Jobs
-    from agenttop.registry import Registry
-    from agenttop.sampler import Sampler
     from agenttop.stream.framing import encode
-    from agenttop.targets import EngineTargets
 
     registry = Registry(Rules.load(patterns=["prog:claude"]))
     sampler = Sampler(registry, SelfCost())

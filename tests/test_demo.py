@@ -192,7 +192,7 @@ def test_an_interrupted_snapshot_leaves_no_process(number: int) -> None:
     try:
         # The engine is the last to start.
         assert until(
-            lambda: any(b"agenttop.start_engine" in cmdline(p) for p in descendants(running.pid))
+            lambda: any(b"agenttop.engine" in cmdline(p) for p in descendants(running.pid))
         )
         pids = descendants(running.pid)
         assert len(pids) > len(AGENTS)

@@ -11,8 +11,8 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.tracer import Edge
 from agenttop.collectors.selfcost import SelfCost
-from agenttop.registry import MANY, MAX_ENDED, Registry
-from agenttop.sampler import Sampler
+from agenttop.engine.agent_registry import MANY, MAX_ENDED, Registry
+from agenttop.engine.sampler import Sampler
 from agenttop.store.store import Store
 from bench.madeup import SPREAD, STEPS, MadeUp
 from tests.synth import Synth
@@ -37,7 +37,7 @@ class Kernel(MadeUp):
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> tuple[Registry, Sampler, Kernel]:
     """A sampler whose kernel side is made up."""
-    monkeypatch.setattr("agenttop.registry.OPT_IN_SLOTS", layout.SLOTS)
+    monkeypatch.setattr("agenttop.engine.agent_registry.OPT_IN_SLOTS", layout.SLOTS)
     registry = Registry(Rules.load(patterns=["comm:^nobody is called so$"]))
     made = Sampler(registry, SelfCost())
     kernel = Kernel()

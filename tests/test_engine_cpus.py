@@ -18,10 +18,10 @@ from agenttop.collectors.bpf.causes_loader import LoadedCauses
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.powered import Power
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.engine import SETTLED_S, Engine
+from agenttop.engine.loop import SETTLED_S, Engine
+from agenttop.engine.sampler import Sampler
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, CpuCounters, Histogram, Sample
-from agenttop.sampler import Sampler
 from tests.engines import agent, engine, needs_bpf
 from tests.loops import loop
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agenttop.engine import Engine
+from agenttop.engine.loop import Engine
 from agenttop.linux import slices
 from agenttop.linux.slices import Job
 from agenttop.model.options import EngineOptions

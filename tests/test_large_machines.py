@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop import sampler as sampling
 from agenttop.agents.rules import Rules
 from agenttop.collectors.interrupts import Interrupts
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
-from agenttop.registry import Registry
-from agenttop.sampler import Sampler
+from agenttop.engine import sampler as sampling
+from agenttop.engine.agent_registry import Registry
+from agenttop.engine.sampler import Sampler
 from tests.trees import Tree
 from tests.trees.machine import Machine
 

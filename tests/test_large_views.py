@@ -10,10 +10,10 @@ import pytest
 
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.procfs import ProcfsCpus
+from agenttop.engine.sampler import CPUS_A_SECOND
 from agenttop.model.sample import Host, Sample
 from agenttop.render.snapshot_json import encode
 from agenttop.render.snapshot_text import report
-from agenttop.sampler import CPUS_A_SECOND
 from agenttop.store.store import Store
 from tests.screen_rig import rig
 from tests.synth import Synth

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from agenttop.engine.agent_registry import MAX_PIDS
 from agenttop.model.sample import Command, PolicyStatus, Sample
-from agenttop.registry import MAX_PIDS
 from tests.engines import agent, engine, needs_bpf
 from tests.policying import machine_lock, needs_root
 

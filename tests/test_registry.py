@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from agenttop import registry as module
 from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
-from agenttop.registry import OPT_IN_SLOTS, UNLISTED, Registry
+from agenttop.engine import agent_registry as module
+from agenttop.engine.agent_registry import OPT_IN_SLOTS, UNLISTED, Registry
 from tests.trees import Tree
 
 ME = os.getpid()

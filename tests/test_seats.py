@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.seats import Plan, Seat, parse_subuid, plan
+from agenttop.engine.seats import Plan, Seat, parse_subuid, plan
 
 MALLORY, ALICE, BOB = 666, 1000, 1001
 ALL = 256

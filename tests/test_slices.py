@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.agents.rules import Rules
+from agenttop.engine.agent_registry import Registry
 from agenttop.linux import process as procinfo
 from agenttop.linux import process_table as module
 from agenttop.linux import slices
@@ -19,7 +20,6 @@ from agenttop.linux.process_table import ProcessTable
 from agenttop.linux.slices import SLICE_S, Job, Jobs, whole
 from agenttop.policies.base import Targets
 from agenttop.policies.demote import Demote, Params
-from agenttop.registry import Registry
 from tests.trees import Tree
 
 #: What reading one process takes, s: as much as on a machine that is very busy.

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agenttop.collectors.bpf import layout
+from agenttop.engine.agent_registry import OPT_IN_SLOTS
 from agenttop.model.sample import Sample
-from agenttop.registry import OPT_IN_SLOTS
 from tests.engines import Engine, agent, engine, needs_bpf
 
 # Any thread of the machine may ask for a slot, and here all are taken.

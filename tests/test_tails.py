@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agenttop.engine.tail_thresholds import KEPT, KEPT_NS, Tail, kept_each
 from agenttop.model.sample import Exemplar
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
 from agenttop.stats.histogram import EDGES, bucket_of
-from agenttop.tails import KEPT, KEPT_NS, Tail, kept_each
 from tests.engines import Engine, engine, needs_bpf
 from tests.loops import Loop, loop
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agenttop import targets as module
 from agenttop.collectors.bpf.tracer import Thread
+from agenttop.engine import policy_targets as module
+from agenttop.engine.policy_targets import LOADS, EngineTargets
 from agenttop.model.sample import Sample
-from agenttop.targets import LOADS, EngineTargets
 
 SECOND = 1_000_000_000
 

@@ -18,7 +18,7 @@ from agenttop.policies.targets import ProcTargets
 from agenttop.policies.window import Window
 
 if TYPE_CHECKING:
-    from agenttop.measured import Measured
+    from agenttop.engine.bpf_targets import Measured
 
 #: Between two looks at the agents, s.
 LOOK_S: Final = 1.0
@@ -75,7 +75,7 @@ def _load(rules: Rules, manager: PolicyManager) -> Measured | None:
         return None
     # numpy and all that measures load only now.
     from agenttop.collectors.bpf.loader import LoadError
-    from agenttop.measured import Measured
+    from agenttop.engine.bpf_targets import Measured
 
     try:
         measured = Measured(rules)

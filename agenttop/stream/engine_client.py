@@ -29,7 +29,7 @@ class EngineClient:
             self._process = subprocess.Popen(
                 isolation.python(
                     "-m",
-                    "agenttop.start_engine",
+                    "agenttop.engine",
                     str(theirs.fileno()),
                     msgspec.json.encode(options).decode(),
                 ),

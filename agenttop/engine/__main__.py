@@ -1,6 +1,6 @@
 """Starts the engine process, and before that the loader of the kernel side.
 
-    python -m agenttop.start_engine FD OPTIONS
+    python -m agenttop.engine FD OPTIONS
 
 Compiling takes most of a second, and the engine's own imports a fifth: this
 file imports little, so that the two go on side by side.
@@ -30,11 +30,11 @@ def main() -> int:
             loading = Loading(options["level"], raw=options["bpf"] == "raw")
         except LoadError as error:
             loading = error
-    from agenttop import engine
     from agenttop.agents import own_processes
+    from agenttop.engine import loop
 
     own_processes.begin()
-    return engine.main(channel, sys.argv[2], loading)
+    return loop.main(channel, sys.argv[2], loading)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from agenttop.collectors.bpf.tracer import Thread as Measured
+from agenttop.engine.agent_registry import Registry
 from agenttop.linux import paths, process
 from agenttop.model.sample import CpuCounters, Histogram, Sample
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
-from agenttop.registry import Registry
 from agenttop.stats.histogram import Counts, empty, percentiles
 
 #: An idle state's exit is judged by the wakes of about this many Samples.

@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from agenttop import seats
 from agenttop.agents import rules as agents
 from agenttop.agents.patterns import NO_USER
 from agenttop.agents.rules import ExecFilter, Found, Rules
@@ -23,10 +22,11 @@ from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
 from agenttop.collectors.schedstat import TreeSchedstat
 from agenttop.collectors.treecpu import TreeCpu
+from agenttop.engine import seats
+from agenttop.engine.seats import Seat
 from agenttop.linux import paths, process
 from agenttop.linux.process import printable
 from agenttop.linux.slices import whole
-from agenttop.seats import Seat
 
 #: Slots that opted-in threads may take together: anybody can opt in.
 OPT_IN_SLOTS: Final = 64

@@ -1,6 +1,6 @@
 """The engine process: samples, policies, and nothing that draws.
 
-    python -m agenttop.start_engine FD OPTIONS
+    python -m agenttop.engine FD OPTIONS
 
 FD is one end of a socket pair with stream.py's frames, OPTIONS an
 EngineOptions as JSON. It ends, and gives every knob back, when the other end
@@ -27,6 +27,9 @@ from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.hostinfo import host
 from agenttop.collectors.selfcost import SelfCost
+from agenttop.engine.agent_registry import Registry
+from agenttop.engine.policy_targets import EngineTargets
+from agenttop.engine.sampler import Sampler
 from agenttop.errors import UserError
 from agenttop.linux import descriptors
 from agenttop.linux.capabilities import why_no_bpf
@@ -38,11 +41,8 @@ from agenttop.policies import bundles
 from agenttop.policies.base import Targets
 from agenttop.policies.entry import reason_of
 from agenttop.policies.manager import PolicyManager
-from agenttop.registry import Registry
-from agenttop.sampler import Sampler
 from agenttop.stream.framing import Decoder, StreamError, encode
 from agenttop.stream.outbox import Outbox
-from agenttop.targets import EngineTargets
 
 #: Process edges are taken in as they come, but not more often than this, s.
 EDGES_S: Final = 0.2

@@ -12,6 +12,8 @@ from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.energy import Energy
 from agenttop.collectors.procfs import ProcfsCpus
 from agenttop.collectors.selfcost import SelfCost
+from agenttop.engine.agent_registry import Agent, Registry
+from agenttop.engine.tail_thresholds import Tail, kept_each, renew_every_ns
 from agenttop.linux import process
 from agenttop.linux.process import printable
 from agenttop.model.sample import (
@@ -27,9 +29,7 @@ from agenttop.model.sample import (
     Trust,
 )
 from agenttop.model.vocabulary import COMPUTE_PARTS, GATES, SOFTIRQS, STAGES, VECTORS
-from agenttop.registry import Agent, Registry
 from agenttop.step import NAME_BYTES
-from agenttop.tails import Tail, kept_each, renew_every_ns
 
 #: A full Sample at least this often, so that a reader who lost one recovers.
 FULL_EVERY: Final = 60

@@ -7,10 +7,10 @@ from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.bpf.windows import Windows
 from agenttop.collectors.selfcost import SelfCost
+from agenttop.engine.agent_registry import Registry
+from agenttop.engine.policy_targets import EngineTargets
+from agenttop.engine.sampler import Sampler
 from agenttop.policies.base import Targets
-from agenttop.registry import Registry
-from agenttop.sampler import Sampler
-from agenttop.targets import EngineTargets
 
 
 class Measured:
