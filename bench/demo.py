@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import subprocess
 
+from agenttop.commands.trial_run import delay_s, measure
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Cost
 from agenttop.trial.plan import Plan
 from agenttop.trial.trial import AgentResult
-from agenttop.trialrun import delay_s, measure
 from agenttop.workloads.demo import Demo
 from bench.processes import agenttop
 from bench.report import Report

@@ -213,7 +213,7 @@ class Played:
 
 
 def trial() -> Outputs:
-    from agenttop import headless
+    from agenttop.commands import session
     from agenttop.stream.framing import encode
 
     out: Outputs = {}
@@ -223,7 +223,7 @@ def trial() -> Outputs:
         engines.append(Played("trial"))
         return engines[-1]
 
-    headless.start = start  # type: ignore[assignment]
+    session.start = start  # type: ignore[assignment]
     out["trial.txt"] = command("policy", "trial", *TRIAL)
     out["trial.json"] = command("policy", "trial", *TRIAL, "--json")
     out["trial.commands"] = b"".join(encode(one) for one in engines[0].told)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from agenttop import cli, headless
+from agenttop import cli
+from agenttop.commands import session as headless
 from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, Failure, Message
@@ -258,7 +259,8 @@ PROGRAM = textwrap.dedent(
     import sys, time
     sys.path.insert(0, {tests!r})
     from tests.test_headless import FakeEngine
-    from agenttop import cli, headless
+    from agenttop import cli
+    from agenttop.commands import session as headless
 
     class Engine(FakeEngine):
         def read(self):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.commands.apply import Budgets
+from agenttop.commands.policy_apply import Budgets
 from agenttop.model.sample import Budget, PolicyStatus
 from agenttop.policies.base import Agent, Targets
 from agenttop.policies.knobs import RESUME_LATENCY, cpu_set

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from agenttop.collectors.energy import Energy
+from agenttop.commands.trial_run import report
 from agenttop.model.sample import Budget, Command, Effect, Host, IdleState
 from agenttop.store.power import power
 from agenttop.store.store import Store
 from agenttop.store.toggles import SETTLE_NS, History, attach, blocks, counts, deeper
 from agenttop.trial.plan import LABELS, MIN_ROUNDS, Plan
 from agenttop.trial.trial import Result, Trial
-from agenttop.trialrun import report
 from tests.engines import needs_bpf
 from tests.loops import loop
 from tests.policying import machine_lock, needs_qos, needs_root

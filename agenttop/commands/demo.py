@@ -14,8 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agenttop import headless
-from agenttop.commands import live
+from agenttop.commands import live, session
 from agenttop.commands.snapshot import FORMATS, Wanted, measure
 from agenttop.config import output_file
 from agenttop.errors import UserError
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
         return 0
 
-    return headless.quietly(work)
+    return session.quietly(work)
 
 
 def _screen(args: argparse.Namespace) -> int:

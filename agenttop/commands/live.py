@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     args.agent = [*args.agent, *(f"pid:{pid}" for pid in args.pid)]
     if args.batch:
-        from agenttop import batch
+        from agenttop.commands import batch
 
         return batch.run(args)
     if args.iterations is not None:

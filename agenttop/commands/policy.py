@@ -11,8 +11,8 @@ import argparse
 
 import msgspec
 
-from agenttop.commands import apply, held, trial
-from agenttop.commands.look import looking
+from agenttop.commands import policy_apply, policy_status, policy_trial
+from agenttop.commands.agent_source import looking
 from agenttop.errors import UserError
 from agenttop.model.options import add_agents, add_policy_settings
 from agenttop.policies import bundles, catalog
@@ -46,8 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("name", nargs="+", metavar="NAME", help="'agenttop policy list' has them")
         add_policy_settings(sub)
         add_agents(sub)
-    apply.configure(made["apply"])
-    trial.configure(made["trial"])
+    policy_apply.configure(made["apply"])
+    policy_trial.configure(made["trial"])
     made["revert"].add_argument("name", nargs="?", metavar="NAME", help="only this one")
     for sub in made.values():
         # Before the action or behind it; without it there what was said before counts.
@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
     if args.action in ("plan", "show"):
         return _plan(args)
     if args.action == "apply":
-        return apply.run(args)
+        return policy_apply.run(args)
     if args.action == "trial":
-        return trial.run(args)
+        return policy_trial.run(args)
     if args.action == "revert":
-        return held.revert(args.name)
-    return held.status()
+        return policy_status.revert(args.name)
+    return policy_status.status()
 
 
 def _list() -> int:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from agenttop import headless
+from agenttop.commands import session as headless
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
 from agenttop.linux import signals

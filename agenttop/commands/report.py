@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agenttop import headless
+from agenttop.commands import session as headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.model import options

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from agenttop import headless
+from agenttop.commands import session as headless
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch

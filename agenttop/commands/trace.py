@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from agenttop import headless
+from agenttop.commands import session as headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.flight.perfetto_trace import trace

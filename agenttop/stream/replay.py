@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from agenttop import headless
+from agenttop.commands import session
 from agenttop.errors import UserError
 from agenttop.linux.memory_limit import Budget
 from agenttop.model.sample import Command, Event, Message, Sample
@@ -36,7 +36,7 @@ def measured(recording: Recording, store: Store) -> Iterator[Sample]:
     begun = False
     for sample in recording:
         store.feed(sample)
-        begun = begun or headless.measures(store.host)
+        begun = begun or session.measures(store.host)
         if begun:
             yield sample
     if not begun:

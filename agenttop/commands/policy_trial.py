@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> int:
     seed = {} if args.seed is None else {"seed": args.seed}
     plan = Plan(tuple(names), args.rounds, args.block, args.settle, **seed)
     # numpy and all that measures load only now.
-    from agenttop import headless, trialrun
+    from agenttop.commands import session, trial_run
 
     engine = options.EngineOptions(
         agent_patterns=list(args.agent),
         agents_file=args.agents,
-        delay_s=trialrun.delay_s(plan),
+        delay_s=trial_run.delay_s(plan),
         settings=settings,
     )
-    return headless.quietly(lambda: trialrun.run(plan, engine, as_json=args.json))
+    return session.quietly(lambda: trial_run.run(plan, engine, as_json=args.json))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from agenttop import headless
+from agenttop.commands import session as headless
 from agenttop.config import theme_file
 from agenttop.flight.breach_watch import Breach
 from agenttop.model.options import engine_options

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from agenttop import headless
+from agenttop.commands import session as headless
 from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Change, Sample

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from agenttop.commands.look import Look, looking
+from agenttop.commands.agent_source import Look, looking
 from agenttop.errors import UserError
 from agenttop.linux import signals
 from agenttop.model.options import number
