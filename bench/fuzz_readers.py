@@ -18,9 +18,9 @@ from agenttop.model.sample import Command, Message, Sample
 from agenttop.render.snapshot_json import encode
 from agenttop.render.snapshot_text import Layout
 from agenttop.render.snapshot_text import report as as_text
-from agenttop.report.blocks import Blocks
-from agenttop.report.build import build
-from agenttop.report.pages import html, markdown, text
+from agenttop.report.builder import build
+from agenttop.report.formats import html, markdown, text
+from agenttop.report.time_blocks import Blocks
 from agenttop.screens.app import AgentTop
 from agenttop.store.admission import Checker
 from agenttop.store.store import Store

@@ -21,14 +21,14 @@ from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import Budget, Command, Sample
 from agenttop.model.vocabulary import STAGES
 from agenttop.render.snapshot_json import schema
-from agenttop.report import blocks as cutting
-from agenttop.report.blocks import Blocks
-from agenttop.report.build import build
+from agenttop.report import time_blocks as cutting
+from agenttop.report.builder import build
 from agenttop.report.estimate import percentile, quotient, ratio_of_sums
+from agenttop.report.figure_text import said
+from agenttop.report.formats import html, markdown, plots, text
 from agenttop.report.model import Answer, Point, Report
-from agenttop.report.pages import html, markdown, plots, text
 from agenttop.report.questions import QUESTIONS
-from agenttop.report.wording import said
+from agenttop.report.time_blocks import Blocks
 from agenttop.stats.histogram import BUCKETS, bucket_of
 from agenttop.store.snapshot_builder import Named
 from agenttop.stream.replay import still

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.model.sample import CauseCounters, CauseState, DetailCounters, Sample
-from agenttop.report.build import build
+from agenttop.report.builder import build
 from tests.synth import Synth
 from tests.test_recording import read, written
 from tests.test_report import answers, cut

@@ -19,7 +19,7 @@ from agenttop.trial import switching
 from agenttop.trial.switching import Switching
 
 if TYPE_CHECKING:
-    from agenttop.report.blocks import Blocks
+    from agenttop.report.time_blocks import Blocks
 
 EPILOG = "Ctrl-C ends the measurement early and reports what there is."
 
@@ -86,7 +86,7 @@ def _deliver(body: bytes, output: Path | None) -> int:
 def _measured(
     engine: options.EngineOptions, switched: Switching | None, seconds: float, form: str
 ) -> bytes:
-    from agenttop.report.blocks import Blocks
+    from agenttop.report.time_blocks import Blocks
 
     blocks = Blocks(time.monotonic_ns)
     with headless.Session(engine, blocks) as session:
@@ -107,7 +107,7 @@ def _measured(
 
 def _of_recording(path: str, seconds: float | None, form: str) -> bytes:
     from agenttop.linux import memory_limit
-    from agenttop.report.blocks import Blocks
+    from agenttop.report.time_blocks import Blocks
     from agenttop.stream.recording import Recording
     from agenttop.stream.replay import measured, still
 
@@ -125,22 +125,22 @@ def _of_recording(path: str, seconds: float | None, form: str) -> bytes:
 def _render(blocks: Blocks, source: str, form: str) -> bytes:
     import msgspec
 
-    from agenttop.report.build import build
+    from agenttop.report.builder import build
     from agenttop.text.figures import ascii_only
 
     report = build(blocks, source)
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     if form == "html":
-        from agenttop.report.pages import html
+        from agenttop.report.formats import html
 
         return html.render(report).encode("utf-8", "replace")
     if form == "md":
-        from agenttop.report.pages import markdown
+        from agenttop.report.formats import markdown
 
         return markdown.render(report).encode("utf-8", "replace")
     from agenttop.render.snapshot_text import terminal_width
-    from agenttop.report.pages import text
+    from agenttop.report.formats import text
 
     body = text.render(report, terminal_width())
     return (body if headless.speaks_unicode() else ascii_only(body)).encode("utf-8", "replace")

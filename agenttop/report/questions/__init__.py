@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from agenttop.report.data import Data
 from agenttop.report.model import Answer
+from agenttop.report.question_data import Data
 from agenttop.report.questions import (
     budget,
     deferred,

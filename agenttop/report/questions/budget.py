@@ -7,19 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from agenttop.model.vocabulary import SLOWPATH_STAGES
-from agenttop.report.blocks import BUDGET_FIELDS, Block
-from agenttop.report.data import Data
 from agenttop.report.estimate import number, quotient
+from agenttop.report.figure_text import plural, said
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.common import (
-    MOST_ROWS,
-    label,
-    no_steps,
-    not_measured,
-    stage,
-    steps,
-)
-from agenttop.report.wording import plural, said
+from agenttop.report.question_data import Data
+from agenttop.report.questions.shared import MOST_ROWS, label, no_steps, not_measured, stage, steps
+from agenttop.report.time_blocks import BUDGET_FIELDS, Block
 from agenttop.store.windows import Ints
 
 KEY = "budget"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.model.vocabulary import SLOWPATH_STAGES, SOFTIRQS, SOURCES
-from agenttop.report.blocks import WAKERS
-from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
+from agenttop.report.figure_text import said, value
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.causes import (
+from agenttop.report.question_data import Data
+from agenttop.report.questions.cause_figures import (
     each,
     gained,
     label_table,
@@ -17,7 +17,7 @@ from agenttop.report.questions.causes import (
     share,
     summed,
 )
-from agenttop.report.questions.common import (
+from agenttop.report.questions.shared import (
     by_agent,
     main_rows,
     no_steps,
@@ -29,7 +29,7 @@ from agenttop.report.questions.common import (
     tail_steps,
     whole,
 )
-from agenttop.report.wording import said, value
+from agenttop.report.time_blocks import WAKERS
 from agenttop.store.snapshot_builder import Named
 
 KEY = "deferred"

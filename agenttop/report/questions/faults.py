@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agenttop.report.data import Data
 from agenttop.report.model import Answer
-from agenttop.report.questions import causes
+from agenttop.report.question_data import Data
+from agenttop.report.questions import cause_figures
 
 KEY = "faults"
 QUESTION = "How often do page faults gate steps, and for how long?"
@@ -12,7 +12,7 @@ QUESTION = "How often do page faults gate steps, and for how long?"
 
 def answer(data: Data) -> Answer:
     """From the causes of page faults, in so far as they were observed."""
-    return causes.answer(
+    return cause_figures.answer(
         KEY,
         QUESTION,
         data,

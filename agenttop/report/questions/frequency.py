@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from agenttop.report.data import Data, Labelled
 from agenttop.report.estimate import quotient
+from agenttop.report.figure_text import said, value
 from agenttop.report.model import Answer, Figure
-from agenttop.report.questions.causes import added, gained, label_table, not_observed
-from agenttop.report.questions.common import MOST_ROWS, no_steps, not_measured
-from agenttop.report.wording import said, value
+from agenttop.report.question_data import Data, Labelled
+from agenttop.report.questions.cause_figures import added, gained, label_table, not_observed
+from agenttop.report.questions.shared import MOST_ROWS, no_steps, not_measured
 
 KEY = "frequency"
 QUESTION = "How often does a frequency ramp follow an agent's wake-up, and what does it cost?"

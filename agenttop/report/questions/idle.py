@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from agenttop.model.vocabulary import DETAILS, SLOWPATH_STAGES
-from agenttop.report.data import Data
 from agenttop.report.estimate import nothing, percentile, quotient
+from agenttop.report.figure_text import said, value
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.causes import gained, summed
-from agenttop.report.questions.common import (
+from agenttop.report.question_data import Data
+from agenttop.report.questions.cause_figures import gained, summed
+from agenttop.report.questions.shared import (
     RUN,
     by_agent,
     main_rows,
@@ -20,7 +21,6 @@ from agenttop.report.questions.common import (
     tail,
     tail_steps,
 )
-from agenttop.report.wording import said, value
 from agenttop.store.snapshot_builder import Named
 
 KEY = "idle_exit"

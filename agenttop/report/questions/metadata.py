@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from agenttop.report.data import Data
 from agenttop.report.estimate import quotient
+from agenttop.report.figure_text import said
 from agenttop.report.model import Answer, Figure
-from agenttop.report.questions import causes
-from agenttop.report.wording import said
+from agenttop.report.question_data import Data
+from agenttop.report.questions import cause_figures
 
 KEY = "metadata"
 QUESTION = "How often does file metadata (openat, statx, getdents64) gate steps, and for how long?"
@@ -14,7 +14,7 @@ QUESTION = "How often does file metadata (openat, statx, getdents64) gate steps,
 
 def answer(data: Data) -> Answer:
     """From the causes of file metadata, in so far as they were observed, and their cold share."""
-    found = causes.answer(
+    found = cause_figures.answer(
         KEY,
         QUESTION,
         data,
@@ -40,7 +40,7 @@ def _cold_share(data: Data) -> list[Figure]:
         return []
     events, ns = [], []
     for name in names:
-        gained = causes.gained(data, name)
+        gained = cause_figures.gained(data, name)
         assert gained is not None
         kept = [at in both for at in data.observed(name)]
         events.append([value for value, keep in zip(gained.events, kept, strict=True) if keep])

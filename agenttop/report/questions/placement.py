@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from agenttop.report.data import Data
 from agenttop.report.estimate import percentile, quotient
+from agenttop.report.figure_text import said, value
 from agenttop.report.model import Answer, Figure, Table
-from agenttop.report.questions.causes import each, gained, label_table, lacking, share
-from agenttop.report.questions.common import (
+from agenttop.report.question_data import Data
+from agenttop.report.questions.cause_figures import each, gained, label_table, lacking, share
+from agenttop.report.questions.shared import (
     RUN,
     by_agent,
     main_rows,
@@ -17,7 +18,6 @@ from agenttop.report.questions.common import (
     tail_steps,
     whole,
 )
-from agenttop.report.wording import said, value
 from agenttop.store.snapshot_builder import Named
 
 KEY = "placement"

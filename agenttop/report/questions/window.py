@@ -8,8 +8,6 @@ import numpy as np
 
 from agenttop.model.vocabulary import MEASURES
 from agenttop.render.effect_text import lacking
-from agenttop.report.blocks import Block
-from agenttop.report.data import Data
 from agenttop.report.estimate import (
     Estimate,
     nothing,
@@ -17,9 +15,11 @@ from agenttop.report.estimate import (
     quotient,
     ratio_of_sums,
 )
+from agenttop.report.figure_text import said, value
 from agenttop.report.model import Answer, Figure, Row, Table, Unit
-from agenttop.report.questions.common import no_steps, not_measured
-from agenttop.report.wording import said, value
+from agenttop.report.question_data import Data
+from agenttop.report.questions.shared import no_steps, not_measured
+from agenttop.report.time_blocks import Block
 from agenttop.stats.before_after import Counts, change, freedom, student
 from agenttop.store.power import power
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from agenttop.report.figure_text import amount, basis, interval, value
+from agenttop.report.formats import text
 from agenttop.report.model import Answer, Figure, Report, Table
-from agenttop.report.pages import text
-from agenttop.report.wording import amount, basis, interval, value
 
 #: What means something within a line, or begins HTML, an entity or a formula.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from agenttop.model.vocabulary import CAUSES, STAGES
-from agenttop.report.blocks import CAUSE_FIELDS
-from agenttop.report.data import Data, Labelled
 from agenttop.report.estimate import quotient
+from agenttop.report.figure_text import said, value
 from agenttop.report.model import Answer, Figure, Row, Table
-from agenttop.report.questions.common import MOST_ROWS, label, no_steps, not_measured, table
-from agenttop.report.wording import said, value
+from agenttop.report.question_data import Data, Labelled
+from agenttop.report.questions.shared import MOST_ROWS, label, no_steps, not_measured, table
+from agenttop.report.time_blocks import CAUSE_FIELDS
 from agenttop.store.snapshot_builder import Named
 from agenttop.store.windows import Ints
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from html import escape
 from importlib import resources
 
+from agenttop.report.figure_text import basis, interval, value
+from agenttop.report.formats import plots, text
 from agenttop.report.model import Answer, Figure, Report, Table
-from agenttop.report.pages import plots, text
-from agenttop.report.wording import basis, interval, value
 
 _STATES = {
     "measured": "measured",

@@ -10,9 +10,9 @@ from agenttop import __version__
 from agenttop.errors import UserError
 from agenttop.model.vocabulary import MEASURES
 from agenttop.report import model
-from agenttop.report.blocks import Blocks
-from agenttop.report.data import Data
+from agenttop.report.question_data import Data
 from agenttop.report.questions import QUESTIONS
+from agenttop.report.time_blocks import Blocks
 from agenttop.stats.before_after import point
 from agenttop.store.snapshot_builder import Named
 from agenttop.text.figures import clean_all

@@ -6,8 +6,8 @@ import textwrap
 import time
 from collections.abc import Iterator
 
+from agenttop.report.figure_text import basis, interval, plural, value
 from agenttop.report.model import Answer, Figure, Report, Table, Whole
-from agenttop.report.wording import basis, interval, plural, value
 from agenttop.text.figures import cut, fit, percent
 
 _LEAST = 40

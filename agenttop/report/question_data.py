@@ -10,7 +10,7 @@ import numpy as np
 
 from agenttop.model.sample import DetailCounters, Host, Sample
 from agenttop.model.vocabulary import DETAILS, MEASURES
-from agenttop.report.blocks import CAUSE_FIELDS, Block, Known
+from agenttop.report.time_blocks import CAUSE_FIELDS, Block, Known
 from agenttop.stats.histogram import BUCKETS
 from agenttop.store.cause_sums import known_fields
 from agenttop.store.snapshot_builder import SCALARS, Named

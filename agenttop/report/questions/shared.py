@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
-from agenttop.report.data import Data
 from agenttop.report.model import Answer, Figure, Part, Row, Table, Whole
+from agenttop.report.question_data import Data
 from agenttop.store.snapshot_builder import Named
 
 #: Agents that get a row of their own.
