@@ -18,7 +18,7 @@ import time
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.knobs import cpu_set, thread_stat
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.targets import _tasks
+from agenttop.policies.procfs_targets import _tasks
 
 #: Left applied by "keep:".
 KEPT = ("home", "slice", "vfs", "block", "softirq", "demote")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.errors import UserError
-from agenttop.policies import bundles, catalog, never
+from agenttop.policies import bundles, catalog, never_offered
 
 BUILTIN = ("agent-window", "all-safe", "manual-tuning", "quiet-home")
 
@@ -142,4 +142,4 @@ def test_any_file_is_a_bundle_or_one_line(policies: dict[str, Any]) -> None:
         with contextlib.suppress(UserError):
             bundle = bundles.load(file)
             assert set(bundle.policies) <= set(catalog.POLICIES)
-            assert not any(never.refusal(n, p) for n, p in bundle.policies.items())
+            assert not any(never_offered.refusal(n, p) for n, p in bundle.policies.items())

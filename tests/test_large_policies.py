@@ -19,8 +19,8 @@ from typing import Any, cast
 
 import pytest
 
-from agenttop.policies import steer
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
+from agenttop.policies.builtin import steer
 from agenttop.policies.knobs_sched import Attr
 from agenttop.policies.manager import PolicyManager
 from tests.policying_files import Trees, agent

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agenttop.errors import UserError
-from agenttop.policies import catalog, never
+from agenttop.policies import catalog, never_offered
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from agenttop.policies import catalog, never
 def test_refused_with_the_rule_and_what_to_use(
     policy: str, params: dict[str, Any], rule: str, instead: str
 ) -> None:
-    refused = never.refusal(policy, params)
+    refused = never_offered.refusal(policy, params)
     assert refused is not None
     about, text = refused
     assert about in (policy, *params)
@@ -45,15 +45,15 @@ def test_refused_with_the_rule_and_what_to_use(
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("rule", never.RULES, ids=lambda rule: rule.name)
-def test_what_to_use_instead_is_a_policy_that_there_is(rule: never.Rule) -> None:
+@pytest.mark.parametrize("rule", never_offered.RULES, ids=lambda rule: rule.name)
+def test_what_to_use_instead_is_a_policy_that_there_is(rule: never_offered.Rule) -> None:
     assert rule.instead.split()[0].rstrip(",") in catalog.POLICIES
 
 
 @pytest.mark.parametrize("name", catalog.POLICIES)
 def test_no_policy_and_no_default_is_refused(name: str) -> None:
     defaults = msgspec.to_builtins(catalog.params(name, {}))
-    assert never.refusal(name, defaults) is None
+    assert never_offered.refusal(name, defaults) is None
 
 
 def _takes_names(params: type[msgspec.Struct], key: str) -> bool:
@@ -80,18 +80,20 @@ def test_names_of_agents_processes_groups_and_devices_are_free(
     given = f"comm:{value}" if key == "processes" else value
     settings = catalog.parse_set([f"{policy}.{key}=[{given}]"])
     assert settings == {policy: {key: [given]}}
-    assert never.refusal(policy, {key: [value]}) is None
+    assert never_offered.refusal(policy, {key: [value]}) is None
 
 
 def test_no_other_parameter_is_free() -> None:
-    assert {key for _, key in _NAMED} == never.NAMING
+    assert {key for _, key in _NAMED} == never_offered.NAMING
 
 
 def test_hostile_values_are_no_trouble() -> None:
     deep: Any = "forever"
     for _ in range(100_000):
         deep = [deep]
-    assert never.refusal("guard", {"x": deep, "y": None, "z": {"a": 1}, "n": 10**400}) is None
+    assert (
+        never_offered.refusal("guard", {"x": deep, "y": None, "z": {"a": 1}, "n": 10**400}) is None
+    )
 
 
 @pytest.mark.parametrize("name", ["realtime", "performance", "busy_poll"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies.base import Agent, Key, Settings, Targets, Thread
-from agenttop.policies.block import Block, Params
+from agenttop.policies.builtin.block import Block, Params
 from agenttop.policies.knobs import thread_stat
 from agenttop.policies.knobs_files import BLOCKDEV
 from agenttop.policies.knobs_sched import IO_PRIORITY

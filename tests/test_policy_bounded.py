@@ -8,10 +8,11 @@ import pytest
 
 from agenttop.linux import process
 from agenttop.linux.process import ProcInfo
-from agenttop.policies import chosen_groups, softirq
 from agenttop.policies.base import Targets
-from agenttop.policies.chosen_groups import AT_ONCE, MOST, REREAD, ChosenGroups
+from agenttop.policies.builtin import softirq
 from agenttop.policies.knobs import ThreadStat
+from agenttop.policies.parts import chosen_cgroups
+from agenttop.policies.parts.chosen_cgroups import AT_ONCE, MOST, REREAD, ChosenGroups
 from tests.policying_files import Trees, use
 
 
@@ -31,7 +32,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(pid)
         return ProcInfo(pid, 1, "make", ("make",), None, None, 7, 1, False)
 
-    monkeypatch.setattr(chosen_groups.procinfo, "read", one)
+    monkeypatch.setattr(chosen_cgroups.procinfo, "read", one)
     return found
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from agenttop.linux.slices import Job
 from agenttop.policies.base import Cpu, Key, Settings, Targets
+from agenttop.policies.builtin.vfs import Vfs
 from agenttop.policies.lease import LeaseLostError, Notice
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.vfs import Vfs
 from tests.policying import needs_root, victims
 from tests.test_policy_guard import XEON, tree
 from tests.test_policy_guard import targets as guarded
@@ -32,7 +32,8 @@ class Second(Vfs):
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PolicyManager]:
-    from agenttop.policies import catalog, vfs
+    from agenttop.policies import catalog
+    from agenttop.policies.builtin import vfs
 
     both = {**catalog.POLICIES, "second": catalog.Entry(vfs.Params, Second)}
     monkeypatch.setattr(catalog, "POLICIES", both)

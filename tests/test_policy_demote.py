@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.errors import UserError
-from agenttop.policies import chosen_groups
 from agenttop.policies.base import Agent, Targets
-from agenttop.policies.demote import Demote, Params
+from agenttop.policies.builtin.demote import Demote, Params
 from agenttop.policies.journal import Hold, open_state_dir, ticks
 from agenttop.policies.knobs import AFFINITY, KNOBS
 from agenttop.policies.knobs_cgroup import CPU, CPUSET
 from agenttop.policies.manager import PolicyManager
+from agenttop.policies.parts import chosen_cgroups
 from agenttop.policies.undo import recover, undo
 from tests.policying import Victim, needs_root, needs_two_cpus, victims
 from tests.policying_cgroups import RealGroup, needs_cgroup1, real_group
@@ -111,7 +111,7 @@ def test_what_somebody_else_turned_back_is_told_and_the_weight_restored(group: R
 @needs_cgroup1
 @pytest.mark.policies
 @needs_two_cpus
-@pytest.mark.skipif(not chosen_groups.keeps_pins(REAL_BTF), reason="a kernel before 6.2")
+@pytest.mark.skipif(not chosen_cgroups.keeps_pins(REAL_BTF), reason="a kernel before 6.2")
 def test_a_cpuset_keeps_off_and_every_threads_own_choice_comes_back(
     group: RealGroup, tmp_path: Path
 ) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import guard as guards
 from agenttop.policies.base import Agent, Cpu, Exit, Settings, Targets, Thread
-from agenttop.policies.guard import Guard, Params
+from agenttop.policies.builtin import guard as guards
+from agenttop.policies.builtin.guard import Guard, Params
 
 XEON = [("POLL", 0), ("C1", 2), ("C1E", 10), ("C6", 190)]
 GUEST = [("POLL", 0), ("haltpoll idle", 1)]

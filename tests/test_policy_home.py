@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies.base import Agent, Cpu, Settings, Targets, Thread
-from agenttop.policies.home import DWELL_S, Home
+from agenttop.policies.builtin.home import DWELL_S, Home
 from tests.policying import Victim, needs_two_cpus, victims
 
 pytestmark = [needs_two_cpus, pytest.mark.live]

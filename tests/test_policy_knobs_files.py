@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agenttop.policies.builtin.softirq import mask
 from agenttop.policies.journal import Hold, Journal, open_state_dir, ticks
 from agenttop.policies.knobs import KNOBS, Change, KnobError, format_cpus, parse_cpus, thread_stat
 from agenttop.policies.knobs_files import (
@@ -21,7 +22,6 @@ from agenttop.policies.knobs_files import (
     cgroup2_mount,
 )
 from agenttop.policies.lease import Lease
-from agenttop.policies.softirq import mask
 from agenttop.policies.undo import recover, undo
 from tests.policying import machine_lock, needs_root, needs_two_cpus, victims
 from tests.policying_files import Trees, use

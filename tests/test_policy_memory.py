@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from agenttop.errors import UserError
-from agenttop.policies import cooling
 from agenttop.policies.base import Agent, Settings
-from agenttop.policies.cooling import Cooler
+from agenttop.policies.builtin.memory import MB, Memory, Params
 from agenttop.policies.knobs import thread_stat
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.memory import MB, Memory, Params
+from agenttop.policies.parts import madvise_cold
+from agenttop.policies.parts.madvise_cold import Cooler
 from tests.policying import needs_root
 from tests.policying_files import Trees, agent, targets, use
 
@@ -114,7 +114,7 @@ def test_it_can_be_had_with_the_controller_or_chosen_processes(trees: Trees) -> 
     reason = Memory().probe() or ""
     assert "does not have the memory controller" in reason
     assert "--set 'memory.processes=" in reason
-    assert Memory(Params(processes=["comm:scan"])).probe() == cooling.available()
+    assert Memory(Params(processes=["comm:scan"])).probe() == madvise_cold.available()
 
 
 @needs_root
@@ -145,7 +145,9 @@ area.seek(0)
 print(area.read() == b"hot " * ({SIZE} // 4), flush=True)
 """
 
-needs_madvise = pytest.mark.skipif(cooling.available() is not None, reason=str(cooling.available()))
+needs_madvise = pytest.mark.skipif(
+    madvise_cold.available() is not None, reason=str(madvise_cold.available())
+)
 
 
 @pytest.fixture

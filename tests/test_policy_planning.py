@@ -12,10 +12,10 @@ import pytest
 from agenttop.errors import UserError
 from agenttop.model.sample import PolicyStatus
 from agenttop.policies.base import Agent, Targets, Thread
-from agenttop.policies.home import Home
+from agenttop.policies.builtin.home import Home
+from agenttop.policies.builtin.softirq import Softirq
 from agenttop.policies.knobs import KNOBS
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.softirq import Softirq
 from tests.policying import Victim, needs_root, needs_two_cpus, victims
 from tests.test_policy_manager import run, targets, texts
 

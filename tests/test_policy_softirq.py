@@ -11,9 +11,9 @@ import pytest
 from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Settings
+from agenttop.policies.builtin.softirq import BUDGET, BUDGET_USECS, Params, Softirq, least_usecs
 from agenttop.policies.knobs_files import NETDEV, SYSCTL
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.softirq import BUDGET, BUDGET_USECS, Params, Softirq, least_usecs
 from tests.policying import machine_lock, needs_root
 from tests.policying_files import Trees, agent, targets, use
 
@@ -26,7 +26,7 @@ def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trees:
     trees = use(tmp_path, monkeypatch)
     trees.sysctl(BUDGET, "300")
     trees.sysctl(BUDGET_USECS, "8000")
-    monkeypatch.setattr("agenttop.policies.softirq.least_usecs", lambda: 2000)
+    monkeypatch.setattr("agenttop.policies.builtin.softirq.least_usecs", lambda: 2000)
     return trees
 
 
@@ -52,7 +52,7 @@ def test_what_somebody_has_set_lower_stays(trees: Trees) -> None:
 
 
 def test_never_less_than_the_kernel_takes(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agenttop.policies.softirq.least_usecs", lambda: 8000)
+    monkeypatch.setattr("agenttop.policies.builtin.softirq.least_usecs", lambda: 8000)
     softirq = Softirq()
     # As low as it gets already: left out, with the reason.
     assert softirq.wanted(targets(), {}) == {("sysctl", BUDGET): "128"}

@@ -9,8 +9,8 @@ import pytest
 
 from agenttop.model.sample import PolicyStatus
 from agenttop.policies.base import Settings, Targets
+from agenttop.policies.builtin.steer import Params, Steer
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.steer import Params, Steer
 from tests.policying import needs_root
 from tests.policying_files import START, Trees, agent, targets, use
 

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from agenttop.errors import UserError
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
-from agenttop.policies.demote import Demote
-from agenttop.policies.demote import Params as DemoteParams
-from agenttop.policies.floor import Params as FloorParams
-from agenttop.policies.floor import StaticFloor
+from agenttop.policies.builtin.demote import Demote
+from agenttop.policies.builtin.demote import Params as DemoteParams
+from agenttop.policies.builtin.floor import Params as FloorParams
+from agenttop.policies.builtin.floor import StaticFloor
+from agenttop.policies.builtin.slice import Params as SliceParams
+from agenttop.policies.builtin.slice import Slice
 from agenttop.policies.journal import Journal
 from agenttop.policies.knobs import KNOBS, Change, KnobError, thread_stat
 from agenttop.policies.knobs_sched import (
@@ -32,8 +34,6 @@ from agenttop.policies.knobs_sched import (
     default_slice,
 )
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.slice import Params as SliceParams
-from agenttop.policies.slice import Slice
 from agenttop.policies.undo import undo_all
 from tests.policying import Victim, needs_root, victims
 

@@ -11,13 +11,14 @@ import pytest
 
 from agenttop.collectors import interrupts
 from agenttop.collectors.interrupts import Interrupts
-from agenttop.policies import steer, window_floor
 from agenttop.policies.base import Change, Cpu, Targets
-from agenttop.policies.floor import StaticFloor
+from agenttop.policies.builtin import steer
+from agenttop.policies.builtin.floor import StaticFloor
 from agenttop.policies.knobs import KNOBS
 from agenttop.policies.knobs_cpufreq import CPUFREQ
 from agenttop.policies.manager import DRIFT_NS, PolicyManager
-from agenttop.policies.window_floor import Domain
+from agenttop.policies.parts import performance_floor
+from agenttop.policies.parts.performance_floor import Domain
 from tests.policying_files import Trees, agent, use
 
 #: What reading one knob takes, s: as much as on a machine that is very busy.
@@ -92,13 +93,13 @@ def test_frequency_domains_are_read_when_a_cpu_comes_or_goes_only(
 ) -> None:
     trees = machine(tmp_path, monkeypatch, cpus=64)
     floor, read = StaticFloor(), []
-    known = window_floor._domain
+    known = performance_floor._domain
 
     def domain(name: str) -> Domain | None:
         read.append(name)
         return known(name)
 
-    monkeypatch.setattr(window_floor, "_domain", domain)
+    monkeypatch.setattr(performance_floor, "_domain", domain)
     monkeypatch.setattr(CPUFREQ, "read", lambda target: read.append(target) or "1")
     held = floor.wanted(looked(64), {})
     assert len(held) == 64

@@ -9,9 +9,9 @@ import pytest
 
 from agenttop.errors import UserError
 from agenttop.policies import catalog
+from agenttop.policies.builtin.vfs import NAME, Params, Vfs
 from agenttop.policies.knobs_files import SYSCTL
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.vfs import NAME, Params, Vfs
 from tests.policying import machine_lock, needs_root
 from tests.policying_files import Trees, targets, use
 

@@ -17,13 +17,13 @@ from agenttop.collectors.bpf.windows import Opened
 from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
-from agenttop.policies.idle_limits import Closed, State
+from agenttop.policies.builtin.window import Params, Window
 from agenttop.policies.journal import Hold, open_state_dir
 from agenttop.policies.journal import load as journals_load
 from agenttop.policies.knobs import Change
-from agenttop.policies.lost_power import LostPower
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.window import Params, Window
+from agenttop.policies.parts.held_power import LostPower
+from agenttop.policies.parts.idle_limits import Closed, State
 from agenttop.policies.window_watch import SLACK_NS, Delays, Watch
 from agenttop.stats.token_bucket import Bucket, Rates, Terms
 from tests.loops import loop
@@ -337,7 +337,7 @@ class TestPriceInJoules:
         for cpu in range(4):
             (base / f"cpu{cpu}/cpuidle/state3/time").write_text("0\n")
         later = time.monotonic_ns() + 2_000_000_000
-        monkeypatch.setattr("agenttop.policies.window.time.monotonic_ns", lambda: later)
+        monkeypatch.setattr("agenttop.policies.builtin.window.time.monotonic_ns", lambda: later)
         window.wanted(targets(CODER, SCAN), {})
         window.start()
         assert kernel.open_slots.keys() == {7, 8}

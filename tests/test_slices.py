@@ -19,7 +19,7 @@ from agenttop.linux.process import ProcInfo
 from agenttop.linux.process_table import ProcessTable
 from agenttop.linux.slices import SLICE_S, Job, Jobs, whole
 from agenttop.policies.base import Targets
-from agenttop.policies.demote import Demote, Params
+from agenttop.policies.builtin.demote import Demote, Params
 from tests.trees import Tree
 
 #: What reading one process takes, s: as much as on a machine that is very busy.

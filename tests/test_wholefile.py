@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from agenttop.linux import process, whole_file
 from agenttop.linux.cgroup_mounts import cgroup2_mount
 from agenttop.linux.files import KeptFile, read_text
-from agenttop.policies import cgroups
 from agenttop.policies.knobs_cgroup import CPUSET, mount
+from agenttop.policies.parts import agent_cgroups
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_every_process_of_a_cgroup(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in range(1, 1201)))
     (tmp_path / "below").mkdir()
     (tmp_path / "below/cgroup.procs").write_text("5000\n")
-    assert cgroups.members(str(tmp_path)) == {*range(1, 1201), 5000}
+    assert agent_cgroups.members(str(tmp_path)) == {*range(1, 1201), 5000}
 
 
 def test_mounts_behind_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from agenttop.agents.rules import Rules
 from agenttop.linux.capabilities import why_no_bpf
-from agenttop.policies.asked import available
 from agenttop.policies.base import Targets
+from agenttop.policies.builtin.window import Window
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.targets import ProcTargets
-from agenttop.policies.window import Window
+from agenttop.policies.procfs_targets import ProcTargets
+from agenttop.policies.selection import available
 
 if TYPE_CHECKING:
     from agenttop.engine.bpf_targets import Measured

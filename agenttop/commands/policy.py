@@ -16,10 +16,10 @@ from agenttop.commands.agent_source import looking
 from agenttop.errors import UserError
 from agenttop.model.options import add_agents, add_policy_settings
 from agenttop.policies import bundles, catalog
-from agenttop.policies.asked import states
+from agenttop.policies.builtin.window import DURING, Window
 from agenttop.policies.catalog import parse_set
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.window import DURING, Window
+from agenttop.policies.selection import states
 
 #: Actions that write, and so not with --readonly.
 WRITING = ("apply", "trial", "revert")

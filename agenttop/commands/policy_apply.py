@@ -15,12 +15,12 @@ from agenttop.linux import signals
 from agenttop.model.options import number
 from agenttop.model.sample import Budget, Event
 from agenttop.policies import bundles
-from agenttop.policies.asked import left_out
 from agenttop.policies.base import Targets
+from agenttop.policies.builtin.guard import Guard
+from agenttop.policies.builtin.window import Window
 from agenttop.policies.catalog import parse_set
-from agenttop.policies.guard import Guard
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.window import Window
+from agenttop.policies.selection import left_out
 from agenttop.text.figures import clean, duration
 
 #: Between two renewals of the lease, s.

@@ -48,8 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the trial and tell. Exit code 0; 1 when it could not be finished."""
     from agenttop.agents.rules import Rules
-    from agenttop.policies.asked import expanded
     from agenttop.policies.catalog import parse_set
+    from agenttop.policies.selection import expanded
 
     names, settings = expanded(args.name, parse_set(args.set))
     Rules.load(args.agents, args.agent)

@@ -38,8 +38,8 @@ from agenttop.linux.slices import Jobs
 from agenttop.model.options import EngineOptions, causes_of
 from agenttop.model.sample import Command, Event, Failure, Host, Level, Mode
 from agenttop.policies import bundles
+from agenttop.policies.active_policy import reason_of
 from agenttop.policies.base import Targets
-from agenttop.policies.entry import reason_of
 from agenttop.policies.manager import PolicyManager
 from agenttop.stream.framing import Decoder, StreamError, encode
 from agenttop.stream.outbox import Outbox

@@ -23,9 +23,9 @@ from agenttop.config import yaml_document
 from agenttop.errors import UserError
 from agenttop.linux import paths
 from agenttop.linux.process import printable
-from agenttop.policies import catalog, never
+from agenttop.policies import catalog, never_offered
 
-BUILTIN: Final = Path(__file__).parent
+BUILTIN: Final = Path(__file__).with_name("bundles")
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 #: A folder with more is not one of ours.
 MAX_FILES: Final = 200
@@ -65,7 +65,7 @@ def load(path: Path) -> Bundle:
     if isinstance(document.data, Mapping) and isinstance(document.data.get("policies"), Mapping):
         for name, given in document.data["policies"].items():
             params = given if isinstance(given, Mapping) else {}
-            if refused := never.refusal(str(name), params):
+            if refused := never_offered.refusal(str(name), params):
                 about, text = refused
                 place = f"$.policies.{name}" + (f".{about}" if about != name else "")
                 raise document.error(place, text)
@@ -114,7 +114,7 @@ def expand(
         if name in catalog.POLICIES:
             policies.append(name)
             continue
-        if refused := never.refusal(name):
+        if refused := never_offered.refusal(name):
             raise UserError(refused[1])
         known = load_all() if known is None else known
         if name not in known:

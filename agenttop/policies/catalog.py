@@ -16,21 +16,21 @@ import msgspec
 from agenttop.config.yaml_document import Document
 from agenttop.errors import UserError
 from agenttop.linux.process import printable
-from agenttop.policies import (
+from agenttop.policies import never_offered
+from agenttop.policies.base import Policy
+from agenttop.policies.builtin import (
     block,
     demote,
     floor,
     guard,
     home,
     memory,
-    never,
     slice,
     softirq,
     steer,
     vfs,
     window,
 )
-from agenttop.policies.base import Policy
 
 #: Policy -> parameter -> value, as people write them.
 Settings = Mapping[str, Mapping[str, object]]
@@ -71,7 +71,7 @@ def make_all(settings: Settings | None = None) -> list[Policy]:
 def check_name(name: str) -> None:
     """Raises UserError for a policy that there is not, and for what is never offered."""
     if name not in POLICIES:
-        if refused := never.refusal(name):
+        if refused := never_offered.refusal(name):
             raise UserError(refused[1])
         raise UserError(f"no policy '{printable(name, 40)}': there are {', '.join(POLICIES)}")
 
@@ -106,7 +106,7 @@ def parse_set(texts: Iterable[str]) -> dict[str, dict[str, object]]:
             parsed = Document(value, "").data
         except UserError:
             raise UserError(f"--set {printable(text, 60)}: not a YAML value") from None
-        if refused := never.refusal(name, {key: parsed}):
+        if refused := never_offered.refusal(name, {key: parsed}):
             raise UserError(f"--set {printable(text, 60)}: {refused[1]}")
         settings.setdefault(name, {})[key] = parsed
     make_all(settings)

@@ -19,8 +19,8 @@ from agenttop.linux import paths
 from agenttop.linux.slices import Job, Jobs
 from agenttop.model.sample import Event, PolicyStatus
 from agenttop.policies import catalog, lock, machine
+from agenttop.policies.active_policy import Entry, PlanError, event, reason_of, refusals
 from agenttop.policies.base import Change, Key, Looking, Settings, Targets
-from agenttop.policies.entry import Entry, PlanError, event, reason_of, refusals
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
 from agenttop.policies.knobs import KNOBS, split_thread

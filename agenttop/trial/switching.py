@@ -54,7 +54,7 @@ class Switching:
         """From the command line; sets the engine's delay. Raises UserError."""
         if not names:
             return None
-        from agenttop.policies.asked import expanded
+        from agenttop.policies.selection import expanded
 
         names, engine.settings = expanded(names, engine.settings)
         rounds = _ENDLESS if seconds is None else int(seconds / _ROUND_S)

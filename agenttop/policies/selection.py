@@ -9,9 +9,9 @@ from agenttop.errors import UserError
 from agenttop.linux.capabilities import why_no_bpf
 from agenttop.model.sample import PolicyStatus
 from agenttop.policies import bundles
+from agenttop.policies.builtin.window import NO_CHAINS
 from agenttop.policies.catalog import Settings
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.window import NO_CHAINS
 
 
 def available(manager: PolicyManager, names: Iterable[str], asked: Iterable[str]) -> list[str]:

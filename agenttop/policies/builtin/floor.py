@@ -20,11 +20,11 @@ from typing import Annotated, Final
 import msgspec
 
 from agenttop.linux import paths
+from agenttop.policies.agent_cpus import Usage
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError, format_cpus
 from agenttop.policies.knobs_cpufreq import CPUFREQ
-from agenttop.policies.usage import Usage
-from agenttop.policies.window_floor import CAPACITY, Floor
+from agenttop.policies.parts.performance_floor import CAPACITY, Floor
 
 #: From this share of an agent's recent steps on, its CPU counts as used.
 USED_RATIO: Final = 0.05

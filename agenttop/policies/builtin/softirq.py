@@ -34,11 +34,11 @@ import msgspec
 
 from agenttop.linux import paths, process
 from agenttop.linux.process import printable
+from agenttop.policies.agent_cpus import AgentCpus
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError, format_cpus, thread_stat
 from agenttop.policies.knobs_files import SYSCTL
-from agenttop.policies.usage import AgentCpus
-from agenttop.policies.wishes import Wishes
+from agenttop.policies.setting_requests import Wishes
 
 BUDGET: Final = "net.core.netdev_budget"
 BUDGET_USECS: Final = "net.core.netdev_budget_usecs"

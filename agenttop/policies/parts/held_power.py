@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from agenttop.collectors.energy import Energy
 from agenttop.linux import paths
 from agenttop.linux.files import read_number
-from agenttop.policies.idle_limits import Closed
+from agenttop.policies.parts.idle_limits import Closed
 
 #: Above, a driver's figure is none: "not known" is 0, or -1 as an unsigned number.
 MOST_MW: Final = 100_000

@@ -19,7 +19,7 @@ import msgspec
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError
 from agenttop.policies.knobs_files import SYSCTL
-from agenttop.policies.wishes import Wishes
+from agenttop.policies.setting_requests import Wishes
 
 NAME = "vm.vfs_cache_pressure"
 

@@ -16,9 +16,9 @@ from agenttop.agents.own_processes import is_own
 from agenttop.errors import UserError
 from agenttop.linux import paths, process
 from agenttop.linux.process import printable
-from agenttop.policies import cgroups
 from agenttop.policies.base import Targets
 from agenttop.policies.knobs_cgroup import CPUSET, mount, valid_path
+from agenttop.policies.parts import agent_cgroups
 
 #: At one look in so many a process that was found to be harmless is read again.
 REREAD: Final = 10
@@ -82,7 +82,7 @@ class ChosenGroups:
                 # Its cgroup.procs cannot be read: nobody could tell an agent in it.
                 left.append(f"cgroup {printable(path, 64)} refused: it is threaded (cgroup.type)")
                 continue
-            pids = cgroups.members(folder, MOST)
+            pids = agent_cgroups.members(folder, MOST)
             if reason := self._refuses(path, pids, agents):
                 left.append(f"cgroup {printable(path, 64)} refused: {reason}")
             else:
@@ -119,7 +119,7 @@ class ChosenGroups:
 
 def where(controller: str) -> tuple[int, str] | str:
     """(version, mount) of a controller of cgroups, or why there is none."""
-    reason = cgroups.why_not(controller)
+    reason = agent_cgroups.why_not(controller)
     version = 2 if reason is None else 1
     root = mount(version, controller)
     return (version, root) if root else f"{reason}, and cgroup v1 has none mounted"

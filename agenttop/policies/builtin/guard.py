@@ -25,10 +25,10 @@ from typing import Annotated, Final
 
 import msgspec
 
+from agenttop.policies.agent_cpus import AgentCpus
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.idle_limits import Closed, IdleLimits, closes, why_not
 from agenttop.policies.knobs import CPU_LATENCY_DEVICE, format_cpus
-from agenttop.policies.usage import AgentCpus
+from agenttop.policies.parts.idle_limits import Closed, IdleLimits, closes, why_not
 
 DEFAULT_LIMIT_US: Final = 5
 

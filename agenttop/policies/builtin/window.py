@@ -32,10 +32,10 @@ import msgspec
 from agenttop.linux.process import printable
 from agenttop.model.sample import Budget, Event
 from agenttop.policies.base import Agent, Key, Settings, Targets
-from agenttop.policies.idle_limits import Closed, IdleLimits, closes, why_not
 from agenttop.policies.knobs import format_cpus
-from agenttop.policies.lost_power import Lost, LostPower
-from agenttop.policies.window_floor import Floor
+from agenttop.policies.parts.held_power import Lost, LostPower
+from agenttop.policies.parts.idle_limits import Closed, IdleLimits, closes, why_not
+from agenttop.policies.parts.performance_floor import Floor
 from agenttop.stats.token_bucket import Rates, Terms
 
 if TYPE_CHECKING:

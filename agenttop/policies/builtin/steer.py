@@ -23,10 +23,10 @@ from typing import Annotated, Final
 import msgspec
 
 from agenttop.linux import paths, process
+from agenttop.policies.agent_cpus import AgentCpus
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError, cpu_set, format_cpus, parse_cpus
 from agenttop.policies.knobs_files import IRQ_AFFINITY, irq_label
-from agenttop.policies.usage import AgentCpus
 
 #: Rates are over at least this long ...
 SPAN_S: Final = 3.0

@@ -27,11 +27,11 @@ import msgspec
 from agenttop.linux import paths, process
 from agenttop.linux.cgroup_mounts import cgroup2_mount
 from agenttop.linux.process import printable
-from agenttop.policies import cgroups, cooling
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.chosen import Chosen
-from agenttop.policies.cooling import Cooler
-from agenttop.policies.wishes import Wishes
+from agenttop.policies.parts import agent_cgroups, madvise_cold
+from agenttop.policies.parts.chosen_processes import Chosen
+from agenttop.policies.parts.madvise_cold import Cooler
+from agenttop.policies.setting_requests import Wishes
 
 MB: Final = 1 << 20
 #: What is protected is adapted when the use has grown by this, or fallen below that.
@@ -81,8 +81,8 @@ class Memory:
     def probe(self) -> str | None:
         if os.geteuid() != 0:
             return "needs root"
-        why_no_low = cgroups.why_not("memory") if self._params.low else "low is off"
-        why_no_cold = cooling.available() if self._scanners else HOW_TO_CHOOSE
+        why_no_low = agent_cgroups.why_not("memory") if self._params.low else "low is off"
+        why_no_cold = madvise_cold.available() if self._scanners else HOW_TO_CHOOSE
         return f"{why_no_low}; {why_no_cold}" if why_no_low and why_no_cold else None
 
     # ----------------------------------------------------------------- protection
@@ -92,7 +92,7 @@ class Memory:
         parts = []
         self._words = {}
         if self._params.low:
-            if reason := cgroups.why_not("memory"):
+            if reason := agent_cgroups.why_not("memory"):
                 parts.append(f"no memory.low: {reason}")
             else:
                 parts.append(self._protect(targets, held, wishes))
@@ -101,7 +101,7 @@ class Memory:
 
     def _protect(self, targets: Targets, held: Mapping[Key, str], wishes: Wishes) -> str:
         mount = cgroup2_mount()
-        own, shared = cgroups.groups(targets)
+        own, shared = agent_cgroups.groups(targets)
         used = {path: _number(f"{mount}/{path}/memory.current") for path in own}
         self._protected = {p: n for p, n in self._protected.items() if p in own}
         for path, now in used.items():

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from agenttop.linux.process import printable
+from agenttop.policies.agent_threads import named
 from agenttop.policies.base import Agent, Key, Settings, Targets, Thread
 from agenttop.policies.knobs import (
     AFFINITY,
@@ -28,7 +29,6 @@ from agenttop.policies.knobs import (
     format_cpus,
     parse_cpus,
 )
-from agenttop.policies.threads import named
 
 #: A home is kept at least this long, unless its CPU goes offline.
 DWELL_S: Final = 5.0

@@ -29,10 +29,10 @@ import msgspec
 from agenttop.linux import paths, process
 from agenttop.linux.cgroup_mounts import cgroup2_mount
 from agenttop.linux.process import printable
-from agenttop.policies import cgroups
+from agenttop.policies.agent_threads import named
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.threads import named
-from agenttop.policies.wishes import Wishes
+from agenttop.policies.parts import agent_cgroups
+from agenttop.policies.setting_requests import Wishes
 
 #: Best effort, the first of its eight levels.
 IOPRIO: Final = "2:0"
@@ -147,10 +147,10 @@ class Block:
         params = self._params
         if not (params.weight or params.latency_us):
             return []
-        if reason := cgroups.why_not("io"):
+        if reason := agent_cgroups.why_not("io"):
             return [f"no io.weight: {reason}"]
         mount = cgroup2_mount()
-        own, shared = cgroups.groups(targets)
+        own, shared = agent_cgroups.groups(targets)
         for path in own:
             files = [
                 f for f in ("io.weight", "io.bfq.weight") if os.path.exists(f"{mount}/{path}/{f}")

@@ -17,10 +17,10 @@ from typing import Annotated, Final
 
 import msgspec
 
+from agenttop.policies.agent_threads import named
 from agenttop.policies.base import Key, Settings, Targets
 from agenttop.policies.knobs import KnobError
 from agenttop.policies.knobs_sched import SLICE, default_slice
-from agenttop.policies.threads import named
 
 DEFAULT_SLICE_US: Final = 300
 
