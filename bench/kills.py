@@ -33,7 +33,7 @@ from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command
 from agenttop.policies import lock
 from agenttop.policies.journal import NAME, JournalError, open_state_dir
-from agenttop.policies.knobs import KNOBS, Change
+from agenttop.policies.knobs.base import KNOBS, Change
 from agenttop.policies.lease import Lease
 from agenttop.policies.undo import recover
 from agenttop.stream.engine_client import EngineClient

@@ -45,7 +45,7 @@ from rig import (
 
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command, DetailCounters, Sample
-from agenttop.policies.knobs_sched import Attr
+from agenttop.policies.knobs.sched_attr import Attr
 from agenttop.stream.engine_client import EngineClient
 from agenttop.text.cause_labels import label_text
 

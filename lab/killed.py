@@ -21,7 +21,7 @@ from rig import CPU, LIMIT_US, Skip, cgroup, report, text, wait
 from agenttop.policies import lock
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.journal import NAME, Hold, load, open_state_dir
-from agenttop.policies.knobs import KNOBS, thread_stat
+from agenttop.policies.knobs.base import KNOBS, thread_stat
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.undo import recover
 

@@ -264,7 +264,7 @@ def recordings() -> Outputs:
 def wire() -> Outputs:
     """Messages of engine and guardian as packets."""
     from agenttop.policies import wire
-    from agenttop.policies.knobs import Change
+    from agenttop.policies.knobs.base import Change
 
     changes = [
         Change("guard", "pm_qos", "cpu0", "0", "n/a"),
@@ -330,7 +330,7 @@ def wire() -> Outputs:
 def journals() -> Outputs:
     """Holds of each kind as the guardian keeps them, and journals as they are read."""
     from agenttop.policies import journal, places
-    from agenttop.policies.knobs import KNOBS, Change
+    from agenttop.policies.knobs.base import KNOBS, Change
 
     journal.boot_id = lambda: BOOT
     journal.ticks = lambda: 123_456

@@ -16,7 +16,7 @@ import sys
 import time
 
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
-from agenttop.policies.knobs import cpu_set, thread_stat
+from agenttop.policies.knobs.base import cpu_set, thread_stat
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.procfs_targets import _tasks
 

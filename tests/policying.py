@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies import lock
-from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
+from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 
 TESTS = Path(__file__).parent
 

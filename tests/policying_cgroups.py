@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies.knobs_cgroup import mount
+from agenttop.policies.knobs.cgroup import mount
 from tests.policying import machine_lock
 
 needs_cgroup1 = pytest.mark.skipif(

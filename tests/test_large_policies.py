@@ -21,7 +21,7 @@ import pytest
 
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.builtin import steer
-from agenttop.policies.knobs_sched import Attr
+from agenttop.policies.knobs.sched_attr import Attr
 from agenttop.policies.manager import PolicyManager
 from tests.policying_files import Trees, agent
 from tests.trees import Tree

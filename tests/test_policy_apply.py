@@ -14,7 +14,7 @@ import pytest
 from agenttop.commands.policy_apply import Budgets
 from agenttop.model.sample import Budget, PolicyStatus
 from agenttop.policies.base import Agent, Targets
-from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
+from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 from tests.engines import needs_bpf
 from tests.loops import Loop, loop
 from tests.policying import machine_lock, needs_qos, needs_root, until

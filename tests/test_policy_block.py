@@ -11,9 +11,9 @@ import pytest
 
 from agenttop.policies.base import Agent, Key, Settings, Targets, Thread
 from agenttop.policies.builtin.block import Block, Params
-from agenttop.policies.knobs import thread_stat
-from agenttop.policies.knobs_files import BLOCKDEV
-from agenttop.policies.knobs_sched import IO_PRIORITY
+from agenttop.policies.knobs.base import thread_stat
+from agenttop.policies.knobs.files import BLOCKDEV
+from agenttop.policies.knobs.sched_attr import IO_PRIORITY
 from agenttop.policies.manager import PolicyManager
 from tests.policying import Victim, needs_root, until, victims
 from tests.policying_files import Trees, agent, targets, use

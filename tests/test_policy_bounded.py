@@ -10,7 +10,7 @@ from agenttop.linux import process
 from agenttop.linux.process import ProcInfo
 from agenttop.policies.base import Targets
 from agenttop.policies.builtin import softirq
-from agenttop.policies.knobs import ThreadStat
+from agenttop.policies.knobs.base import ThreadStat
 from agenttop.policies.parts import chosen_cgroups
 from agenttop.policies.parts.chosen_cgroups import AT_ONCE, MOST, REREAD, ChosenGroups
 from tests.policying_files import Trees, use

@@ -18,8 +18,8 @@ from agenttop.errors import UserError
 from agenttop.policies.base import Agent, Targets
 from agenttop.policies.builtin.demote import Demote, Params
 from agenttop.policies.journal import Hold, open_state_dir, ticks
-from agenttop.policies.knobs import AFFINITY, KNOBS
-from agenttop.policies.knobs_cgroup import CPU, CPUSET
+from agenttop.policies.knobs.base import AFFINITY, KNOBS
+from agenttop.policies.knobs.cgroup import CPU, CPUSET
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts import chosen_cgroups
 from agenttop.policies.undo import recover, undo

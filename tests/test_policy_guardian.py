@@ -17,8 +17,8 @@ from agenttop.policies import undo
 from agenttop.policies.builtin.vfs import NAME
 from agenttop.policies.guardian import Guardian
 from agenttop.policies.journal import Journal, load
-from agenttop.policies.knobs import KNOBS, Change, KnobError, thread_stat
-from agenttop.policies.knobs_files import Sysctl
+from agenttop.policies.knobs.base import KNOBS, Change, KnobError, thread_stat
+from agenttop.policies.knobs.files import Sysctl
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.window_watch import Watch
 from tests.policying import needs_root

@@ -18,8 +18,8 @@ from agenttop.policies import inherit_bpf, inherited
 from agenttop.policies.heirs import release_all
 from agenttop.policies.inherited import ENTRY, FIELDS, KEY, THREAD
 from agenttop.policies.journal import Hold, open_state_dir, ticks
-from agenttop.policies.knobs import KNOBS, Change, thread_stat
-from agenttop.policies.knobs_sched import THREAD_KNOBS, default_slice
+from agenttop.policies.knobs.base import KNOBS, Change, thread_stat
+from agenttop.policies.knobs.sched_attr import THREAD_KNOBS, default_slice
 from agenttop.policies.lease import Lease
 from agenttop.policies.undo import recover
 from tests.policying import needs_root, needs_two_cpus, until
@@ -298,7 +298,7 @@ def test_nothing_is_attached_unless_a_thread_is_held(
 #: Holds and says so; then it is killed.
 _HOLDS = """
 import sys, time
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.lease import Lease
 lease = Lease(sys.argv[1])
 (result,) = lease.apply([Change("home", "ioprio", *sys.argv[2:5])])

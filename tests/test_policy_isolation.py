@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop.policies import knobs
 from agenttop.policies.journal import Journal, load, open_state_dir
-from agenttop.policies.knobs import AFFINITY, KNOBS, Change, cpu_set, thread_stat
+from agenttop.policies.knobs import base
+from agenttop.policies.knobs.base import AFFINITY, KNOBS, Change, cpu_set, thread_stat
 from agenttop.policies.lease import Lease
 from agenttop.policies.undo import recover
 from tests.policying import needs_root, needs_two_cpus
@@ -32,7 +32,7 @@ ERRORS = (
     lambda: KeyError("missing"),
     lambda: IndexError(),
     lambda: RecursionError("too deep"),
-    lambda: knobs.KnobError("refused"),
+    lambda: base.KnobError("refused"),
 )
 
 

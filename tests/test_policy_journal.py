@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agenttop.policies import journal
 from agenttop.policies.journal import Hold, Journal, JournalError, aside, fold, load, open_state_dir
-from agenttop.policies.knobs import KNOBS, Change
+from agenttop.policies.knobs.base import KNOBS, Change
 from agenttop.policies.undo import forget, recover, undo_all
 from tests.policying_files import use
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies.base import Agent, Cpu, Targets
-from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
+from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 from agenttop.policies.manager import PolicyManager
 from tests.loops import loop
 from tests.policying import cpu_latency, needs_qos, needs_root, victims

@@ -22,7 +22,7 @@ import pytest
 
 from agenttop.policies import lock
 from agenttop.policies.journal import open_state_dir
-from agenttop.policies.knobs_sched import THREAD_KNOBS, default_slice
+from agenttop.policies.knobs.sched_attr import THREAD_KNOBS, default_slice
 from agenttop.policies.lease import kept
 from agenttop.policies.undo import recover
 from tests.policying import TESTS, Victim, machine, needs_qos, needs_root, until, victims

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.policies import knobs
 from agenttop.policies.journal import Hold, ticks
-from agenttop.policies.knobs import (
+from agenttop.policies.knobs import base
+from agenttop.policies.knobs.base import (
     AFFINITY,
     RESUME_LATENCY,
     CpuLatency,
@@ -83,7 +83,7 @@ class Device:
         path.write_bytes(bytes(4))
         self.effective = 0
         self.path = path
-        monkeypatch.setattr(knobs, "CPU_LATENCY_DEVICE", str(path))
+        monkeypatch.setattr(base, "CPU_LATENCY_DEVICE", str(path))
         monkeypatch.setattr(os, "pread", lambda *_: struct.pack("=i", self.effective))
 
     @property

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 
 from agenttop.policies.builtin.softirq import mask
 from agenttop.policies.journal import Hold, Journal, open_state_dir, ticks
-from agenttop.policies.knobs import KNOBS, Change, KnobError, format_cpus, parse_cpus, thread_stat
-from agenttop.policies.knobs_files import (
+from agenttop.policies.knobs.base import (
+    KNOBS,
+    Change,
+    KnobError,
+    format_cpus,
+    parse_cpus,
+    thread_stat,
+)
+from agenttop.policies.knobs.files import (
     BLOCKDEV,
     CGROUP,
     IRQ_AFFINITY,

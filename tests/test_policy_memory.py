@@ -13,7 +13,7 @@ import pytest
 from agenttop.errors import UserError
 from agenttop.policies.base import Agent, Settings
 from agenttop.policies.builtin.memory import MB, Memory, Params
-from agenttop.policies.knobs import thread_stat
+from agenttop.policies.knobs.base import thread_stat
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts import madvise_cold
 from agenttop.policies.parts.madvise_cold import Cooler

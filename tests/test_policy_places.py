@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies.journal import load, open_state_dir
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.lease import Lease
 from tests.policying import TESTS, machine_lock, needs_root
 from tests.policying_files import Trees, use
@@ -138,7 +138,7 @@ def test_what_is_gone_for_good_is_forgotten_by_name(trees: Trees, tmp_path: Path
 #: Holds a setting until it is killed; prints its guardian.
 HOLD = """
 import sys
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.lease import Lease
 lease = Lease(sys.argv[1])
 (result,) = lease.apply([Change(*sys.argv[2:])])

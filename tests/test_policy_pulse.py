@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.policies import inherit_bpf, lock, pulse, wire
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.lease import Lease, LeaseLostError, Notice
 from tests.policying import needs_root, until
 from tests.policying_files import use

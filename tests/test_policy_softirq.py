@@ -12,7 +12,7 @@ from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Settings
 from agenttop.policies.builtin.softirq import BUDGET, BUDGET_USECS, Params, Softirq, least_usecs
-from agenttop.policies.knobs_files import NETDEV, SYSCTL
+from agenttop.policies.knobs.files import NETDEV, SYSCTL
 from agenttop.policies.manager import PolicyManager
 from tests.policying import machine_lock, needs_root
 from tests.policying_files import Trees, agent, targets, use

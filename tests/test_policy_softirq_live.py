@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.linux import process
-from agenttop.policies.knobs import thread_stat
+from agenttop.policies.knobs.base import thread_stat
 from agenttop.policies.manager import PolicyManager
 from tests.loops import until
 from tests.policying import machine_lock, needs_root

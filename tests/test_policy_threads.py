@@ -24,8 +24,8 @@ from agenttop.policies.builtin.floor import StaticFloor
 from agenttop.policies.builtin.slice import Params as SliceParams
 from agenttop.policies.builtin.slice import Slice
 from agenttop.policies.journal import Journal
-from agenttop.policies.knobs import KNOBS, Change, KnobError, thread_stat
-from agenttop.policies.knobs_sched import (
+from agenttop.policies.knobs.base import KNOBS, Change, KnobError, thread_stat
+from agenttop.policies.knobs.sched_attr import (
     IO_PRIORITY,
     SCHED_POLICY,
     SLICE,

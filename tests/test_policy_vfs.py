@@ -10,7 +10,7 @@ import pytest
 from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.builtin.vfs import NAME, Params, Vfs
-from agenttop.policies.knobs_files import SYSCTL
+from agenttop.policies.knobs.files import SYSCTL
 from agenttop.policies.manager import PolicyManager
 from tests.policying import machine_lock, needs_root
 from tests.policying_files import Trees, targets, use

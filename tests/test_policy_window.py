@@ -20,7 +20,7 @@ from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.builtin.window import Params, Window
 from agenttop.policies.journal import Hold, open_state_dir
 from agenttop.policies.journal import load as journals_load
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts.held_power import LostPower
 from agenttop.policies.parts.idle_limits import Closed, State

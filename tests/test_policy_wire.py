@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from agenttop.linux.readiness import readable
 from agenttop.policies import wire
 from agenttop.policies.journal import load
-from agenttop.policies.knobs import Change, format_cpus
+from agenttop.policies.knobs.base import Change, format_cpus
 from agenttop.policies.lease import Lease, LeaseLostError
 from agenttop.policies.outcome import Outcome
 from tests.policying import needs_root

@@ -13,7 +13,7 @@ import pytest
 
 from agenttop.policies import lock, machine
 from agenttop.policies.journal import JournalError
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.lease import Lease
 from tests.policying import TESTS, machine_lock, until
 from tests.policying_files import use
@@ -38,7 +38,7 @@ else:
 
 ENGINE = f"""
 import sys
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.lease import Lease
 lease = Lease(sys.argv[1])
 print(lease.apply([Change(*{tuple(CHANGE)!r})])[0].status, flush=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agenttop.linux import process, whole_file
 from agenttop.linux.cgroup_mounts import cgroup2_mount
 from agenttop.linux.files import KeptFile, read_text
-from agenttop.policies.knobs_cgroup import CPUSET, mount
+from agenttop.policies.knobs.cgroup import CPUSET, mount
 from agenttop.policies.parts import agent_cgroups
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from agenttop.model.sample import Budget, Command, PolicyStatus, Sample
 from agenttop.policies import lock
-from agenttop.policies.knobs import RESUME_LATENCY, cpu_set
+from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 from tests.engines import Engine, engine, needs_bpf
 from tests.loops import Loop, loop
 from tests.policying import machine_lock, needs_qos, needs_root

@@ -12,7 +12,7 @@ from agenttop.linux import paths
 from agenttop.policies import bundles, lock
 from agenttop.policies.guardian import REQUEST
 from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
-from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import KNOBS
 from agenttop.policies.lease import kept
 from agenttop.policies.outcome import label, plain, shown, words
 

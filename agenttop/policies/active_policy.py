@@ -10,7 +10,7 @@ from agenttop.model.sample import Event, PolicyStatus
 from agenttop.policies import machine
 from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Targets
 from agenttop.policies.builtin.window import DURING, Window
-from agenttop.policies.knobs import KNOBS, KnobError, cpu_set, split_thread
+from agenttop.policies.knobs.base import KNOBS, KnobError, cpu_set, split_thread
 from agenttop.policies.outcome import words
 from agenttop.policies.undo import THREAD_KINDS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from agenttop.policies.base import Targets
-from agenttop.policies.knobs import format_cpus
+from agenttop.policies.knobs.base import format_cpus
 
 #: Steps this old count half.
 HALF_LIFE_S: Final = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from agenttop.policies.base import Agent, Key, Targets, Thread
-from agenttop.policies.knobs import split_thread, thread_stat
+from agenttop.policies.knobs.base import split_thread, thread_stat
 
 
 def named(

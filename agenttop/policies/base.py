@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from agenttop.linux.slices import Job
 from agenttop.policies.journal import Key
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 
 __all__ = [
     "Acting",

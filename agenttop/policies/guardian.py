@@ -36,11 +36,11 @@ from agenttop.linux.readiness import readable, writable
 from agenttop.policies import journal as journals
 from agenttop.policies import pulse, wire
 from agenttop.policies.aside import Aside
-from agenttop.policies.cpusets import as_found
 from agenttop.policies.heirs import THREAD_KINDS, release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import Journal
-from agenttop.policies.knobs import KNOBS, Change
+from agenttop.policies.knobs.base import KNOBS, Change
+from agenttop.policies.knobs.cpusets import as_found
 from agenttop.policies.outcome import Outcome, left_alone, shown, words
 from agenttop.policies.undo import undo_all
 from agenttop.policies.urgency import Urgency

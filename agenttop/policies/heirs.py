@@ -19,10 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
-from agenttop.policies.cpusets import granted
 from agenttop.policies.inherited import FIELDS, Inherited
 from agenttop.policies.journal import Hold, Key
-from agenttop.policies.knobs import (
+from agenttop.policies.knobs.base import (
     KNOBS,
     KnobError,
     cpu_set,
@@ -31,7 +30,8 @@ from agenttop.policies.knobs import (
     split_thread,
     thread_stat,
 )
-from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.knobs.cpusets import granted
+from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
 from agenttop.policies.outcome import Outcome, label, plain, words
 
 #: Kinds whose target is a thread, which passes them on to what it starts.

@@ -43,7 +43,7 @@ from agenttop.policies.inherited import (
     Inherited,
     bpf,
 )
-from agenttop.policies.knobs import cpu_set
+from agenttop.policies.knobs.base import cpu_set
 
 #: include/uapi/linux/bpf.h
 _MAP_CREATE, _MAP_HASH, _PROG_TRACEPOINT = 0, 1, 5

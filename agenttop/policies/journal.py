@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from agenttop.policies import places
-from agenttop.policies.knobs import KNOBS, Change
+from agenttop.policies.knobs.base import KNOBS, Change
 
 VERSION = 1
 NAME = "journal"

@@ -21,7 +21,7 @@ from agenttop.policies import inherit_bpf, lock, pulse, wire
 from agenttop.policies.guardian import LEASE_S
 from agenttop.policies.heart import Heart
 from agenttop.policies.journal import JournalError, Key, load, open_state_dir
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.undo import THREAD_KINDS, Outcome, recover
 
 #: The guardian starts within some 40 ms; a loaded or emulated machine gets more.

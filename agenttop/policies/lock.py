@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from agenttop.policies import machine, pulse
 from agenttop.policies.journal import JournalError, open_own, open_state_dir
-from agenttop.policies.knobs import thread_stat
+from agenttop.policies.knobs.base import thread_stat
 
 NAME = "lock"
 #: A guardian restores everything within a second of its engine's death; whoever of the two is

@@ -23,7 +23,7 @@ from agenttop.policies.active_policy import Entry, PlanError, event, reason_of, 
 from agenttop.policies.base import Change, Key, Looking, Settings, Targets
 from agenttop.policies.journal import NAME as JOURNAL
 from agenttop.policies.journal import JournalError
-from agenttop.policies.knobs import KNOBS, split_thread
+from agenttop.policies.knobs.base import KNOBS, split_thread
 from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
 from agenttop.policies.lock import LockedError
 from agenttop.policies.outcome import words

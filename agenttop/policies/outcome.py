@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from agenttop.policies.journal import Hold
-from agenttop.policies.knobs import KNOBS, UNPINNED
+from agenttop.policies.knobs.base import KNOBS, UNPINNED
 
 
 class Outcome(NamedTuple):

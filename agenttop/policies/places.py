@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 
 from agenttop.linux.cgroup_mounts import proc_root
-from agenttop.policies.knobs import KnobError, sys_root
-from agenttop.policies.knobs_cgroup import mount
-from agenttop.policies.knobs_files import NETDEV
+from agenttop.policies.knobs.base import KnobError, sys_root
+from agenttop.policies.knobs.cgroup import mount
+from agenttop.policies.knobs.files import NETDEV
 
 #: Kind -> cgroup's version and controller.
 _CGROUPS = {

@@ -14,7 +14,7 @@ from agenttop.agents.rules import Found, Rules, scan
 from agenttop.linux import paths
 from agenttop.linux.process import read_file, read_whole
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
-from agenttop.policies.knobs import thread_stat
+from agenttop.policies.knobs.base import thread_stat
 
 
 class ProcTargets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agenttop.policies.base import Key, Settings
-from agenttop.policies.knobs import KNOBS, KnobError
+from agenttop.policies.knobs.base import KNOBS, KnobError
 
 
 class Wishes:

@@ -15,8 +15,8 @@ from agenttop.policies import places
 from agenttop.policies.heirs import BOUND_S, THREAD_KINDS, is_ours, release_all, release_heirs
 from agenttop.policies.inherited import Inherited
 from agenttop.policies.journal import NAME, Hold, Journal, Key, aside, load, put_aside
-from agenttop.policies.knobs import KNOBS, UNPINNED, replace
-from agenttop.policies.knobs_sched import THREAD_KNOBS
+from agenttop.policies.knobs.base import KNOBS, UNPINNED, replace
+from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
 from agenttop.policies.outcome import Outcome, failed, left_alone, plain, restored, shown
 
 __all__ = ["THREAD_KINDS", "Outcome", "left_alone", "recover", "release_heirs", "undo", "undo_all"]

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from agenttop.policies.knobs import Change
+from agenttop.policies.knobs.base import Change
 
 #: Largest packet. AF_UNIX takes no larger one than the sender's buffer (SO_SNDBUF).
 MAX_BYTES = 1 << 17

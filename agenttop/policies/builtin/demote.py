@@ -32,9 +32,15 @@ from agenttop.linux.process import ProcInfo, printable
 from agenttop.linux.slices import Job
 from agenttop.policies.agent_cpus import AgentCpus
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import AFFINITY, format_cpus, parse_cpus, split_thread, thread_stat
-from agenttop.policies.knobs_cgroup import CPUSET, WEIGHTS
-from agenttop.policies.knobs_sched import POLICIES, Attr
+from agenttop.policies.knobs.base import (
+    AFFINITY,
+    format_cpus,
+    parse_cpus,
+    split_thread,
+    thread_stat,
+)
+from agenttop.policies.knobs.cgroup import CPUSET, WEIGHTS
+from agenttop.policies.knobs.sched_attr import POLICIES, Attr
 from agenttop.policies.parts.chosen_cgroups import ChosenGroups, Group, pinned, threads_of, where
 from agenttop.policies.parts.chosen_processes import Chosen
 from agenttop.policies.setting_requests import Wishes

@@ -22,8 +22,8 @@ import msgspec
 from agenttop.linux import paths
 from agenttop.policies.agent_cpus import Usage
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import KnobError, format_cpus
-from agenttop.policies.knobs_cpufreq import CPUFREQ
+from agenttop.policies.knobs.base import KnobError, format_cpus
+from agenttop.policies.knobs.cpufreq import CPUFREQ
 from agenttop.policies.parts.performance_floor import CAPACITY, Floor
 
 #: From this share of an agent's recent steps on, its CPU counts as used.

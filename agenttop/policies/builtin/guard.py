@@ -27,7 +27,7 @@ import msgspec
 
 from agenttop.policies.agent_cpus import AgentCpus
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import CPU_LATENCY_DEVICE, format_cpus
+from agenttop.policies.knobs.base import CPU_LATENCY_DEVICE, format_cpus
 from agenttop.policies.parts.idle_limits import Closed, IdleLimits, closes, why_not
 
 DEFAULT_LIMIT_US: Final = 5

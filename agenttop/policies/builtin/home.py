@@ -22,13 +22,7 @@ import msgspec
 from agenttop.linux.process import printable
 from agenttop.policies.agent_threads import named
 from agenttop.policies.base import Agent, Key, Settings, Targets, Thread
-from agenttop.policies.knobs import (
-    AFFINITY,
-    KnobError,
-    cpu_set,
-    format_cpus,
-    parse_cpus,
-)
+from agenttop.policies.knobs.base import AFFINITY, KnobError, cpu_set, format_cpus, parse_cpus
 
 #: A home is kept at least this long, unless its CPU goes offline.
 DWELL_S: Final = 5.0

@@ -19,8 +19,8 @@ import msgspec
 
 from agenttop.policies.agent_threads import named
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import KnobError
-from agenttop.policies.knobs_sched import SLICE, default_slice
+from agenttop.policies.knobs.base import KnobError
+from agenttop.policies.knobs.sched_attr import SLICE, default_slice
 
 DEFAULT_SLICE_US: Final = 300
 

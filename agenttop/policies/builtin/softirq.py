@@ -36,8 +36,8 @@ from agenttop.linux import paths, process
 from agenttop.linux.process import printable
 from agenttop.policies.agent_cpus import AgentCpus
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import KnobError, format_cpus, thread_stat
-from agenttop.policies.knobs_files import SYSCTL
+from agenttop.policies.knobs.base import KnobError, format_cpus, thread_stat
+from agenttop.policies.knobs.files import SYSCTL
 from agenttop.policies.setting_requests import Wishes
 
 BUDGET: Final = "net.core.netdev_budget"

@@ -25,8 +25,8 @@ import msgspec
 from agenttop.linux import paths, process
 from agenttop.policies.agent_cpus import AgentCpus
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import KnobError, cpu_set, format_cpus, parse_cpus
-from agenttop.policies.knobs_files import IRQ_AFFINITY, irq_label
+from agenttop.policies.knobs.base import KnobError, cpu_set, format_cpus, parse_cpus
+from agenttop.policies.knobs.files import IRQ_AFFINITY, irq_label
 
 #: Rates are over at least this long ...
 SPAN_S: Final = 3.0

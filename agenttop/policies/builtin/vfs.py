@@ -17,8 +17,8 @@ from typing import Annotated
 import msgspec
 
 from agenttop.policies.base import Key, Settings, Targets
-from agenttop.policies.knobs import KnobError
-from agenttop.policies.knobs_files import SYSCTL
+from agenttop.policies.knobs.base import KnobError
+from agenttop.policies.knobs.files import SYSCTL
 from agenttop.policies.setting_requests import Wishes
 
 NAME = "vm.vfs_cache_pressure"

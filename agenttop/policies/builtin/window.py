@@ -32,7 +32,7 @@ import msgspec
 from agenttop.linux.process import printable
 from agenttop.model.sample import Budget, Event
 from agenttop.policies.base import Agent, Key, Settings, Targets
-from agenttop.policies.knobs import format_cpus
+from agenttop.policies.knobs.base import format_cpus
 from agenttop.policies.parts.held_power import Lost, LostPower
 from agenttop.policies.parts.idle_limits import Closed, IdleLimits, closes, why_not
 from agenttop.policies.parts.performance_floor import Floor

@@ -17,7 +17,7 @@ from agenttop.errors import UserError
 from agenttop.linux import paths, process
 from agenttop.linux.process import printable
 from agenttop.policies.base import Targets
-from agenttop.policies.knobs_cgroup import CPUSET, mount, valid_path
+from agenttop.policies.knobs.cgroup import CPUSET, mount, valid_path
 from agenttop.policies.parts import agent_cgroups
 
 #: At one look in so many a process that was found to be harmless is read again.

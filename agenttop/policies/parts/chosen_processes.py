@@ -17,7 +17,7 @@ from agenttop.linux.process import ProcInfo
 from agenttop.linux.process_table import ProcessTable
 from agenttop.linux.slices import Job, whole
 from agenttop.policies.base import Targets
-from agenttop.policies.knobs import thread_stat
+from agenttop.policies.knobs.base import thread_stat
 
 #: Known processes are read again at one look in so many (an exec changes them).
 TURNS: Final = 10

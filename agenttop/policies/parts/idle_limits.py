@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from agenttop.linux import paths
 from agenttop.policies.base import Targets
-from agenttop.policies.knobs import RESUME_LATENCY, KnobError, format_cpus
+from agenttop.policies.knobs.base import RESUME_LATENCY, KnobError, format_cpus
 
 #: A measured exit counts from this many samples on.
 MIN_SAMPLES: Final = 20

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from agenttop.policies.knobs import reason, thread_stat
+from agenttop.policies.knobs.base import reason, thread_stat
 
 MADV_COLD: Final = 20
 #: The same on every architecture: process_madvise.

@@ -15,7 +15,7 @@ import re
 import struct
 from ctypes import CDLL, c_long, create_string_buffer, get_errno
 
-from agenttop.policies.knobs import KNOBS, KnobError, split_thread, thread_stat
+from agenttop.policies.knobs.base import KNOBS, KnobError, split_thread, thread_stat
 
 #: arch/x86/entry/syscalls/syscall_64.tbl
 _SCHED_SETATTR, _SCHED_GETATTR = 314, 315

@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from agenttop.policies.knobs import UNPINNED, Change, cpu_set, parse_cpus, split_thread
-from agenttop.policies.knobs_cgroup import CPUSET, mount
+from agenttop.policies.knobs.base import UNPINNED, Change, cpu_set, parse_cpus, split_thread
+from agenttop.policies.knobs.cgroup import CPUSET, mount
 
 
 def as_found(change: Change) -> Change:

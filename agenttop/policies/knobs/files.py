@@ -24,7 +24,7 @@ import re
 
 from agenttop.linux import whole_file
 from agenttop.linux.cgroup_mounts import cgroup2_mount, proc_root
-from agenttop.policies.knobs import (
+from agenttop.policies.knobs.base import (
     KNOBS,
     Affinity,
     KnobError,

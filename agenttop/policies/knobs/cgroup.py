@@ -18,8 +18,8 @@ import re
 
 from agenttop.linux import whole_file
 from agenttop.linux.cgroup_mounts import cgroup2_mount, cgroup_mounts
-from agenttop.policies.knobs import KNOBS, cpu_set, parse_cpus, reason
-from agenttop.policies.knobs_files import FileKnob
+from agenttop.policies.knobs.base import KNOBS, cpu_set, parse_cpus, reason
+from agenttop.policies.knobs.files import FileKnob
 
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.A)
 #: Version -> the file of a group's weight, its smallest and largest value and the kernel's default

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from agenttop.policies.knobs import KNOBS, sys_root
-from agenttop.policies.knobs_files import FileKnob
+from agenttop.policies.knobs.base import KNOBS, sys_root
+from agenttop.policies.knobs.files import FileKnob
 
 _TARGET = re.compile(r"policy\d{1,5}/(scaling_min_freq|energy_performance_preference)", re.A)
 _KHZ = re.compile(r"\d{1,9}", re.A)

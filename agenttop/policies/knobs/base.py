@@ -408,9 +408,3 @@ def replace(kind: str, target: str, current: str, value: str) -> bool:
 
 
 # At the end, because they need what is above: they add their kinds to KNOBS.
-from agenttop.policies import (  # noqa: E402
-    knobs_cgroup,  # noqa: F401
-    knobs_cpufreq,  # noqa: F401
-    knobs_files,  # noqa: F401
-    knobs_sched,  # noqa: F401
-)

@@ -1,0 +1,1 @@
+"""One class per kernel setting: read, write, compare, restore."""
