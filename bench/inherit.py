@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from agenttop.policies import inherit_bpf
+from agenttop.policies.guardian import inheritance_programs
 from bench.pingpong import compile_c
 from bench.report import Report
 
@@ -21,7 +21,7 @@ def run(report: Report, rounds: int) -> None:
         cost: list[float] = []
         for _ in range(rounds):
             before = _measure(program)
-            attached = inherit_bpf.Attached()
+            attached = inheritance_programs.Attached()
             try:
                 traced = _measure(program)
             finally:

@@ -31,11 +31,11 @@ from typing import Final
 
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Command
-from agenttop.policies import lock
-from agenttop.policies.journal import NAME, JournalError, open_state_dir
+from agenttop.policies.guardian import lock
+from agenttop.policies.guardian.journal import NAME, JournalError, open_state_dir
+from agenttop.policies.guardian.lease import Lease
+from agenttop.policies.guardian.undo import recover
 from agenttop.policies.knobs.base import KNOBS, Change
-from agenttop.policies.lease import Lease
-from agenttop.policies.undo import recover
 from agenttop.stream.engine_client import EngineClient
 from bench.kills_scene import Scene, signal_all
 from bench.processes import agenttop

@@ -18,12 +18,12 @@ from typing import Final
 
 from rig import CPU, LIMIT_US, Skip, cgroup, report, text, wait
 
-from agenttop.policies import lock
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
-from agenttop.policies.journal import NAME, Hold, load, open_state_dir
+from agenttop.policies.guardian import lock
+from agenttop.policies.guardian.journal import NAME, Hold, load, open_state_dir
+from agenttop.policies.guardian.undo import recover
 from agenttop.policies.knobs.base import KNOBS, thread_stat
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.undo import recover
 
 SETTINGS: Final[dict[str, dict[str, object]]] = {
     "guard": {"limit_us": LIMIT_US, "per_cpu": True},

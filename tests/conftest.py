@@ -12,9 +12,9 @@ import pytest
 from hypothesis import settings
 
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.policies import lock
-from agenttop.policies.journal import NAME, JournalError, open_state_dir
-from agenttop.policies.undo import recover
+from agenttop.policies.guardian import lock
+from agenttop.policies.guardian.journal import NAME, JournalError, open_state_dir
+from agenttop.policies.guardian.undo import recover
 from tests.tracing import free_slot
 
 pytest_plugins = ["tests.tiers"]

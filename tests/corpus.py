@@ -263,7 +263,7 @@ def recordings() -> Outputs:
 
 def wire() -> Outputs:
     """Messages of engine and guardian as packets."""
-    from agenttop.policies import wire
+    from agenttop.policies.guardian import protocol as wire
     from agenttop.policies.knobs.base import Change
 
     changes = [
@@ -314,7 +314,7 @@ def wire() -> Outputs:
     refused = []
     for packet in foreign:
         try:
-            refused.append(f"{packet!r}: {wire.decode(packet)}")
+            refused.append(f"{packet!r}: {protocol.decode(packet)}")
         except wire.WireError as error:
             refused.append(f"{packet!r}: {error}")
     large = [["ok", f"{n} " + "x" * 20_000] for n in range(20)]
@@ -329,12 +329,12 @@ def wire() -> Outputs:
 
 def journals() -> Outputs:
     """Holds of each kind as the guardian keeps them, and journals as they are read."""
-    from agenttop.policies import journal, places
+    from agenttop.policies.guardian import journal, namespaces
     from agenttop.policies.knobs.base import KNOBS, Change
 
     journal.boot_id = lambda: BOOT
     journal.ticks = lambda: 123_456
-    places.view = lambda kind: "0:42/1" if kind in ("cgroup", "netdev") else ""
+    namespaces.view = lambda kind: "0:42/1" if kind in ("cgroup", "netdev") else ""
     found = json.loads((INPUT / "holds.json").read_text())
     changes = [Change(*one) for one in found]
     out = {
@@ -525,7 +525,7 @@ def inherit() -> dict[str, Any]:
     """The guardian's programs, which are written without a compiler."""
     from types import SimpleNamespace
 
-    from agenttop.policies import inherit_bpf
+    from agenttop.policies.guardian import inheritance_programs
 
     null, stat = os.open(os.devnull, os.O_RDONLY), os.stat
     number = os.dup2(null, 100)  # of the map, which is in the code
@@ -536,7 +536,7 @@ def inherit() -> dict[str, Any]:
         found[key] = {"sha256": sha256(code), "length": len(code), "kind": kind}
         return os.dup(null)
 
-    module: Any = inherit_bpf
+    module: Any = inheritance_programs
     module.bpf, module.load_program = lambda *_: number, load
     module._attach, module._events = lambda *_: os.dup(null), lambda: os.dup(null)
     module._read, module._offsets = lambda *_: b"7", lambda *_: (24, 44)

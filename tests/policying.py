@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import lock
+from agenttop.policies.guardian import lock
 from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 
 TESTS = Path(__file__).parent

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import lock
-from agenttop.policies.journal import load, open_state_dir
+from agenttop.policies.guardian import lock
+from agenttop.policies.guardian.journal import load, open_state_dir
 from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 from tests.engines import needs_bpf
 from tests.live_pty import ROOT, LivePty, cmdline, environed, live

@@ -12,8 +12,8 @@ import pytest
 
 from agenttop.linux import signals
 from agenttop.linux.readiness import readable, writable
+from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.lease import Lease
 from tests.policying import needs_root
 from tests.policying_files import use
 

@@ -10,7 +10,7 @@ import pytest
 
 WALK = """
 import os
-from agenttop.policies.aside import PERIOD_S, Aside
+from agenttop.policies.guardian.cpu_choice import PERIOD_S, Aside
 
 allowed = sorted(os.sched_getaffinity(0))
 first, second = allowed[:2]

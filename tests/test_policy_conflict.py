@@ -11,7 +11,7 @@ import pytest
 from agenttop.linux.slices import Job
 from agenttop.policies.base import Cpu, Key, Settings, Targets
 from agenttop.policies.builtin.vfs import Vfs
-from agenttop.policies.lease import LeaseLostError, Notice
+from agenttop.policies.guardian.lease import LeaseLostError, Notice
 from agenttop.policies.manager import PolicyManager
 from tests.policying import needs_root, victims
 from tests.test_policy_guard import XEON, tree

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import lock
+from agenttop.policies.guardian import lock
 from tests.policying import (
     TESTS,
     Victim,

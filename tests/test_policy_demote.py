@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from agenttop.errors import UserError
 from agenttop.policies.base import Agent, Targets
 from agenttop.policies.builtin.demote import Demote, Params
-from agenttop.policies.journal import Hold, open_state_dir, ticks
+from agenttop.policies.guardian.journal import Hold, open_state_dir, ticks
+from agenttop.policies.guardian.undo import recover, undo
 from agenttop.policies.knobs.base import AFFINITY, KNOBS
 from agenttop.policies.knobs.cgroup import CPU, CPUSET
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts import chosen_cgroups
-from agenttop.policies.undo import recover, undo
 from tests.policying import Victim, needs_root, needs_two_cpus, victims
 from tests.policying_cgroups import RealGroup, needs_cgroup1, real_group
 from tests.policying_files import Trees, agent, targets, use

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from agenttop.model.sample import Event
-from agenttop.policies import undo
 from agenttop.policies.builtin.vfs import NAME
-from agenttop.policies.guardian import Guardian
-from agenttop.policies.journal import Journal, load
+from agenttop.policies.guardian import undo
+from agenttop.policies.guardian.journal import Journal, load
+from agenttop.policies.guardian.process import Guardian
+from agenttop.policies.guardian.window_watch import Watch
 from agenttop.policies.knobs.base import KNOBS, Change, KnobError, thread_stat
 from agenttop.policies.knobs.files import Sysctl
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.window_watch import Watch
 from tests.policying import needs_root
 from tests.policying_files import Trees, targets, use
 from tests.test_policy_command import Shell

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import heart
-from agenttop.policies.guardian import LEASE_S
-from agenttop.policies.lease import Lease
+from agenttop.policies.guardian import heartbeat
+from agenttop.policies.guardian.lease import Lease
+from agenttop.policies.guardian.process import LEASE_S
 from tests.policying import machine_lock, needs_root
 
 pytestmark = needs_root
@@ -32,7 +32,7 @@ def test_a_busy_loop_loses_no_lease(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_hangs_loses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heart, "BUSY_S", 0.1)
+    monkeypatch.setattr(heartbeat, "BUSY_S", 0.1)
     with machine_lock():
         lease = Lease(str(tmp_path / "state"))
         lease.beat()

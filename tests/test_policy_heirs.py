@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from agenttop.linux.slices import whole
-from agenttop.policies import heirs
 from agenttop.policies.base import Agent, Cpu, Targets, Thread
-from agenttop.policies.journal import Hold, Journal, open_state_dir, ticks
+from agenttop.policies.guardian import heirs
+from agenttop.policies.guardian.journal import Hold, Journal, open_state_dir, ticks
+from agenttop.policies.guardian.undo import recover, release_heirs, undo_all
 from agenttop.policies.knobs.base import KNOBS, Change, cpu_set, thread_stat
 from agenttop.policies.knobs.sched_attr import SCHED_POLICY
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts.chosen_processes import Chosen
-from agenttop.policies.undo import recover, release_heirs, undo_all
 from tests.policying import needs_root, needs_two_cpus, until
 
 pytestmark = needs_root

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import inherit_bpf, inherited
-from agenttop.policies.heirs import release_all
-from agenttop.policies.inherited import ENTRY, FIELDS, KEY, THREAD
-from agenttop.policies.journal import Hold, open_state_dir, ticks
+from agenttop.policies.guardian import inheritance as inherited
+from agenttop.policies.guardian import inheritance_programs
+from agenttop.policies.guardian.heirs import release_all
+from agenttop.policies.guardian.inheritance import ENTRY, FIELDS, KEY, THREAD
+from agenttop.policies.guardian.journal import Hold, open_state_dir, ticks
+from agenttop.policies.guardian.lease import Lease
+from agenttop.policies.guardian.undo import recover
 from agenttop.policies.knobs.base import KNOBS, Change, thread_stat
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS, default_slice
-from agenttop.policies.lease import Lease
-from agenttop.policies.undo import recover
 from tests.policying import needs_root, needs_two_cpus, until
 from tests.test_policy_heirs import running, shell, started
 
@@ -252,7 +253,7 @@ def test_a_choice_is_known_whoever_is_killed(
 def test_without_a_record_heirs_are_found_by_value(
     agent: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inherit_bpf, "attach", lambda: None)
+    monkeypatch.setattr(inheritance_programs, "attach", lambda: None)
     every = os.sched_getaffinity(0)
     lease = Lease(str(tmp_path / "state"))
     hold(lease, "affinity", agent.pid, "1")
@@ -299,7 +300,7 @@ def test_nothing_is_attached_unless_a_thread_is_held(
 _HOLDS = """
 import sys, time
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.lease import Lease
+from agenttop.policies.guardian.lease import Lease
 lease = Lease(sys.argv[1])
 (result,) = lease.apply([Change("home", "ioprio", *sys.argv[2:5])])
 print(result.status, lease.guardian, flush=True)
@@ -333,7 +334,7 @@ def test_the_record_survives_a_killed_engine(agent: subprocess.Popen[str], tmp_p
 
 
 def test_a_record_that_is_full_is_not_relied_upon() -> None:
-    attached = inherit_bpf.Attached()
+    attached = inheritance_programs.Attached()
     try:
         record = attached.record
         for tid in range(1 << 20, (1 << 20) + 20_000):
@@ -350,7 +351,7 @@ def test_a_record_that_is_full_is_not_relied_upon() -> None:
 
 def test_a_fork_that_is_under_way_is_waited_for(agent: subprocess.Popen[str]) -> None:
     """One that has copied its parent's value, and whose child is not to be seen yet."""
-    attached = inherit_bpf.Attached()
+    attached = inheritance_programs.Attached()
     try:
         record = attached.record
         mine = Hold("home", "affinity", target(agent.pid), "0", ["1"], ticks())
@@ -377,7 +378,7 @@ def test_a_fork_that_is_under_way_is_waited_for(agent: subprocess.Popen[str]) ->
 def test_a_record_that_the_kernel_left_a_fork_out_of_is_not_relied_upon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attached = inherit_bpf.Attached()
+    attached = inheritance_programs.Attached()
     try:
         record = attached.record
         mine = Hold("home", "affinity", target(os.getpid()), "0", [], ticks())

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agenttop.policies.journal import Journal, load, open_state_dir
+from agenttop.policies.guardian.journal import Journal, load, open_state_dir
+from agenttop.policies.guardian.lease import Lease
+from agenttop.policies.guardian.undo import recover
 from agenttop.policies.knobs import base
 from agenttop.policies.knobs.base import AFFINITY, KNOBS, Change, cpu_set, thread_stat
-from agenttop.policies.lease import Lease
-from agenttop.policies.undo import recover
 from tests.policying import needs_root, needs_two_cpus
 
 COUNT = 8

@@ -11,10 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agenttop.policies import journal
-from agenttop.policies.journal import Hold, Journal, JournalError, aside, fold, load, open_state_dir
+from agenttop.policies.guardian import journal
+from agenttop.policies.guardian.journal import (
+    Hold,
+    Journal,
+    JournalError,
+    aside,
+    fold,
+    load,
+    open_state_dir,
+)
+from agenttop.policies.guardian.undo import forget, recover, undo_all
 from agenttop.policies.knobs.base import KNOBS, Change
-from agenttop.policies.undo import forget, recover, undo_all
 from tests.policying_files import use
 
 BUDGET = "net.core.netdev_budget"

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import lock
-from agenttop.policies.journal import open_state_dir
+from agenttop.policies.guardian import lock
+from agenttop.policies.guardian.journal import open_state_dir
+from agenttop.policies.guardian.lease import kept
+from agenttop.policies.guardian.undo import recover
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS, default_slice
-from agenttop.policies.lease import kept
-from agenttop.policies.undo import recover
 from tests.policying import TESTS, Victim, machine, needs_qos, needs_root, until, victims
 
 pytestmark = [needs_root, needs_qos]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.policies.journal import Hold, ticks
+from agenttop.policies.guardian.journal import Hold, ticks
+from agenttop.policies.guardian.undo import undo
 from agenttop.policies.knobs import base
 from agenttop.policies.knobs.base import (
     AFFINITY,
@@ -22,7 +23,6 @@ from agenttop.policies.knobs.base import (
     parse_cpus,
     thread_stat,
 )
-from agenttop.policies.undo import undo
 from tests.policying import Victim, needs_two_cpus, victims
 
 pytestmark = pytest.mark.live

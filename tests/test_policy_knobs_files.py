@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.policies.builtin.softirq import mask
-from agenttop.policies.journal import Hold, Journal, open_state_dir, ticks
+from agenttop.policies.guardian.journal import Hold, Journal, open_state_dir, ticks
+from agenttop.policies.guardian.lease import Lease
+from agenttop.policies.guardian.undo import recover, undo
 from agenttop.policies.knobs.base import (
     KNOBS,
     Change,
@@ -28,8 +30,6 @@ from agenttop.policies.knobs.files import (
     SYSCTL,
     cgroup2_mount,
 )
-from agenttop.policies.lease import Lease
-from agenttop.policies.undo import recover, undo
 from tests.policying import machine_lock, needs_root, needs_two_cpus, victims
 from tests.policying_files import Trees, use
 

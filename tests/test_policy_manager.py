@@ -11,8 +11,8 @@ import pytest
 
 from agenttop.errors import UserError
 from agenttop.model.sample import Event, PolicyStatus
-from agenttop.policies import lock
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
+from agenttop.policies.guardian import lock
 from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 from agenttop.policies.manager import PolicyManager
 from tests.policying import (

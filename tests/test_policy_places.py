@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies.journal import load, open_state_dir
+from agenttop.policies.guardian.journal import load, open_state_dir
+from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.lease import Lease
 from tests.policying import TESTS, machine_lock, needs_root
 from tests.policying_files import Trees, use
 from tests.test_policy_command import Shell
@@ -139,7 +139,7 @@ def test_what_is_gone_for_good_is_forgotten_by_name(trees: Trees, tmp_path: Path
 HOLD = """
 import sys
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.lease import Lease
+from agenttop.policies.guardian.lease import Lease
 lease = Lease(sys.argv[1])
 (result,) = lease.apply([Change(*sys.argv[2:])])
 assert result.status == "ok", result

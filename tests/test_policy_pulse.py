@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import inherit_bpf, lock, pulse, wire
+from agenttop.policies.guardian import inheritance_programs, liveness, lock, protocol
+from agenttop.policies.guardian.lease import Lease, LeaseLostError, Notice
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.lease import Lease, LeaseLostError, Notice
 from tests.policying import needs_root, until
 from tests.policying_files import use
 
@@ -35,27 +35,27 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_it_is_seen_to_run_to_stop_and_to_end(process: subprocess.Popen[bytes]) -> None:
-    assert pulse.look(process.pid) == pulse.RUNS
+    assert liveness.look(process.pid) == liveness.RUNS
     os.kill(process.pid, signal.SIGSTOP)
-    assert until(lambda: pulse.look(process.pid) == pulse.STOPPED, 5)
+    assert until(lambda: liveness.look(process.pid) == liveness.STOPPED, 5)
     os.kill(process.pid, signal.SIGCONT)
-    assert until(lambda: pulse.look(process.pid) == pulse.RUNS, 5)
+    assert until(lambda: liveness.look(process.pid) == liveness.RUNS, 5)
     os.kill(process.pid, signal.SIGKILL)
-    assert until(lambda: pulse.look(process.pid) == pulse.EXITING, 5)
+    assert until(lambda: liveness.look(process.pid) == liveness.EXITING, 5)
     process.wait()
-    assert pulse.look(process.pid) == pulse.EXITING
+    assert liveness.look(process.pid) == liveness.EXITING
 
 
 def test_a_short_silence_ends_nothing(process: subprocess.Popen[bytes]) -> None:
-    assert pulse.lost(process.pid, 100.0) is None
+    assert liveness.lost(process.pid, 100.0) is None
     os.kill(process.pid, signal.SIGSTOP)
-    assert until(lambda: pulse.look(process.pid) == pulse.STOPPED, 5)
-    assert pulse.lost(process.pid, pulse.STOPPED_S / 2) is None
-    assert pulse.lost(process.pid, pulse.STOPPED_S) == "stopped"
+    assert until(lambda: liveness.look(process.pid) == liveness.STOPPED, 5)
+    assert liveness.lost(process.pid, liveness.STOPPED_S / 2) is None
+    assert liveness.lost(process.pid, liveness.STOPPED_S) == "stopped"
     process.kill()
     process.wait()
-    assert pulse.lost(process.pid, pulse.SILENT_S / 2) is None
-    assert pulse.lost(process.pid, pulse.SILENT_S) == "killed"
+    assert liveness.lost(process.pid, liveness.SILENT_S / 2) is None
+    assert liveness.lost(process.pid, liveness.SILENT_S) == "killed"
 
 
 def test_who_is_only_closing_its_files_holds_no_lock(
@@ -66,7 +66,7 @@ def test_who_is_only_closing_its_files_holds_no_lock(
     try:
         with pytest.raises(lock.LockedError):
             lock.acquire(str(tmp_path / "two"))
-        monkeypatch.setattr(pulse, "look", lambda pid: pulse.EXITING)
+        monkeypatch.setattr(liveness, "look", lambda pid: liveness.EXITING)
     finally:
         threading.Timer(0.2, lock.close, (held,)).start()
     lock.close(lock.acquire(str(tmp_path / "two")))
@@ -76,7 +76,7 @@ def test_who_is_only_closing_its_files_holds_no_lock(
 def test_a_stopped_guardian_is_given_up_and_its_work_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inherit_bpf, "attach", lambda: None)  # No thread is held here.
+    monkeypatch.setattr(inheritance_programs, "attach", lambda: None)  # No thread is held here.
     file = use(tmp_path, monkeypatch).sysctl("vm.vfs_cache_pressure", "100")
     lease = Lease(str(tmp_path / "state"))
     lease.apply([Change("vfs", "sysctl", "vm.vfs_cache_pressure", "100", "50")])
@@ -100,7 +100,7 @@ def test_a_stopped_guardian_is_given_up_and_its_work_done(
 def test_a_request_finds_a_stopped_guardian_within_two_seconds(
     full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inherit_bpf, "attach", lambda: None)  # No thread is held here.
+    monkeypatch.setattr(inheritance_programs, "attach", lambda: None)  # No thread is held here.
     file = use(tmp_path, monkeypatch).sysctl("vm.vfs_cache_pressure", "100")
     lease = Lease(str(tmp_path / "state"))
     held = Change("vfs", "sysctl", "vm.vfs_cache_pressure", "100", "50")
@@ -109,10 +109,10 @@ def test_a_request_finds_a_stopped_guardian_within_two_seconds(
     stopped = time.monotonic()
     lease.beat()
     if full:  # The request cannot even be sent.
-        while lease._send(wire.Beat()):
+        while lease._send(protocol.Beat()):
             pass
     else:  # The request comes just before poll() would have given it up.
-        time.sleep(0.9 * pulse.STOPPED_S)
+        time.sleep(0.9 * liveness.STOPPED_S)
     with pytest.raises(LeaseLostError) as lost:
         lease.undo([held.key])
     assert lost.value.notice.why == "the guardian was stopped"

@@ -23,7 +23,8 @@ from agenttop.policies.builtin.floor import Params as FloorParams
 from agenttop.policies.builtin.floor import StaticFloor
 from agenttop.policies.builtin.slice import Params as SliceParams
 from agenttop.policies.builtin.slice import Slice
-from agenttop.policies.journal import Journal
+from agenttop.policies.guardian.journal import Journal
+from agenttop.policies.guardian.undo import undo_all
 from agenttop.policies.knobs.base import KNOBS, Change, KnobError, thread_stat
 from agenttop.policies.knobs.sched_attr import (
     IO_PRIORITY,
@@ -34,7 +35,6 @@ from agenttop.policies.knobs.sched_attr import (
     default_slice,
 )
 from agenttop.policies.manager import PolicyManager
-from agenttop.policies.undo import undo_all
 from tests.policying import Victim, needs_root, victims
 
 pytestmark = needs_root

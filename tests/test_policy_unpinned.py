@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies.journal import load, open_state_dir
+from agenttop.policies.guardian.journal import load, open_state_dir
+from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.knobs.base import AFFINITY, Change, format_cpus, thread_stat
 from agenttop.policies.knobs.cgroup import mount
 from agenttop.policies.knobs.cpusets import as_found
 from agenttop.policies.knobs.sched_attr import IO_PRIORITY, UCLAMP_MIN, Attr, _libc
-from agenttop.policies.lease import Lease
 from tests.policying import needs_root, needs_two_cpus, until
 
 pytestmark = needs_root

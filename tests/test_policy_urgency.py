@@ -11,7 +11,7 @@ import pytest
 #: Works for so long without a sleep, and says how it is scheduled meanwhile.
 WORK = """
 import os, sys, time
-from agenttop.policies.urgency import REST_S, Urgency
+from agenttop.policies.guardian.rt_priority import REST_S, Urgency
 
 def policy():
     return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK

@@ -18,13 +18,13 @@ from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.builtin.window import Params, Window
-from agenttop.policies.journal import Hold, open_state_dir
-from agenttop.policies.journal import load as journals_load
+from agenttop.policies.guardian.journal import Hold, open_state_dir
+from agenttop.policies.guardian.journal import load as journals_load
+from agenttop.policies.guardian.window_watch import SLACK_NS, Delays, Watch
 from agenttop.policies.knobs.base import Change
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts.held_power import LostPower
 from agenttop.policies.parts.idle_limits import Closed, State
-from agenttop.policies.window_watch import SLACK_NS, Delays, Watch
 from agenttop.stats.token_bucket import Bucket, Rates, Terms
 from tests.loops import loop
 from tests.policying import needs_root
@@ -627,7 +627,7 @@ class TestManaged:
         self, manager: PolicyManager, sys: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A loop that is merely busy keeps its lease for some seconds; one that hangs does not.
-        monkeypatch.setattr("agenttop.policies.heart.BUSY_S", 0.0)
+        monkeypatch.setattr("agenttop.policies.guardian.heartbeat.BUSY_S", 0.0)
         manager.set("window", True, targets(CODER, cpus=2))
         time.sleep(2.0)  # no renewal
         deadline = time.monotonic() + 20

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.linux.readiness import readable
-from agenttop.policies import wire
-from agenttop.policies.journal import load
+from agenttop.policies.guardian import protocol
+from agenttop.policies.guardian.journal import load
+from agenttop.policies.guardian.lease import Lease, LeaseLostError
+from agenttop.policies.guardian.outcome import Outcome
 from agenttop.policies.knobs.base import Change, format_cpus
-from agenttop.policies.lease import Lease, LeaseLostError
-from agenttop.policies.outcome import Outcome
 from tests.policying import needs_root
 from tests.policying_files import Trees, use
 
@@ -36,30 +36,30 @@ row = st.lists(st.one_of(text, st.booleans()), max_size=6)
 rows = st.lists(row, max_size=4)
 follow = changes.flatmap(
     lambda some: st.builds(
-        wire.Follow,
+        protocol.Follow,
         number,
         st.just(some),
         st.lists(st.lists(number, max_size=3), min_size=len(some), max_size=len(some)),
     )
 )
 messages = st.one_of(
-    st.builds(wire.Beat),
-    st.builds(wire.Apply, number, changes),
+    st.builds(protocol.Beat),
+    st.builds(protocol.Apply, number, changes),
     follow,
-    st.builds(wire.Undo, number, st.lists(st.tuples(text, text), max_size=4)),
-    st.builds(wire.Heirs, number, st.lists(st.lists(number, max_size=4), max_size=4)),
-    st.builds(wire.Watched, number, number),
-    st.builds(wire.Record, number),
-    st.builds(wire.Close, number),
-    st.builds(wire.Keep, number),
-    st.builds(wire.Ready),
-    st.builds(wire.Alive, st.dictionaries(st.text(max_size=5), number, max_size=3)),
-    st.builds(wire.Busy),
-    st.builds(wire.Done, number, rows),
-    st.builds(wire.Refused, number, text),
-    st.builds(wire.Reverted, text, text, rows),
-    st.builds(wire.Lost, text, rows),
-    st.builds(wire.More, rows),
+    st.builds(protocol.Undo, number, st.lists(st.tuples(text, text), max_size=4)),
+    st.builds(protocol.Heirs, number, st.lists(st.lists(number, max_size=4), max_size=4)),
+    st.builds(protocol.Watched, number, number),
+    st.builds(protocol.Record, number),
+    st.builds(protocol.Close, number),
+    st.builds(protocol.Keep, number),
+    st.builds(protocol.Ready),
+    st.builds(protocol.Alive, st.dictionaries(st.text(max_size=5), number, max_size=3)),
+    st.builds(protocol.Busy),
+    st.builds(protocol.Done, number, rows),
+    st.builds(protocol.Refused, number, text),
+    st.builds(protocol.Reverted, text, text, rows),
+    st.builds(protocol.Lost, text, rows),
+    st.builds(protocol.More, rows),
 )
 anything = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
@@ -68,40 +68,42 @@ anything = st.recursive(
     ),
     max_leaves=8,
 )
-names = st.sampled_from([kind.__name__ for kind in wire._KINDS.values()])
+names = st.sampled_from([kind.__name__ for kind in protocol._KINDS.values()])
 
 
 @given(messages)
-def test_what_is_encoded_is_decoded(message: wire.Message) -> None:
-    assert wire.decode(wire.encode(message)) == message
+def test_what_is_encoded_is_decoded(message: protocol.Message) -> None:
+    assert protocol.decode(protocol.encode(message)) == message
 
 
 @given(
     st.one_of(
         st.binary(max_size=200),
         st.builds(lambda name, rest: json.dumps([name, *rest]).encode(), names, st.lists(anything)),
-        st.builds(lambda m, n: wire.encode(m)[:n], messages, st.integers(0, 200)),
+        st.builds(lambda m, n: protocol.encode(m)[:n], messages, st.integers(0, 200)),
         st.just(b"[" * 100_000),
         st.just(b'["Close",' + b"9" * 5000 + b"]"),
     )
 )
 def test_whatever_comes_is_a_message_or_an_error(data: bytes) -> None:
     try:
-        message = wire.decode(data)
-    except wire.WireError:
+        message = protocol.decode(data)
+    except protocol.WireError:
         return
-    assert wire.decode(wire.encode(message)) == message
+    assert protocol.decode(protocol.encode(message)) == message
 
 
 @given(st.lists(st.lists(st.text(max_size=40_000), max_size=6), max_size=12))
 def test_parts_fit_and_nothing_is_lost(rows: list[list[str]]) -> None:
-    parts = list(wire.split(rows))
-    assert all(len(wire.encode(wire.Done(1 << 62, part))) <= wire.MAX_BYTES for part in parts)
+    parts = list(protocol.split(rows))
+    assert all(
+        len(protocol.encode(protocol.Done(1 << 62, part))) <= protocol.MAX_BYTES for part in parts
+    )
     together = [row for part in parts for row in part]
     assert len(together) == len(rows)
     for sent, meant in zip(together, rows, strict=True):
         assert len(sent) == len(meant)
-        assert sent == meant or not wire.fits(meant)
+        assert sent == meant or not protocol.fits(meant)
 
 
 # --------------------------------------------------------------------------- a real guardian
@@ -174,7 +176,8 @@ def test_no_packet_ends_the_guardian_or_loses_a_hold(trees: Trees, tmp_path: Pat
     lease = Lease(str(tmp_path / "state"))
     assert [result.status for result in lease.apply([budget("128")])] == ["ok"]
     packets = [
-        b"", b"\0", b"{}", b"null", b"[]", b"x" * wire.MAX_BYTES, b"x" * (wire.MAX_BYTES + 9),
+        b"", b"\0", b"{}", b"null", b"[]",
+        b"x" * protocol.MAX_BYTES, b"x" * (protocol.MAX_BYTES + 9),
         b"[" * 60_000, b'["Nothing"]', b'["Apply"]', b'["Apply", 1, [["a"]]]', b'["Ready"]',
         b'["Apply", true, []]', b'["Undo", 1, [["none", "x"]]]', b'["Undo", 1, [["sysctl", "x"]]]',
         b'["Heirs", 1, [[99999999999999999]]]', b'["Watched", 1, 1]', b'["Follow", 1, [], [[1]]]',
@@ -188,7 +191,7 @@ def test_no_packet_ends_the_guardian_or_loses_a_hold(trees: Trees, tmp_path: Pat
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
         lease._channel.sendmsg([packet or b'["Watched", 1, 1]'], rights)
         while readable(lease._channel.fileno(), 0.02):
-            wire.decode(lease._channel.recv(1 << 18))
+            protocol.decode(lease._channel.recv(1 << 18))
     os.close(null)
     assert len(os.listdir(f"/proc/{lease.guardian}/fd")) <= before
     assert value(trees) == "128"
@@ -203,8 +206,8 @@ def test_a_refusal_names_the_request(trees: Trees, tmp_path: Path) -> None:
     for packet, number in ((b"\0", 0), (b'["Done", 9, []]', 9), (b'["Watched", 1, 1]', 0)):
         lease._channel.send(packet)
         assert readable(lease._channel.fileno(), 2)
-        answer = wire.decode(lease._channel.recv(1 << 18))
-        assert isinstance(answer, wire.Refused)
+        answer = protocol.decode(lease._channel.recv(1 << 18))
+        assert isinstance(answer, protocol.Refused)
         assert answer.id == number
     lease.close()
 
@@ -216,8 +219,8 @@ def test_a_refusal_answers_its_own_request_only(
 ) -> None:
     lease, theirs, guardian = heard
     number = lease._id + 1
-    theirs.send(wire.encode(wire.Refused(number if mine else number - 1, "no room")))
-    theirs.send(wire.encode(wire.Done(number, [["ok", ""]])))
+    theirs.send(protocol.encode(protocol.Refused(number if mine else number - 1, "no room")))
+    theirs.send(protocol.encode(protocol.Done(number, [["ok", ""]])))
     (result,) = lease.apply([budget("64", before="128")])
     assert (result.status, result.text) == (("refused", "no room") if mine else ("ok", ""))
     lease._channel = guardian
@@ -227,8 +230,8 @@ def test_a_refusal_answers_its_own_request_only(
 @needs_root
 def test_a_refused_undo_is_told_of(heard: tuple[Lease, socket.socket, socket.socket]) -> None:
     lease, theirs, guardian = heard
-    theirs.send(wire.encode(wire.More([list(Outcome("softirq", "sysctl", USECS, "text"))])))
-    theirs.send(wire.encode(wire.Refused(lease._id + 1, "no room")))
+    theirs.send(protocol.encode(protocol.More([list(Outcome("softirq", "sysctl", USECS, "text"))])))
+    theirs.send(protocol.encode(protocol.Refused(lease._id + 1, "no room")))
     (outcome,) = lease.undo([("sysctl", BUDGET)])
     assert (outcome.text, outcome.settled) == ("the guardian: no room", False)
     assert lease._rows == []
@@ -273,8 +276,8 @@ def test_the_last_word_is_read_though_a_beat_was_not(
     lease, theirs, _ = heard
     lease.beat()
     outcome = Outcome("softirq", "sysctl", USECS, "text")
-    theirs.send(wire.encode(wire.More([list(outcome)])))
-    theirs.send(wire.encode(wire.Lost("told to end", [list(outcome)])))
+    theirs.send(protocol.encode(protocol.More([list(outcome)])))
+    theirs.send(protocol.encode(protocol.Lost("told to end", [list(outcome)])))
     theirs.close()
     (notice,) = lease.poll()
     assert (notice.why, notice.lost) == ("told to end", True)
@@ -285,17 +288,17 @@ def test_the_last_word_is_read_though_a_beat_was_not(
 def test_a_guardian_that_says_it_is_busy_is_waited_for(
     heard: tuple[Lease, socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agenttop.policies.lease.ANSWER_S", 1.0)
+    monkeypatch.setattr("agenttop.policies.guardian.lease.ANSWER_S", 1.0)
     lease, theirs, guardian = heard
 
     def answer() -> None:
-        while not isinstance(message := wire.decode(theirs.recv(1 << 18)), wire.Undo):
+        while not isinstance(message := protocol.decode(theirs.recv(1 << 18)), protocol.Undo):
             pass
         for _ in range(15):
             time.sleep(0.1)
-            guardian.send(wire.encode(wire.Beat()))
-            theirs.send(wire.encode(wire.Busy()))
-        theirs.send(wire.encode(wire.Done(message.id, [list(outcome)])))
+            guardian.send(protocol.encode(protocol.Beat()))
+            theirs.send(protocol.encode(protocol.Busy()))
+        theirs.send(protocol.encode(protocol.Done(message.id, [list(outcome)])))
 
     outcome = Outcome("softirq", "sysctl", USECS, "text")
     thread = threading.Thread(target=answer)

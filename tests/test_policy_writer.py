@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies import lock, machine
-from agenttop.policies.journal import JournalError
+from agenttop.policies.guardian import lock, machine
+from agenttop.policies.guardian.journal import JournalError
+from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.lease import Lease
 from tests.policying import TESTS, machine_lock, until
 from tests.policying_files import use
 from tests.test_policy_command import Shell
@@ -39,7 +39,7 @@ else:
 ENGINE = f"""
 import sys
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.lease import Lease
+from agenttop.policies.guardian.lease import Lease
 lease = Lease(sys.argv[1])
 print(lease.apply([Change(*{tuple(CHANGE)!r})])[0].status, flush=True)
 sys.stdin.read()

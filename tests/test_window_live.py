@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agenttop.model.sample import Budget, Command, PolicyStatus, Sample
-from agenttop.policies import lock
+from agenttop.policies.guardian import lock
 from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 from tests.engines import Engine, engine, needs_bpf
 from tests.loops import Loop, loop

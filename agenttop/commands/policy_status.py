@@ -9,12 +9,13 @@ from typing import Final
 
 from agenttop.errors import UserError
 from agenttop.linux import paths
-from agenttop.policies import bundles, lock
-from agenttop.policies.guardian import REQUEST
-from agenttop.policies.journal import Hold, JournalError, load, open_own, open_state_dir
+from agenttop.policies import bundles
+from agenttop.policies.guardian import lock
+from agenttop.policies.guardian.journal import Hold, JournalError, load, open_own, open_state_dir
+from agenttop.policies.guardian.lease import kept
+from agenttop.policies.guardian.outcome import label, plain, shown, words
+from agenttop.policies.guardian.process import REQUEST
 from agenttop.policies.knobs.base import KNOBS
-from agenttop.policies.lease import kept
-from agenttop.policies.outcome import label, plain, shown, words
 
 #: A revert takes a second at most (heirs.BOUND_S); a loaded machine gets more.
 REVERT_S: Final = 3.0

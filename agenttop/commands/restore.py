@@ -12,9 +12,9 @@ import os
 
 from agenttop.errors import UserError
 from agenttop.linux import paths
-from agenttop.policies import lock, machine
-from agenttop.policies.journal import NAME, JournalError, aside, open_state_dir
-from agenttop.policies.undo import forget, recover
+from agenttop.policies.guardian import lock, machine
+from agenttop.policies.guardian.journal import NAME, JournalError, aside, open_state_dir
+from agenttop.policies.guardian.undo import forget, recover
 
 #: How long threads that start meanwhile are looked for: on a machine that is too busy for them
 #: to get on with it, it takes that long. Nothing else waits for this process.

@@ -12,7 +12,7 @@ from agenttop.linux import paths
 from agenttop.linux.cgroup_mounts import cgroup_mounts
 from agenttop.linux.files import read_text
 from agenttop.linux.process import printable, read_file, read_whole
-from agenttop.policies import machine
+from agenttop.policies.guardian import machine
 
 #: include/uapi/linux/capability.h
 CAPABILITIES: Final = {

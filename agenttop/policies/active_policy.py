@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from agenttop.model.sample import Event, PolicyStatus
-from agenttop.policies import machine
 from agenttop.policies.base import Acting, Change, Key, Policy, Settings, Targets
 from agenttop.policies.builtin.window import DURING, Window
+from agenttop.policies.guardian import machine
+from agenttop.policies.guardian.outcome import words
+from agenttop.policies.guardian.undo import THREAD_KINDS
 from agenttop.policies.knobs.base import KNOBS, KnobError, cpu_set, split_thread
-from agenttop.policies.outcome import words
-from agenttop.policies.undo import THREAD_KINDS
 
 EventKind = Literal["policy", "agent", "info", "warning", "error"]
 

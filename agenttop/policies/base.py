@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from agenttop.linux.slices import Job
-from agenttop.policies.journal import Key
+from agenttop.policies.guardian.journal import Key
 from agenttop.policies.knobs.base import Change
 
 __all__ = [

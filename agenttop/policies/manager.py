@@ -18,16 +18,17 @@ from agenttop.errors import UserError
 from agenttop.linux import paths
 from agenttop.linux.slices import Job, Jobs
 from agenttop.model.sample import Event, PolicyStatus
-from agenttop.policies import catalog, lock, machine
+from agenttop.policies import catalog
 from agenttop.policies.active_policy import Entry, PlanError, event, reason_of, refusals
 from agenttop.policies.base import Change, Key, Looking, Settings, Targets
-from agenttop.policies.journal import NAME as JOURNAL
-from agenttop.policies.journal import JournalError
+from agenttop.policies.guardian import lock, machine
+from agenttop.policies.guardian.journal import NAME as JOURNAL
+from agenttop.policies.guardian.journal import JournalError
+from agenttop.policies.guardian.lease import Lease, LeaseLostError, Notice, Result, kept
+from agenttop.policies.guardian.lock import LockedError
+from agenttop.policies.guardian.outcome import words
+from agenttop.policies.guardian.undo import THREAD_KINDS, Outcome
 from agenttop.policies.knobs.base import KNOBS, split_thread
-from agenttop.policies.lease import Lease, LeaseLostError, Notice, Result, kept
-from agenttop.policies.lock import LockedError
-from agenttop.policies.outcome import words
-from agenttop.policies.undo import THREAD_KINDS, Outcome
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.windows import Windows

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from agenttop.policies.journal import Hold
+from agenttop.policies.guardian.journal import Hold
 from agenttop.policies.knobs.base import KNOBS, UNPINNED
 
 

@@ -33,18 +33,18 @@ from types import FrameType
 from typing import Any
 
 from agenttop.linux.readiness import readable, writable
-from agenttop.policies import journal as journals
-from agenttop.policies import pulse, wire
-from agenttop.policies.aside import Aside
-from agenttop.policies.heirs import THREAD_KINDS, release_heirs
-from agenttop.policies.inherited import Inherited
-from agenttop.policies.journal import Journal
+from agenttop.policies.guardian import journal as journals
+from agenttop.policies.guardian import liveness, protocol
+from agenttop.policies.guardian.cpu_choice import Aside
+from agenttop.policies.guardian.heirs import THREAD_KINDS, release_heirs
+from agenttop.policies.guardian.inheritance import Inherited
+from agenttop.policies.guardian.journal import Journal
+from agenttop.policies.guardian.outcome import Outcome, left_alone, shown, words
+from agenttop.policies.guardian.rt_priority import Urgency
+from agenttop.policies.guardian.undo import undo_all
+from agenttop.policies.guardian.window_watch import Watch
 from agenttop.policies.knobs.base import KNOBS, Change
 from agenttop.policies.knobs.cpusets import as_found
-from agenttop.policies.outcome import Outcome, left_alone, shown, words
-from agenttop.policies.undo import undo_all
-from agenttop.policies.urgency import Urgency
-from agenttop.policies.window_watch import Watch
 
 #: No renewal for this long and the lease is over.
 LEASE_S = 1.5
@@ -107,18 +107,18 @@ class Guardian:
         """Serve until the lease ends; returns with everything restored that can be."""
         why = "the guardian failed"
         try:
-            self._send(wire.Ready())
+            self._send(protocol.Ready())
             why = self._serve()
         finally:
             outcomes = [] if self._kept else self._undo(None)
             self._journal.close()
-            self._report(outcomes, lambda last: wire.Lost(why, last))
+            self._report(outcomes, lambda last: protocol.Lost(why, last))
 
     def _hear(self, now: float, lease_s: float = LEASE_S) -> None:
         """The engine lives: the lease goes on for so long."""
         self._heard = now
         self._deadline = now + lease_s
-        self._look_at = now + pulse.SILENT_S
+        self._look_at = now + liveness.SILENT_S
 
     def _serve(self) -> str:
         while True:
@@ -157,8 +157,8 @@ class Guardian:
                 self._revert_requested()
             now = time.monotonic()
             if now >= self._look_at and not self._waiting():
-                self._look_at = now + pulse.SILENT_S
-                if how := pulse.lost(self._parent, now - self._heard):
+                self._look_at = now + liveness.SILENT_S
+                if how := liveness.lost(self._parent, now - self._heard):
                     return f"agenttop was {how}"
             if now >= self._deadline and not self._waiting():
                 return "agenttop did not renew its lease (was it stopped?)"
@@ -172,50 +172,50 @@ class Guardian:
         if not data and self._hung_up():
             return "agenttop has gone"
         try:
-            message = wire.decode(data)
-        except wire.WireError as error:
+            message = protocol.decode(data)
+        except protocol.WireError as error:
             # It renews nothing; the engine, if it was the engine, tells by the answer.
             _close(fds)
-            self._send(wire.Refused(0, f"the guardian cannot read it: {error}"))
+            self._send(protocol.Refused(0, f"the guardian cannot read it: {error}"))
             return None
         self._hear(time.monotonic())
         try:
             return self._obey(message, fds)
         except Exception as error:
             # Whatever it was: what is held stays held, and this process lives to restore it.
-            self._send(wire.Refused(_id(message), f"{type(error).__name__}: {error}"[:200]))
+            self._send(protocol.Refused(_id(message), f"{type(error).__name__}: {error}"[:200]))
             return None
         finally:
             _close(fds)
 
-    def _obey(self, message: wire.Message, fds: list[int]) -> str | None:
+    def _obey(self, message: protocol.Message, fds: list[int]) -> str | None:
         """Do what it asks for; the reason to end, if any. Takes out of ``fds`` what it keeps."""
         match message:
-            case wire.Beat():
-                self._send(wire.Alive(self._watch.figures() if self._watch is not None else {}))
-            case wire.Close(id=number):
+            case protocol.Beat():
+                self._send(protocol.Alive(self._watch.figures() if self._watch is not None else {}))
+            case protocol.Close(id=number):
                 self._done(number, self._undo(None))
                 return "agenttop ended"
-            case wire.Keep(id=number):
+            case protocol.Keep(id=number):
                 self._done(number, self._keep())
                 return "agenttop ended"
-            case wire.Apply(id=number, changes=changes):
+            case protocol.Apply(id=number, changes=changes):
                 self._done(number, self._apply(changes))
-            case wire.Undo(id=number, keys=keys):
+            case protocol.Undo(id=number, keys=keys):
                 self._done(number, self._undo(keys))
-            case wire.Heirs(id=number, groups=groups):
+            case protocol.Heirs(id=number, groups=groups):
                 self._done(number, self._release(groups))
-            case wire.Watched(pages=pages, size=size) if len(fds) == 2 and self._watch is None:
+            case protocol.Watched(pages=pages, size=size) if len(fds) == 2 and self._watch is None:
                 ring, cells = fds
                 self._watch = Watch(ring, cells, pages, size)
                 fds.clear()
                 self._poll.register(self._watch.fileno(), select.POLLIN)
-            case wire.Record(id=number):
+            case protocol.Record(id=number):
                 self._done(number, [[self._take_record(fds) if fds else self._drop_record()]])
-            case wire.Follow(id=number, changes=changes, cells=cells):
+            case protocol.Follow(id=number, changes=changes, cells=cells):
                 self._done(number, self._follow(changes, cells))
             case _:
-                self._send(wire.Refused(_id(message), "the guardian does no such thing"))
+                self._send(protocol.Refused(_id(message), "the guardian does no such thing"))
         return None
 
     def _hung_up(self) -> bool:
@@ -228,7 +228,7 @@ class Guardian:
         """A packet, and the descriptors that came with it; nothing when the engine has gone."""
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
-                wire.MAX_BYTES + 1, _socket.CMSG_SPACE(4 * MAX_FDS), _socket.MSG_CMSG_CLOEXEC
+                protocol.MAX_BYTES + 1, _socket.CMSG_SPACE(4 * MAX_FDS), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError:
             return b"", []
@@ -470,18 +470,20 @@ class Guardian:
         keys = [key for key, hold in self._journal.holds.items() if policy in ("", hold.policy)]
         outcomes = self._undo(keys)
         why = "reverted by 'agenttop policy revert'"
-        self._report(outcomes, lambda last: wire.Reverted(why, policy, last))
+        self._report(outcomes, lambda last: protocol.Reverted(why, policy, last))
 
     def _done(self, number: int, rows: Iterable[Sequence[Any]]) -> None:
-        self._report(rows, lambda last: wire.Done(number, last))
+        self._report(rows, lambda last: protocol.Done(number, last))
 
     def _report(
-        self, rows: Iterable[Sequence[Any]], message: Callable[[list[wire.Row]], wire.Message]
+        self,
+        rows: Iterable[Sequence[Any]],
+        message: Callable[[list[protocol.Row]], protocol.Message],
     ) -> None:
         """Send a message with as many rows as fit, and the others before it."""
-        *parts, last = wire.split(map(list, rows))
+        *parts, last = protocol.split(map(list, rows))
         for part in parts:
-            self._send(wire.More(part))
+            self._send(protocol.More(part))
         self._send(message(last))
 
     def _step(self) -> None:
@@ -490,13 +492,13 @@ class Guardian:
         if now - self._told >= BUSY_S:
             self._told = now
             with suppress(OSError):  # Full: the engine does not wait for it.
-                os.write(self._channel, wire.encode(wire.Busy()))
+                os.write(self._channel, protocol.encode(protocol.Busy()))
 
-    def _send(self, message: wire.Message) -> None:
+    def _send(self, message: protocol.Message) -> None:
         try:
-            data = wire.encode(message)
-        except wire.WireError as error:
-            data = wire.encode(wire.Refused(_id(message), str(error)))
+            data = protocol.encode(message)
+        except protocol.WireError as error:
+            data = protocol.encode(protocol.Refused(_id(message), str(error)))
         until = time.monotonic() + SEND_S
         while True:
             try:
@@ -510,7 +512,7 @@ class Guardian:
             writable(self._channel, left)
 
 
-def _id(message: wire.Message) -> int:
+def _id(message: protocol.Message) -> int:
     """The number of a request, or of the answer to one; 0 for what has none."""
     return int(getattr(message, "id", 0))
 

@@ -19,8 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
-from agenttop.policies.inherited import FIELDS, Inherited
-from agenttop.policies.journal import Hold, Key
+from agenttop.policies.guardian.inheritance import FIELDS, Inherited
+from agenttop.policies.guardian.journal import Hold, Key
+from agenttop.policies.guardian.outcome import Outcome, label, plain, words
 from agenttop.policies.knobs.base import (
     KNOBS,
     KnobError,
@@ -32,7 +33,6 @@ from agenttop.policies.knobs.base import (
 )
 from agenttop.policies.knobs.cpusets import granted
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
-from agenttop.policies.outcome import Outcome, label, plain, words
 
 #: Kinds whose target is a thread, which passes them on to what it starts.
 THREAD_KINDS = FIELDS

@@ -30,7 +30,7 @@ from typing import Final
 
 from agenttop.collectors.bpf.kernel import load_program
 from agenttop.linux import kernel_filesystems
-from agenttop.policies.inherited import (
+from agenttop.policies.guardian.inheritance import (
     DROPPED,
     ENTRIES,
     ENTRY,

@@ -11,13 +11,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
-from agenttop.policies import places
-from agenttop.policies.heirs import BOUND_S, THREAD_KINDS, is_ours, release_all, release_heirs
-from agenttop.policies.inherited import Inherited
-from agenttop.policies.journal import NAME, Hold, Journal, Key, aside, load, put_aside
+from agenttop.policies.guardian import namespaces
+from agenttop.policies.guardian.heirs import (
+    BOUND_S,
+    THREAD_KINDS,
+    is_ours,
+    release_all,
+    release_heirs,
+)
+from agenttop.policies.guardian.inheritance import Inherited
+from agenttop.policies.guardian.journal import NAME, Hold, Journal, Key, aside, load, put_aside
+from agenttop.policies.guardian.outcome import Outcome, failed, left_alone, plain, restored, shown
 from agenttop.policies.knobs.base import KNOBS, UNPINNED, replace
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
-from agenttop.policies.outcome import Outcome, failed, left_alone, plain, restored, shown
 
 __all__ = ["THREAD_KINDS", "Outcome", "left_alone", "recover", "release_heirs", "undo", "undo_all"]
 
@@ -34,11 +40,11 @@ def undo(hold: Hold, record: Inherited | None = None) -> Outcome:
 
 
 def _undo(hold: Hold, record: Inherited | None) -> Outcome:
-    places.check(hold.kind, hold.place)
+    namespaces.check(hold.kind, hold.place)
     knob = KNOBS[hold.kind]
     current = knob.read(hold.target)
     if current is None:
-        places.missing(hold.kind, hold.target)
+        namespaces.missing(hold.kind, hold.target)
         return restored(hold, "has ended" if hold.kind in THREAD_KINDS else "is gone")
     ours = is_ours(hold, hold.target, current)
     # A thread may have been asked for other CPUs than it has: that is to be restored as well.

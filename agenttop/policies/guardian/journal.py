@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from agenttop.policies import places
+from agenttop.policies.guardian import namespaces
 from agenttop.policies.knobs.base import KNOBS, Change
 
 VERSION = 1
@@ -307,7 +307,7 @@ class Journal:
             for change in changes:
                 hold = self.holds.get(change.key)
                 if hold is None:
-                    hold = Hold(*change[:4], [], at, places.view(change.kind))
+                    hold = Hold(*change[:4], [], at, namespaces.view(change.kind))
                     self.holds[change.key] = hold
                 before.setdefault(change.key, list(hold.ours))
                 hold.ours = [*(one for one in hold.ours if one != change.after), change.after]

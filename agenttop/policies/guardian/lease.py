@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from agenttop.linux.readiness import readable, writable
-from agenttop.policies import inherit_bpf, lock, pulse, wire
-from agenttop.policies.guardian import LEASE_S
-from agenttop.policies.heart import Heart
-from agenttop.policies.journal import JournalError, Key, load, open_state_dir
+from agenttop.policies.guardian import inheritance_programs, liveness, lock, protocol
+from agenttop.policies.guardian.heartbeat import Heart
+from agenttop.policies.guardian.journal import JournalError, Key, load, open_state_dir
+from agenttop.policies.guardian.process import LEASE_S
+from agenttop.policies.guardian.undo import THREAD_KINDS, Outcome, recover
 from agenttop.policies.knobs.base import Change
-from agenttop.policies.undo import THREAD_KINDS, Outcome, recover
 
 #: The guardian starts within some 40 ms; a loaded or emulated machine gets more.
 START_S: Final = 20.0
@@ -39,7 +39,7 @@ HEIRS: Final = 10_000
 
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop());"
-    "from agenttop.policies.guardian import main; main()"
+    "from agenttop.policies.guardian.process import main; main()"
 )
 
 
@@ -75,11 +75,19 @@ class LeaseLostError(Exception):
 #: The types of an Outcome's fields.
 _OUTCOME: Final = [str, str, str, str, bool, bool]
 #: Words that it could not say itself.
-_KILLED: Final = wire.Lost("the guardian was killed", [])
-_STOPPED: Final = wire.Lost("the guardian was stopped", [])
-_DEAF: Final = wire.Lost("the guardian does not answer", [])
+_KILLED: Final = protocol.Lost("the guardian was killed", [])
+_STOPPED: Final = protocol.Lost("the guardian was stopped", [])
+_DEAF: Final = protocol.Lost("the guardian does not answer", [])
 
-Request = wire.Apply | wire.Follow | wire.Undo | wire.Heirs | wire.Record | wire.Close | wire.Keep
+Request = (
+    protocol.Apply
+    | protocol.Follow
+    | protocol.Undo
+    | protocol.Heirs
+    | protocol.Record
+    | protocol.Close
+    | protocol.Keep
+)
 
 
 class Lease:
@@ -88,13 +96,13 @@ class Lease:
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir
         self._lock = lock.acquire(state_dir)
-        self._inbox: list[wire.Message] = []
+        self._inbox: list[protocol.Message] = []
         #: Those that came before the message that they belong to.
         self._rows: list[Any] = []
         self._id = 0
         #: Who inherits from held threads; None while none is held, as it costs every system call
         #: of the machine, and where the kernel has no such record.
-        self._kernel: inherit_bpf.Attached | None = None
+        self._kernel: inheritance_programs.Attached | None = None
         self._unanswered: float | None = None
         self._heart: Heart | None = None
         self._polled = time.monotonic()
@@ -119,7 +127,7 @@ class Lease:
 
         The journal stays, marked, for ``agenttop restore``. Raises LeaseLostError.
         """
-        outcomes = _outcomes(self._request(wire.Keep(self._next())))
+        outcomes = _outcomes(self._request(protocol.Keep(self._next())))
         try:
             self._guardian.wait(ANSWER_S)
         except subprocess.TimeoutExpired:
@@ -134,12 +142,12 @@ class Lease:
         for end in (ours, theirs):
             # A packet has to fit, whatever net.core.wmem_default is.
             with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * wire.MAX_BYTES)
+                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * protocol.MAX_BYTES)
         try:
             engine = os.pidfd_open(os.getpid())
         except (AttributeError, OSError):
             engine = -1  # Without pidfds the closing socket tells of our death.
-        package_root = str(Path(__file__).resolve().parents[2])
+        package_root = str(Path(__file__).resolve().parents[3])
         fds = [theirs.fileno(), engine, *self._lock]
         arguments = [*map(str, fds[:2]), os.path.abspath(self._state_dir), package_root]
         self._guardian = subprocess.Popen(
@@ -161,7 +169,7 @@ class Lease:
             self._pidfd = -1
         lock.sign(self._lock, os.getpid(), self._guardian.pid)
         message = self._read(START_S)
-        if not isinstance(message, wire.Ready):
+        if not isinstance(message, protocol.Ready):
             self._end_guardian()
             raise JournalError("the guardian process did not start; no policy without it")
         self._heart = Heart(self._renew)
@@ -186,20 +194,20 @@ class Lease:
         self._renew()
 
     def _renew(self) -> None:
-        self._send(wire.Beat())
+        self._send(protocol.Beat())
 
     def poll(self) -> list[Notice]:
         """What happened by itself. After one with ``lost`` the lease is of no more use."""
         while (message := self._read(0)) is not None:
             self._inbox.append(message)
-            if isinstance(message, wire.Lost):
+            if isinstance(message, protocol.Lost):
                 break
         notices = []
         for message in self._inbox:
-            if isinstance(message, wire.Reverted):
+            if isinstance(message, protocol.Reverted):
                 outcomes = _outcomes(message.rows)
                 notices.append(Notice(message.why, outcomes, False, message.policy))
-            elif isinstance(message, wire.Lost):
+            elif isinstance(message, protocol.Lost):
                 notices.append(self._lost(message))
                 break
         self._inbox.clear()
@@ -218,13 +226,13 @@ class Lease:
         results: dict[int, Result] = {}
         for batch in _batches(changes, results):
             wanted = [changes[n] for n in batch]
-            rows = self._request(wire.Apply(self._next(), wanted), len(batch))
+            rows = self._request(protocol.Apply(self._next(), wanted), len(batch))
             results.update(zip(batch, map(_result, wanted, rows), strict=True))
         return [results[n] for n in range(len(changes))]
 
     def watch(self, ring: int, cells: int, pages: int, size: int) -> None:
         """Have the guardian watch the kernel's windows: two maps, and what is in them."""
-        self.watching = self._send(wire.Watched(pages, size), fds=[ring, cells])
+        self.watching = self._send(protocol.Watched(pages, size), fds=[ring, cells])
 
     def follow(self, changes: Sequence[Change], cells: Sequence[Sequence[int]]) -> list[Result]:
         """Have knobs changed while a window holds one of their cells. Raises LeaseLostError."""
@@ -232,7 +240,7 @@ class Lease:
         results: dict[int, Result] = {}
         for batch in _batches(changes, results, cells):
             wanted, where = [changes[n] for n in batch], [list(cells[n]) for n in batch]
-            rows = self._request(wire.Follow(self._next(), wanted, where), len(batch))
+            rows = self._request(protocol.Follow(self._next(), wanted, where), len(batch))
             results.update(zip(batch, map(_result, wanted, rows), strict=True))
             self.figures.pop("foreign", None)  # Told before these began.
         return [results[n] for n in range(len(changes))]
@@ -240,9 +248,9 @@ class Lease:
     def undo(self, keys: Sequence[Key]) -> list[Outcome]:
         """Give knobs back. Raises LeaseLostError."""
         outcomes = []
-        for batch in wire.split(map(list, keys)):
+        for batch in protocol.split(map(list, keys)):
             wanted = [(kind, target) for kind, target in batch]
-            outcomes += _outcomes(self._request(wire.Undo(self._next(), wanted)))
+            outcomes += _outcomes(self._request(protocol.Undo(self._next(), wanted)))
         return outcomes
 
     def release_heirs(self, groups: Iterable[Iterable[int]]) -> list[Outcome]:
@@ -256,30 +264,30 @@ class Lease:
         for group in groups:
             pids = sorted(group)[:HEIRS]
             if len(pids) > room:
-                outcomes += _outcomes(self._request(wire.Heirs(self._next(), message)))
+                outcomes += _outcomes(self._request(protocol.Heirs(self._next(), message)))
                 message, room = [], HEIRS
             message.append(pids)
             room -= len(pids)
-        return outcomes + _outcomes(self._request(wire.Heirs(self._next(), message)))
+        return outcomes + _outcomes(self._request(protocol.Heirs(self._next(), message)))
 
     def _begin_record(self, changes: Iterable[Change]) -> None:
         """Before the first thread is held: have the kernel record who inherits."""
         if self._kernel is None and any(change.kind in THREAD_KINDS for change in changes):
-            self._kernel = inherit_bpf.attach()
+            self._kernel = inheritance_programs.attach()
             if self._kernel is not None:
-                request = wire.Record(self._next())
+                request = protocol.Record(self._next())
                 if self._request(request, fds=self._kernel.fds) != [[True]]:
                     self._close_record()
 
     def end_record(self) -> None:
         """Let the kernel record nothing more if no thread is held. Raises LeaseLostError."""
-        if self._kernel is not None and self._request(wire.Record(self._next())) == [[True]]:
+        if self._kernel is not None and self._request(protocol.Record(self._next())) == [[True]]:
             self._close_record()
 
     def close(self) -> list[Outcome]:
         """Give everything back and end the guardian."""
         try:
-            outcomes = _outcomes(self._request(wire.Close(self._next())))
+            outcomes = _outcomes(self._request(protocol.Close(self._next())))
         except LeaseLostError as lost:
             return lost.notice.outcomes
         try:
@@ -296,9 +304,11 @@ class Lease:
         self._id += 1
         return self._id
 
-    def _send(self, message: wire.Message, patience: float = 0, fds: Sequence[int] = ()) -> bool:
+    def _send(
+        self, message: protocol.Message, patience: float = 0, fds: Sequence[int] = ()
+    ) -> bool:
         """Whether it was sent; if not, reading tells what became of the guardian."""
-        data = wire.encode(message)
+        data = protocol.encode(message)
         try:
             if not writable(self._channel.fileno(), patience):
                 return False
@@ -310,7 +320,7 @@ class Lease:
             return False
         return True
 
-    def _read(self, timeout: float) -> wire.Message | None:
+    def _read(self, timeout: float) -> protocol.Message | None:
         """The next message; None when none came in time; Lost once the guardian is dead."""
         if not readable(self._channel.fileno(), timeout):
             return None
@@ -323,37 +333,37 @@ class Lease:
         if not data:
             return _KILLED
         try:
-            message = wire.decode(data)
-        except wire.WireError:
+            message = protocol.decode(data)
+        except protocol.WireError:
             return None  # Without its answer a request ends the lease.
         match message:
-            case wire.More(rows=rows):
+            case protocol.More(rows=rows):
                 self._rows += rows
-                return wire.Busy()
-            case wire.Busy():
+                return protocol.Busy()
+            case protocol.Busy():
                 self._unanswered = None
-            case wire.Alive(figures=figures):
+            case protocol.Alive(figures=figures):
                 self._unanswered = None
                 self.figures = figures
-            case wire.Done(rows=rows) | wire.Reverted(rows=rows) | wire.Lost(rows=rows):
+            case protocol.Done(rows=rows) | protocol.Reverted(rows=rows) | protocol.Lost(rows=rows):
                 message = message._replace(rows=self._rows + rows)
                 self._rows = []
-            case wire.Refused():
+            case protocol.Refused():
                 self._rows = []  # It was refused in the middle of its answer.
         return message
 
     def _receive(self) -> bytes:
         """A packet; nothing once the other end is closed. Raises BlockingIOError, OSError."""
         try:
-            return self._channel.recv(wire.MAX_BYTES + 1, socket.MSG_DONTWAIT)
+            return self._channel.recv(protocol.MAX_BYTES + 1, socket.MSG_DONTWAIT)
         except ConnectionResetError:
             # It ended with a beat unread. Said once, and before what it had sent
             # (net/unix/af_unix.c, unix_release_sock).
-            return self._channel.recv(wire.MAX_BYTES + 1, socket.MSG_DONTWAIT)
+            return self._channel.recv(protocol.MAX_BYTES + 1, socket.MSG_DONTWAIT)
 
     def _request(
         self, message: Request, count: int | None = None, fds: Sequence[int] = ()
-    ) -> list[wire.Row]:
+    ) -> list[protocol.Row]:
         """The rows of its answer, ``count`` of them if so many are due. Raises LeaseLostError.
 
         However long it takes, as long as the guardian says that it goes on.
@@ -364,37 +374,37 @@ class Lease:
         while True:
             # The queue of one that takes nothing may be full of beats: it is stopped, or says that
             # it is busy.
-            sent = sent or self._send(message, pulse.SILENT_S, fds)
-            match self._read(pulse.SILENT_S):
+            sent = sent or self._send(message, liveness.SILENT_S, fds)
+            match self._read(liveness.SILENT_S):
                 case None if deaf := self._deaf(time.monotonic() - heard, silence):
                     raise LeaseLostError(self._lost(deaf))
                 case None:
                     continue
-                case wire.Busy():
+                case protocol.Busy():
                     heard = time.monotonic()
-                case wire.Done(id=message.id, rows=rows) if count in (None, len(rows)):
+                case protocol.Done(id=message.id, rows=rows) if count in (None, len(rows)):
                     return rows
-                case wire.Refused(id=number, why=why) if number in (0, message.id):
+                case protocol.Refused(id=number, why=why) if number in (0, message.id):
                     if count is None:
                         return [[*Outcome("", "", "", f"the guardian: {why}", settled=False)]]
                     return [["refused", why]] * count
-                case wire.Lost() as lost:
+                case protocol.Lost() as lost:
                     raise LeaseLostError(self._lost(lost))
                 case answer:
                     self._inbox.append(answer)
 
-    def _deaf(self, silence_s: float, patience_s: float) -> wire.Lost | None:
+    def _deaf(self, silence_s: float, patience_s: float) -> protocol.Lost | None:
         """What to say of a guardian silent for so long, if it is to be given up."""
         since = self._unanswered
         # It may have been stopped long before the request that finds it silent.
         silent_s = silence_s if since is None else max(silence_s, time.monotonic() - since)
-        if how := pulse.lost(self._guardian.pid, silent_s):
+        if how := liveness.lost(self._guardian.pid, silent_s):
             return _STOPPED if how == "stopped" else _KILLED
         return _DEAF if silence_s > patience_s else None
 
     # ----------------------------------------------------------------- the end
 
-    def _lost(self, message: wire.Lost) -> Notice:
+    def _lost(self, message: protocol.Lost) -> Notice:
         """The guardian is dead, dying or deaf: make sure, and undo what it has left."""
         if message not in (_KILLED, _STOPPED, _DEAF):
             try:
@@ -461,11 +471,11 @@ def _batches(
     taken = 0
     for n, change in enumerate(changes):
         part = [*change, list(cells[n]) if cells else []]
-        if not wire.fits(part):
+        if not protocol.fits(part):
             refused[n] = Result(change, "refused", "too long for a message to the guardian")
             continue
-        size = wire.size(part)
-        if batch and (len(batch) == BATCH or not wire.has_room(taken + size)):
+        size = protocol.size(part)
+        if batch and (len(batch) == BATCH or not protocol.has_room(taken + size)):
             yield batch
             batch, taken = [], 0
         batch.append(n)
@@ -474,11 +484,11 @@ def _batches(
         yield batch
 
 
-def _result(change: Change, row: wire.Row) -> Result:
+def _result(change: Change, row: protocol.Row) -> Result:
     status, text = (*row, "", "")[:2]
     return Result(change, str(status), str(text))
 
 
-def _outcomes(rows: list[wire.Row]) -> list[Outcome]:
+def _outcomes(rows: list[protocol.Row]) -> list[Outcome]:
     """Outcomes as the guardian sent them; others are left out."""
     return [Outcome(*row) for row in rows if [type(one) for one in row] == _OUTCOME]

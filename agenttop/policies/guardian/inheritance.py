@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from ctypes import CDLL, addressof, c_long, create_string_buffer, get_errno
 
-from agenttop.policies.journal import Hold, Key, ticks
+from agenttop.policies.guardian.journal import Hold, Key, ticks
 from agenttop.policies.knobs.base import split_thread
 
 #: Kinds of knobs in the order of their fields in an entry.

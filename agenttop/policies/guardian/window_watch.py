@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterable
 
 from agenttop.collectors.bpf.ring import Ring
+from agenttop.policies.guardian.outcome import words
 from agenttop.policies.knobs.base import KNOBS, RESUME_LATENCY, Change, KnobError, reason
-from agenttop.policies.outcome import words
 
 Key = tuple[str, str]
 

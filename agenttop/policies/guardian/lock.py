@@ -20,8 +20,8 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from agenttop.policies import machine, pulse
-from agenttop.policies.journal import JournalError, open_own, open_state_dir
+from agenttop.policies.guardian import liveness, machine
+from agenttop.policies.guardian.journal import JournalError, open_own, open_state_dir
 from agenttop.policies.knobs.base import thread_stat
 
 NAME = "lock"
@@ -200,7 +200,7 @@ def _stranger(pid: int) -> str | None:
 def _start(pid: int) -> int:
     """When it started; 0 for one that has ended, or is ending: it is only closing its files."""
     stat = thread_stat(pid, pid) if pid > 0 else None
-    return stat.start if stat and pulse.look(pid) != pulse.EXITING else 0
+    return stat.start if stat and liveness.look(pid) != liveness.EXITING else 0
 
 
 def _read(fd: int) -> Owner:
