@@ -111,7 +111,7 @@ def _engine(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
     machine = _machine(folder, cpus, agents, processes)
 
     from agenttop.agents.rules import Rules
-    from agenttop.collectors.selfcost import SelfCost
+    from agenttop.collectors.procfs.own_cpu import SelfCost
     from agenttop.engine.agent_registry import Registry
     from agenttop.engine.loop import spare_collections
     from agenttop.engine.policy_targets import EngineTargets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from agenttop.collectors.selfcost import process_cpu_ns
+from agenttop.collectors.procfs.own_cpu import process_cpu_ns
 
 
 def cpu_s(pid: int) -> float:

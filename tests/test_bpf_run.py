@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.details import Details
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.collectors.freq import no_frequency
+from agenttop.collectors.procfs.frequency import no_frequency
 from agenttop.model.sample import CauseCounters, DetailCounters
 from agenttop.text.cause_labels import label_text
 from agenttop.workloads.waits import HOG_NAME

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.collectors.hostinfo import host
-from agenttop.collectors.interrupts import Interrupts
-from agenttop.collectors.ksoftirqd import Ksoftirqd
-from agenttop.collectors.procfs import GROUPS, ProcfsCpus
-from agenttop.collectors.schedstat import TreeSchedstat
-from agenttop.collectors.selfcost import SelfCost, process_cpu_ns
-from agenttop.collectors.softirqs import Softirqs
-from agenttop.collectors.softnet import SoftnetStat
-from agenttop.collectors.stat import TICK_NS, Stat
-from agenttop.collectors.treecpu import TreeCpu
+from agenttop.collectors.procfs.cpu_time import TICK_NS, Stat
+from agenttop.collectors.procfs.cpus import GROUPS, ProcfsCpus
+from agenttop.collectors.procfs.host import host
+from agenttop.collectors.procfs.interrupts import Interrupts
+from agenttop.collectors.procfs.ksoftirqd import Ksoftirqd
+from agenttop.collectors.procfs.own_cpu import SelfCost, process_cpu_ns
+from agenttop.collectors.procfs.schedstat import TreeSchedstat
+from agenttop.collectors.procfs.softirqs import Softirqs
+from agenttop.collectors.procfs.softnet import SoftnetStat
+from agenttop.collectors.procfs.tree_cpu import TreeCpu
 from agenttop.linux import files
 from agenttop.linux import process as procinfo
 from agenttop.linux.descriptors import KEPT, SPARE, Budget

@@ -10,7 +10,7 @@ from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.tracer import Edge
-from agenttop.collectors.selfcost import SelfCost
+from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine.agent_registry import MANY, MAX_ENDED, Registry
 from agenttop.engine.sampler import Sampler
 from agenttop.store.store import Store

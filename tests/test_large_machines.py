@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.agents.rules import Rules
-from agenttop.collectors.interrupts import Interrupts
-from agenttop.collectors.procfs import ProcfsCpus
-from agenttop.collectors.selfcost import SelfCost
+from agenttop.collectors.procfs.cpus import ProcfsCpus
+from agenttop.collectors.procfs.interrupts import Interrupts
+from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine import sampler as sampling
 from agenttop.engine.agent_registry import Registry
 from agenttop.engine.sampler import Sampler

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.collectors.hostinfo import host
-from agenttop.collectors.procfs import ProcfsCpus
+from agenttop.collectors.procfs.cpus import ProcfsCpus
+from agenttop.collectors.procfs.host import host
 from agenttop.engine.sampler import CPUS_A_SECOND
 from agenttop.model.sample import Host, Sample
 from agenttop.render.snapshot_json import encode

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agenttop.collectors import interrupts
-from agenttop.collectors.interrupts import Interrupts
+from agenttop.collectors.procfs import interrupts
+from agenttop.collectors.procfs.interrupts import Interrupts
 from agenttop.policies.base import Change, Cpu, Targets
 from agenttop.policies.builtin import steer
 from agenttop.policies.builtin.floor import StaticFloor

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.collectors.energy import Energy
+from agenttop.collectors.procfs.energy import Energy
 from agenttop.commands.trial_run import report
 from agenttop.model.sample import Budget, Command, Effect, Host, IdleState
 from agenttop.store.power import power

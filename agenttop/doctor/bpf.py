@@ -14,7 +14,7 @@ from agenttop.collectors.bpf.causes_loader import OPTIONAL, PROGRAMS, lacks
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
 from agenttop.collectors.bpf.loader import bcc as import_bcc
-from agenttop.collectors.freq import no_frequency
+from agenttop.collectors.procfs.frequency import no_frequency
 from agenttop.doctor.report import Item
 from agenttop.doctor.system import capabilities
 from agenttop.linux import paths

@@ -6,9 +6,9 @@ import glob
 import os
 import stat
 
-from agenttop.collectors.freq import Freq
-from agenttop.collectors.idle import Idle
-from agenttop.collectors.topology import Topology
+from agenttop.collectors.procfs.frequency import Freq
+from agenttop.collectors.procfs.idle import Idle
+from agenttop.collectors.procfs.topology import Topology
 from agenttop.doctor.report import Item, Status
 from agenttop.linux import paths
 from agenttop.linux.files import read_text

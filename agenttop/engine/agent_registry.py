@@ -20,8 +20,8 @@ from agenttop.agents.patterns import NO_USER
 from agenttop.agents.rules import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
-from agenttop.collectors.schedstat import TreeSchedstat
-from agenttop.collectors.treecpu import TreeCpu
+from agenttop.collectors.procfs.schedstat import TreeSchedstat
+from agenttop.collectors.procfs.tree_cpu import TreeCpu
 from agenttop.engine import seats
 from agenttop.engine.seats import Seat
 from agenttop.linux import paths, process

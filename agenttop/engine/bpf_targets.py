@@ -6,7 +6,7 @@ from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf.loader import Loading
 from agenttop.collectors.bpf.tracer import Tracer
 from agenttop.collectors.bpf.windows import Windows
-from agenttop.collectors.selfcost import SelfCost
+from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine.agent_registry import Registry
 from agenttop.engine.policy_targets import EngineTargets
 from agenttop.engine.sampler import Sampler

@@ -25,8 +25,8 @@ from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf.causes_loader import CauseLoading
 from agenttop.collectors.bpf.loader import LoadError, Loading
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.collectors.hostinfo import host
-from agenttop.collectors.selfcost import SelfCost
+from agenttop.collectors.procfs.host import host
+from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine.agent_registry import Registry
 from agenttop.engine.policy_targets import EngineTargets
 from agenttop.engine.sampler import Sampler

@@ -9,9 +9,9 @@ from typing import Final
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpus import BpfCpus
 from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.collectors.energy import Energy
-from agenttop.collectors.procfs import ProcfsCpus
-from agenttop.collectors.selfcost import SelfCost
+from agenttop.collectors.procfs.cpus import ProcfsCpus
+from agenttop.collectors.procfs.energy import Energy
+from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine.agent_registry import Agent, Registry
 from agenttop.engine.tail_thresholds import Tail, kept_each, renew_every_ns
 from agenttop.linux import process

@@ -28,7 +28,7 @@ from agenttop.collectors.bpf.causes_loader import (
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.loader import LoadError
 from agenttop.collectors.bpf.powered import Power
-from agenttop.collectors.freq import no_frequency
+from agenttop.collectors.procfs.frequency import no_frequency
 from agenttop.linux import descriptors
 from agenttop.linux.files import parse_cpulist, read_text
 from agenttop.model.sample import CAUSES_LOADING, CauseState

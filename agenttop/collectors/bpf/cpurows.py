@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from agenttop.collectors.topology import Topology
+from agenttop.collectors.procfs.topology import Topology
 
 
 class CpuRows:

@@ -7,7 +7,7 @@ from typing import Final
 
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.tracer import Record, Tracer
-from agenttop.collectors.procfs import ProcfsCpus
+from agenttop.collectors.procfs.cpus import ProcfsCpus
 from agenttop.model.sample import Activity, CpuCounters, IdleCounters
 from agenttop.model.vocabulary import SOFTIRQS, VECTORS
 

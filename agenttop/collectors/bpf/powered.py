@@ -9,7 +9,7 @@ from typing import Final
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.cpurows import CpuRows
 from agenttop.collectors.bpf.mapped import mapped
-from agenttop.collectors.idle import Idle
+from agenttop.collectors.procfs.idle import Idle
 from agenttop.linux import paths
 from agenttop.linux.files import read_number
 from agenttop.model.sample import IdleState

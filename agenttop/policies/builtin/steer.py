@@ -57,7 +57,7 @@ class LineRates:
 
     def __init__(self, t_ns: int) -> None:
         # With numpy, which a command that only lists policies does not need.
-        from agenttop.collectors.interrupts import Interrupts
+        from agenttop.collectors.procfs.interrupts import Interrupts
 
         self._source = Interrupts()
         self._seen: deque[tuple[int, dict[int, dict[int, int]]]] = deque()

@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from agenttop.collectors.energy import Energy
+from agenttop.collectors.procfs.energy import Energy
 from agenttop.linux import paths
 from agenttop.linux.files import read_number
 from agenttop.policies.parts.idle_limits import Closed

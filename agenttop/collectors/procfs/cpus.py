@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from agenttop.collectors.freq import Freq
-from agenttop.collectors.idle import Idle
-from agenttop.collectors.interrupts import Interrupts
-from agenttop.collectors.ksoftirqd import Ksoftirqd
-from agenttop.collectors.softirqs import Softirqs
-from agenttop.collectors.softnet import SoftnetStat
-from agenttop.collectors.stat import Stat
-from agenttop.collectors.topology import Topology
+from agenttop.collectors.procfs.cpu_time import Stat
+from agenttop.collectors.procfs.frequency import Freq
+from agenttop.collectors.procfs.idle import Idle
+from agenttop.collectors.procfs.interrupts import Interrupts
+from agenttop.collectors.procfs.ksoftirqd import Ksoftirqd
+from agenttop.collectors.procfs.softirqs import Softirqs
+from agenttop.collectors.procfs.softnet import SoftnetStat
+from agenttop.collectors.procfs.topology import Topology
 from agenttop.model.sample import CpuCounters
 
 #: What can be left out because something better measures it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agenttop.collectors.procfs import ProcfsCpus
+from agenttop.collectors.procfs.cpus import ProcfsCpus
 from agenttop.linux import paths
 from agenttop.linux.files import read_text
 from agenttop.linux.process import printable

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from agenttop.collectors.selfcost import process_cpu_ns
+from agenttop.collectors.procfs.own_cpu import process_cpu_ns
 from agenttop.linux import paths, process
 
 #: The unit in which the kernel tells when a process started.
