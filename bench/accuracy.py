@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.loader import Loading
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.load.loader import Loading
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.histogram_layout import BUCKETS
 from agenttop.stats.histogram import percentiles
 from bench.processes import agenttop

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agenttop.collectors.bpf.loader import Loading
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.load.loader import Loading
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES
 from bench.observers import Adopt
 from bench.pingpong import compile_c, ping_pong

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from agenttop.collectors.bpf import layout, tracer
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.rows import Rows
-from agenttop.collectors.bpf.tracer import Thread, Tracer
+from agenttop.collectors.bpf import layout
+from agenttop.collectors.bpf.read import tracer
+from agenttop.collectors.bpf.read.counter_rows import Rows
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
+from agenttop.collectors.bpf.read.tracer import Thread, Tracer
 from agenttop.model.vocabulary import MEASURES, SOFTIRQS
 from agenttop.stats.histogram import BUCKETS
 

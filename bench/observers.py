@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agenttop.collectors.bpf import loader as loader_module
-from agenttop.collectors.bpf.btf import Btf
-from agenttop.collectors.bpf.loader import Loading
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.load import loader as loader_module
+from agenttop.collectors.bpf.load.btf import Btf
+from agenttop.collectors.bpf.load.loader import Loading
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.linux.readiness import readable
 
 #: Given the pid of the process that is timed, makes it an agent (or does nothing).
@@ -101,7 +101,7 @@ def runqlat() -> Iterator[Adopt]:
     """bcc's runqlat as it is; headers that fit this kernel are made from its BTF."""
     with tempfile.TemporaryDirectory() as folder:
         headers = Path(folder) / "headers"
-        shutil.copytree(Path(loader_module.__file__).parent / "shim", headers)
+        shutil.copytree(Path(loader_module.__file__).parents[1] / "shim", headers)
         _headers(headers / "include" / "linux")
         child = subprocess.Popen(
             [_runqlat_path() or "runqlat", "1", "100000"],

@@ -19,9 +19,11 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agenttop.collectors.bpf import causes_loader, compiled, loader, programs  # noqa: E402
-from agenttop.collectors.bpf.btf import Btf  # noqa: E402
-from agenttop.collectors.bpf.cpurows import CpuRows  # noqa: E402
+from agenttop.collectors.bpf.causes import loader as causes_loader
+from agenttop.collectors.bpf.load import compile_cache, loader
+from agenttop.collectors.bpf.load import source as programs  # noqa: E402
+from agenttop.collectors.bpf.load.btf import Btf  # noqa: E402
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows  # noqa: E402
 
 
 def want(path: Path, later: bool) -> None:
@@ -41,8 +43,8 @@ def want(path: Path, later: bool) -> None:
 def main() -> None:
     module = loader.bcc()
     for text, maps, names in json.loads(Path(sys.argv[1]).read_text()):
-        if compiled.recall(text, names) is None:
-            compiled.keep(compiled.compile_text(module, text, maps, names), text, names)
+        if compile_cache.recall(text, names) is None:
+            compile_cache.keep(compile_cache.compile_text(module, text, maps, names), text, names)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.collectors.bpf import kernel, programs
-from agenttop.collectors.bpf.btf import Btf
-from agenttop.collectors.bpf.compiled import compile_text
-from agenttop.collectors.bpf.loader import LoadError, bcc
+from agenttop.collectors.bpf import syscall
+from agenttop.collectors.bpf.load import source
+from agenttop.collectors.bpf.load.btf import Btf
+from agenttop.collectors.bpf.load.compile_cache import compile_text
+from agenttop.collectors.bpf.load.loader import LoadError, bcc
 
 #: More than a step without takes, less than what the verifier lets a loop turn.
 BURN_NS = 200_000
@@ -105,19 +106,19 @@ class Burner:
         comm = Btf.load().field_offset("task_struct", "comm")
         head = f"#define BURN_NS {BURN_NS}ULL\n#define OFF_COMM {comm}\n"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("BCC_KERNEL_SOURCE", str(Path(programs.__file__).parent / "shim"))
+            patch.setenv("BCC_KERNEL_SOURCE", str(Path(source.__file__).parents[1] / "shim"))
             made = compile_text(module, head + _BURN, ("burnt",), (name,))
         (self._map,) = made.create_maps()
-        self.fd = kernel.load_program(made.code(name, (self._map,)), name, kind)
+        self.fd = syscall.load_program(made.code(name, (self._map,)), name, kind)
 
     def mean(self) -> float:
         """Of one burning since the last call, ns."""
         value = ctypes.create_string_buffer(8)
         sums = []
         for which in range(2):
-            assert kernel.map_lookup_into(self._map, struct.pack("<I", which), value)
+            assert syscall.map_lookup_into(self._map, struct.pack("<I", which), value)
             sums.append(int.from_bytes(value.raw, "little"))
-            kernel.map_update(self._map, struct.pack("<I", which), bytes(8))
+            syscall.map_update(self._map, struct.pack("<I", which), bytes(8))
         return sums[1] / sums[0]
 
     def close(self) -> None:
@@ -127,10 +128,10 @@ class Burner:
 
 @contextmanager
 def _burner(name: str, tracepoint: str | None) -> Iterator[Burner]:
-    kind = kernel.PROG_RAW_TRACEPOINT if tracepoint else _PROG_SOCKET_FILTER
+    kind = syscall.PROG_RAW_TRACEPOINT if tracepoint else _PROG_SOCKET_FILTER
     burner = Burner(name, kind)
     try:
-        link = kernel.attach_raw_tracepoint(burner.fd, tracepoint) if tracepoint else None
+        link = syscall.attach_raw_tracepoint(burner.fd, tracepoint) if tracepoint else None
         try:
             yield burner
         finally:

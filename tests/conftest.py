@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.policies.guardian import lock
 from agenttop.policies.guardian.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.guardian.undo import recover

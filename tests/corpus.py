@@ -463,9 +463,11 @@ def bpf() -> Outputs:
     import platform
     import socket
 
-    from agenttop.collectors.bpf import causes_loader, loader, programs
-    from agenttop.collectors.bpf.btf import Btf
-    from agenttop.collectors.bpf.cpurows import CpuRows
+    from agenttop.collectors.bpf.causes import loader as causes_loader
+    from agenttop.collectors.bpf.load import loader
+    from agenttop.collectors.bpf.load import source as programs
+    from agenttop.collectors.bpf.load.btf import Btf
+    from agenttop.collectors.bpf.read.cpu_rows import CpuRows
 
     compiler = Compiler()
     sys.modules["bcc"] = compiler  # type: ignore[assignment]

@@ -65,7 +65,7 @@ def needs_bpf() -> None:
     """Skip without root or BCC."""
     if os.geteuid() != 0:
         pytest.skip("needs root for BPF")
-    from agenttop.collectors.bpf.loader import LoadError, bcc
+    from agenttop.collectors.bpf.load.loader import LoadError, bcc
 
     try:
         bcc()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.sample import DetailCounters
 from agenttop.model.vocabulary import CAUSES
 from agenttop.workloads.blockfile import BLOCK

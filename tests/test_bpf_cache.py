@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agenttop.collectors.bpf.compiled import Compiled, MapSpec, cache_folder, keep, recall
-from agenttop.collectors.bpf.loader import Loading
+from agenttop.collectors.bpf.load.compile_cache import Compiled, MapSpec, cache_folder, keep, recall
+from agenttop.collectors.bpf.load.loader import Loading
 from tests.engines import needs_bpf
 
 TEXT, NAMES = "int p_x(void *c) { return 0; }", ["p_x"]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from agenttop.collectors.bpf import kernel
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf import syscall
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.histogram_layout import BUCKETS
 from agenttop.model.sample import CauseCounters
 from agenttop.model.vocabulary import STAGES
@@ -180,7 +180,7 @@ def test_skipped_runs_of_causes_programs_are_counted_too(
 ) -> None:
     observe(tracer, "minor_fault")
     assert tracer.causes._loaded is not None
-    monkeypatch.setattr(kernel, "program_info", lambda fd: (0, 0, 1))
+    monkeypatch.setattr(syscall, "program_info", lambda fd: (0, 0, 1))
     programs = len(tracer._loaded.programs), len(tracer.causes._loaded.programs)
     assert tracer.recursion_misses() == sum(programs)
 
@@ -188,7 +188,7 @@ def test_skipped_runs_of_causes_programs_are_counted_too(
 def test_a_cpu_that_goes_offline_does_not_take_page_faults_with_it(
     tracer: Tracer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attach, (gone, *rest) = kernel.attach_software_event, sorted(os.sched_getaffinity(0))
+    attach, (gone, *rest) = syscall.attach_software_event, sorted(os.sched_getaffinity(0))
     if not rest:
         pytest.skip("needs two CPUs")
 
@@ -198,7 +198,7 @@ def test_a_cpu_that_goes_offline_does_not_take_page_faults_with_it(
         return attach(program, event, cpu)
 
     observe(tracer)
-    monkeypatch.setattr(kernel, "attach_software_event", offline)
+    monkeypatch.setattr(syscall, "attach_software_event", offline)
     observe(tracer, "minor_fault")
     found = watched(tracer, "--cause", "minor_fault", "--steps", 50, "--cpu", rest[0])
     # On a busy machine some gates are ready at once, and have no step.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.tracer import Tracer
 from tests.loops import until
 from tests.tracing import VARIANTS, free_slot, load, load_variant, measured, watch_loop
 

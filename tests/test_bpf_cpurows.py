@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agenttop.collectors.bpf import layout, programs
-from agenttop.collectors.bpf.btf import Btf, BtfError
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf import layout
+from agenttop.collectors.bpf.load import source
+from agenttop.collectors.bpf.load.btf import Btf, BtfError
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
+from agenttop.collectors.bpf.read.tracer import Tracer
 from tests.test_bpf_causes import observe
 from tests.tracing import caused, load, measured, run_loop
 
@@ -70,8 +71,8 @@ def test_programs_are_the_same_however_many_cpus_could_be_there(
     for possible in ("0-1", "0-254"):
         with present(tmp_path, monkeypatch, "0-1", possible):
             rows = CpuRows.present()
-            texts.add(programs.plan(btf, "lite", rows).text)
-            texts.add(programs.cause_text(btf, "lite", rows, ""))
+            texts.add(source.plan(btf, "lite", rows).text)
+            texts.add(source.cause_text(btf, "lite", rows, ""))
     assert len(texts) == 2, "one of the chain, one of the causes"
     assert not any("PERCPU" in text for text in texts), "a per-CPU map is for all possible CPUs"
 

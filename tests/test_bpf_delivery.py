@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.causes_loader import tick_ns
-from agenttop.collectors.bpf.cpus import BpfCpus
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.causes.loader import tick_ns
+from agenttop.collectors.bpf.read.cpus import BpfCpus
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.sample import DetailCounters
 from agenttop.model.vocabulary import CAUSES, DETAILS, SLOWPATH_STAGES
 from tests.disks import DiskReads

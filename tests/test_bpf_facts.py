@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from agenttop.collectors.bpf import kernel
-from agenttop.collectors.bpf.btf import Btf, BtfError
+from agenttop.collectors.bpf import syscall
+from agenttop.collectors.bpf.load.btf import Btf, BtfError
 
 _INT, _PTR, _FUNC, _TYPEDEF, _CONST, _PROTO, _VAR = 1, 2, 12, 8, 10, 13, 14
 
@@ -89,6 +89,6 @@ def test_only_calls_of_given_numbers_are_linked() -> None:
         instruction(move, 1, 1001),  # the same number, not a call
         instruction(call, 0x10, 1001),  # a call within the program
     ]
-    linked = kernel.link_calls(b"".join(program), {1001: 70_000})
+    linked = syscall.link_calls(b"".join(program), {1001: 70_000})
     assert linked == b"".join([program[0], instruction(call, 0x20, 70_000), *program[2:]])
-    assert kernel.link_calls(b"".join(program), {}) == b"".join(program)
+    assert syscall.link_calls(b"".join(program), {}) == b"".join(program)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.collectors.bpf import kernel
+from agenttop.collectors.bpf import syscall
 from agenttop.collectors.bpf.layout import NO_SLOT
-from agenttop.collectors.bpf.tracer import Edge, Tracer
+from agenttop.collectors.bpf.read.tracer import Edge, Tracer
 from tests.loops import loop, until
 from tests.tracing import VARIANTS, load, load_variant
 
@@ -241,7 +241,7 @@ def test_a_tree_may_have_more_processes_than_the_map_holds(tracer: Tracer, slot:
         tracer.assign({**crowd, child.pid: slot}, {})
         assert [thread.tid for thread in tracer.threads() if thread.slot == slot] == [child.pid]
         assert tracer.losses(tracer.cpus())["storage_full"] == before
-        assert kernel.map_keys(tracer._loaded.maps["assignments"], 4) == []
+        assert syscall.map_keys(tracer._loaded.maps["assignments"], 4) == []
     finally:
         child.kill()
         child.communicate()
@@ -250,7 +250,7 @@ def test_a_tree_may_have_more_processes_than_the_map_holds(tracer: Tracer, slot:
 def test_who_finds_no_room_is_counted(
     tracer: Tracer, slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update, before = kernel.map_update, tracer.losses(tracer.cpus())["storage_full"]
+    update, before = syscall.map_update, tracer.losses(tracer.cpus())["storage_full"]
     first, last = (program("print('ready', flush=True); input()") for _ in range(2))
 
     def full(fd: int, key: bytes, value: bytes) -> None:
@@ -259,11 +259,11 @@ def test_who_finds_no_room_is_counted(
         update(fd, key, value)
 
     try:
-        monkeypatch.setattr(kernel, "map_update", full)
+        monkeypatch.setattr(syscall, "map_update", full)
         tracer.assign({first.pid: slot, last.pid: slot}, {})
         assert {thread.tid for thread in tracer.threads() if thread.slot == slot} == {last.pid}
         assert tracer.losses(tracer.cpus())["storage_full"] == before + 1
-        assert kernel.map_keys(tracer._loaded.maps["assignments"], 4) == []
+        assert syscall.map_keys(tracer._loaded.maps["assignments"], 4) == []
     finally:
         for child in (first, last):
             child.kill()
@@ -319,7 +319,7 @@ def test_thousands_of_short_processes_leave_nothing(tracer: Tracer, slot: int, c
         assert until(lambda: tracer.members(slot) == 1)
         assert len(tracer.threads()) <= before + 1
         if tracer.mode == "raw_tp":
-            keys = kernel.map_keys(tracer._loaded.maps["threads"], 4)
+            keys = syscall.map_keys(tracer._loaded.maps["threads"], 4)
             assert len(keys) <= before + 1
         losses = tracer.losses(tracer.cpus())
         assert losses["storage_full"] == refused

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.details import Details
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.causes.labels import Details
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.collectors.procfs.frequency import no_frequency
 from agenttop.model.sample import CauseCounters, DetailCounters
 from agenttop.text.cause_labels import label_text

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.sample import DetailCounters
 from agenttop.model.vocabulary import SLOWPATH_STAGES
 from tests.burning import BURN_NS, at_packets, before_softirqs, before_work, between_hogs

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.steps import Named
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.step_names import Named
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.histogram_layout import BUCKETS
 from agenttop.model.vocabulary import STEP_MEASURES
 from agenttop.stats.histogram import percentiles

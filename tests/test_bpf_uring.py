@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from agenttop.collectors.bpf.ringops import OPERATIONS
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.causes.uring_opcodes import OPERATIONS
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.sample import DetailCounters
 from agenttop.workloads import uring
 from tests.loops import loop

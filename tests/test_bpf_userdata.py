@@ -11,7 +11,7 @@ import pytest
 
 from agenttop import step as module
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.step import CLASSES
 from tests.test_bpf_steps import at, by_name, watch, watch_command
 from tests.tracing import LEVELS, load, measured

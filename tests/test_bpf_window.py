@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.ring import Ring
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.ring_buffer import Ring
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.stats.token_bucket import Bucket, Rates, Terms
 from tests.loops import loop
 from tests.tracing import VARIANTS, free_slot, load_variant

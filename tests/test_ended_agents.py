@@ -8,8 +8,8 @@ import pytest
 
 from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.tracer import Edge
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
+from agenttop.collectors.bpf.read.tracer import Edge
 from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine.agent_registry import MANY, MAX_ENDED, Registry
 from agenttop.engine.sampler import Sampler

@@ -12,12 +12,12 @@ from typing import cast
 import numpy as np
 import pytest
 
-from agenttop.collectors.bpf import kernel
-from agenttop.collectors.bpf.causes import Causes
-from agenttop.collectors.bpf.causes_loader import LoadedCauses
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.powered import Power
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf import syscall
+from agenttop.collectors.bpf.causes.cpu_power import Power
+from agenttop.collectors.bpf.causes.loader import LoadedCauses
+from agenttop.collectors.bpf.causes.observer import Causes
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.engine.loop import SETTLED_S, Engine
 from agenttop.engine.sampler import Sampler
 from agenttop.model.options import EngineOptions
@@ -77,7 +77,7 @@ def test_steps_on_a_cpu_that_came_later_are_lost_until_its_arrays_are_there(cpus
 
 def test_the_programs_of_causes_are_told_which_cpus_run(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[int, bytes] = {}
-    monkeypatch.setattr(kernel, "map_update", lambda fd, key, value: told.update({fd: value}))
+    monkeypatch.setattr(syscall, "map_update", lambda fd, key, value: told.update({fd: value}))
     maps = {"cause_wanted": 1, "online_cpus": 2}
     power = cast(Power, SimpleNamespace(refresh=lambda: None))
     causes = Causes("full", maps, CpuRows(range(140)), power)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agenttop.collectors.bpf.mapped import mapped
+from agenttop.collectors.bpf.read.mmap_array import mapped
 
 NUMBERS = np.dtype("<u8")
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 import pytest
 
-from agenttop.collectors.bpf.windows import Opened
+from agenttop.collectors.bpf.read.windows import Opened
 from agenttop.errors import UserError
 from agenttop.policies import catalog
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread

@@ -12,7 +12,7 @@ import pytest
 
 from agenttop.agents.rules import Rules
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
+from agenttop.collectors.bpf.read.tracer import Asking, Edge, Thread, Tracer
 from agenttop.engine import agent_registry as module
 from agenttop.engine.agent_registry import OPT_IN_SLOTS, UNLISTED, Registry
 from tests.trees import Tree

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.rows import Rows
+from agenttop.collectors.bpf.read.counter_rows import Rows
 
 SLOTS = np.array([3, 1], dtype=np.intp)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agenttop.collectors.bpf.tracer import Thread
+from agenttop.collectors.bpf.read.tracer import Thread
 from agenttop.engine import policy_targets as module
 from agenttop.engine.policy_targets import LOADS, EngineTargets
 from agenttop.model.sample import Sample

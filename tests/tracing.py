@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.loader import LoadError, Loading
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.load.loader import LoadError, Loading
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.histogram_layout import BUCKETS
 from agenttop.model.sample import CauseCounters, DetailCounters
 from agenttop.model.vocabulary import GATES, MEASURES, STAGES

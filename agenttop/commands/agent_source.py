@@ -74,7 +74,7 @@ def _load(rules: Rules, manager: PolicyManager) -> Measured | None:
         manager.attach(None, reason)
         return None
     # numpy and all that measures load only now.
-    from agenttop.collectors.bpf.loader import LoadError
+    from agenttop.collectors.bpf.load.loader import LoadError
     from agenttop.engine.bpf_targets import Measured
 
     try:

@@ -8,12 +8,12 @@ import struct
 import sys
 from typing import Final
 
-from agenttop.collectors.bpf import programs
-from agenttop.collectors.bpf.btf import Btf, BtfError
-from agenttop.collectors.bpf.causes_loader import OPTIONAL, PROGRAMS, lacks
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.loader import DIST_PACKAGES, LoadError
-from agenttop.collectors.bpf.loader import bcc as import_bcc
+from agenttop.collectors.bpf.causes.loader import OPTIONAL, PROGRAMS, lacks
+from agenttop.collectors.bpf.load import source
+from agenttop.collectors.bpf.load.btf import Btf, BtfError
+from agenttop.collectors.bpf.load.loader import DIST_PACKAGES, LoadError
+from agenttop.collectors.bpf.load.loader import bcc as import_bcc
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
 from agenttop.collectors.procfs.frequency import no_frequency
 from agenttop.doctor.report import Item
 from agenttop.doctor.system import capabilities
@@ -130,8 +130,8 @@ def _bcc(deep: bool) -> Item:
 def _programs(btf: Btf) -> Item:
     """The loader's own decision, so that the doctor never promises what it would refuse."""
     try:
-        plan = programs.plan(btf, "lite", CpuRows.present())
-    except programs.UnsupportedError as error:
+        plan = source.plan(btf, "lite", CpuRows.present())
+    except source.UnsupportedError as error:
         return Item(
             key="programs",
             group="bpf",
@@ -193,15 +193,15 @@ def _stats() -> Item:
 def _tracepoints(btf: Btf) -> list[Item]:
     """One item per tracepoint; entry and exit of the same thing are one."""
     groups: dict[str, list[str]] = {}
-    for name in (*programs.CHAIN, *programs.LIFE, *programs.ENTRIES, *programs.EXITS):
+    for name in (*source.CHAIN, *source.LIFE, *source.ENTRIES, *source.EXITS):
         groups.setdefault(_stem(name), []).append(name)
-    groups["sys_enter, sys_exit"] = list(programs.CALLS)
+    groups["sys_enter, sys_exit"] = list(source.CALLS)
     found = []
     for title, names in groups.items():
         absent = [name for name in names if not btf.has_tracepoint(name)]
-        known = (programs.LOSS_WITHOUT[n] for n in names if n in programs.LOSS_WITHOUT)
+        known = (source.LOSS_WITHOUT[n] for n in names if n in source.LOSS_WITHOUT)
         loss = next(known, f"time in {title.removesuffix(' (entry, exit)')}")
-        required = any(name in programs.REQUIRED for name in names)
+        required = any(name in source.REQUIRED for name in names)
         found.append(
             Item(
                 key=f"tracepoint.{title.partition(' ')[0].rstrip(',')}",
@@ -243,6 +243,6 @@ def _causes(btf: Btf) -> list[Item]:
 
 def _stem(name: str) -> str:
     for suffix in ("_entry", "_exit"):
-        if name.endswith(suffix) and f"{name.removesuffix(suffix)}_entry" in programs.ENTRIES:
+        if name.endswith(suffix) and f"{name.removesuffix(suffix)}_entry" in source.ENTRIES:
             return f"{name.removesuffix(suffix)} (entry, exit)"
     return name

@@ -12,7 +12,7 @@ import json
 import socket
 import sys
 
-from agenttop.collectors.bpf.loader import LoadError, Loading
+from agenttop.collectors.bpf.load.loader import LoadError, Loading
 from agenttop.linux import descriptors, isolation
 from agenttop.linux.capabilities import why_no_bpf
 

@@ -19,7 +19,7 @@ from agenttop.agents import rules as agents
 from agenttop.agents.patterns import NO_USER
 from agenttop.agents.rules import ExecFilter, Found, Rules
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.tracer import Asking, Edge, Thread, Tracer
+from agenttop.collectors.bpf.read.tracer import Asking, Edge, Thread, Tracer
 from agenttop.collectors.procfs.schedstat import TreeSchedstat
 from agenttop.collectors.procfs.tree_cpu import TreeCpu
 from agenttop.engine import seats

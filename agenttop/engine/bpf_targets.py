@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from agenttop.agents.rules import Rules
-from agenttop.collectors.bpf.loader import Loading
-from agenttop.collectors.bpf.tracer import Tracer
-from agenttop.collectors.bpf.windows import Windows
+from agenttop.collectors.bpf.load.loader import Loading
+from agenttop.collectors.bpf.read.tracer import Tracer
+from agenttop.collectors.bpf.read.windows import Windows
 from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine.agent_registry import Registry
 from agenttop.engine.policy_targets import EngineTargets

@@ -22,9 +22,9 @@ from typing import Final
 import msgspec
 
 from agenttop.agents.rules import Rules
-from agenttop.collectors.bpf.causes_loader import CauseLoading
-from agenttop.collectors.bpf.loader import LoadError, Loading
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.causes.loader import CauseLoading
+from agenttop.collectors.bpf.load.loader import LoadError, Loading
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.collectors.procfs.host import host
 from agenttop.collectors.procfs.own_cpu import SelfCost
 from agenttop.engine.agent_registry import Registry
@@ -554,7 +554,7 @@ def _number(fileobj: int | Loading | CauseLoading) -> int:
 
 
 def _lost_without(tracepoint: str) -> str | None:
-    from agenttop.collectors.bpf.programs import LOSS_WITHOUT
+    from agenttop.collectors.bpf.load.source import LOSS_WITHOUT
 
     return LOSS_WITHOUT.get(tracepoint)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from agenttop.collectors.bpf.tracer import Thread as Measured
+from agenttop.collectors.bpf.read.tracer import Thread as Measured
 from agenttop.engine.agent_registry import Registry
 from agenttop.linux import paths, process
 from agenttop.model.sample import CpuCounters, Histogram, Sample

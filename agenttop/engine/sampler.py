@@ -7,8 +7,8 @@ import time
 from typing import Final
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.cpus import BpfCpus
-from agenttop.collectors.bpf.tracer import Tracer
+from agenttop.collectors.bpf.read.cpus import BpfCpus
+from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.collectors.procfs.cpus import ProcfsCpus
 from agenttop.collectors.procfs.energy import Energy
 from agenttop.collectors.procfs.own_cpu import SelfCost

@@ -31,7 +31,7 @@ from agenttop.policies.guardian.undo import THREAD_KINDS, Outcome
 from agenttop.policies.knobs.base import KNOBS, split_thread
 
 if TYPE_CHECKING:
-    from agenttop.collectors.bpf.windows import Windows
+    from agenttop.collectors.bpf.read.windows import Windows
 
 #: How often settings are reconsidered, and checked for drift, ns.
 PLAN_NS: Final = 1_000_000_000

@@ -39,7 +39,7 @@ from agenttop.policies.parts.performance_floor import Floor
 from agenttop.stats.token_bucket import Rates, Terms
 
 if TYPE_CHECKING:
-    from agenttop.collectors.bpf.windows import Windows
+    from agenttop.collectors.bpf.read.windows import Windows
 
 _WindowUs = Annotated[int, msgspec.Meta(ge=50, le=100_000)]
 _LimitUs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]

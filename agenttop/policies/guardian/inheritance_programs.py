@@ -28,7 +28,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from agenttop.collectors.bpf.kernel import load_program
+from agenttop.collectors.bpf.syscall import load_program
 from agenttop.linux import kernel_filesystems
 from agenttop.policies.guardian.inheritance import (
     DROPPED,

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Iterable
 
-from agenttop.collectors.bpf.ring import Ring
+from agenttop.collectors.bpf.read.ring_buffer import Ring
 from agenttop.policies.guardian.outcome import words
 from agenttop.policies.knobs.base import KNOBS, RESUME_LATENCY, Change, KnobError, reason
 

@@ -9,36 +9,36 @@ from pathlib import Path
 from typing import Final, Literal
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.btf import Btf
-from agenttop.collectors.bpf.cpurows import CpuRows
+from agenttop.collectors.bpf.load.btf import Btf
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
 from agenttop.model.vocabulary import GATES
 from agenttop.step import MARKER
 
 SOURCES: Final = (
-    "maps.bpf.c",
-    "percpu.bpf.c",
-    "window.bpf.c",
-    "steps.bpf.c",
-    "causes.bpf.c",
-    "wake.bpf.c",
-    "chain.bpf.c",
-    "life.bpf.c",
+    "chain/maps.bpf.c",
+    "chain/percpu.bpf.c",
+    "chain/window.bpf.c",
+    "chain/steps.bpf.c",
+    "causes/common.bpf.c",
+    "chain/wake.bpf.c",
+    "chain/chain.bpf.c",
+    "chain/life.bpf.c",
 )
 
 #: The programs of causes are loaded apart, onto the maps of these.
 CAUSE_SOURCES: Final = (
-    "maps.bpf.c",
-    "causes.bpf.c",
-    "causes_fold.bpf.c",
-    "causes_memory.bpf.c",
-    "causes_net.bpf.c",
-    "causes_work.bpf.c",
-    "causes_block.bpf.c",
-    "causes_uring.bpf.c",
-    "causes_wake.bpf.c",
-    "causes_run.bpf.c",
-    "causes_files.bpf.c",
-    "causes_switch.bpf.c",
+    "chain/maps.bpf.c",
+    "causes/common.bpf.c",
+    "causes/fold.bpf.c",
+    "causes/memory.bpf.c",
+    "causes/network.bpf.c",
+    "causes/work.bpf.c",
+    "causes/block.bpf.c",
+    "causes/uring.bpf.c",
+    "causes/wake.bpf.c",
+    "causes/run.bpf.c",
+    "causes/files.bpf.c",
+    "causes/switch.bpf.c",
 )
 
 #: System calls by gate, arch/x86/entry/syscalls/syscall_64.tbl.
@@ -217,7 +217,7 @@ def cause_text(btf: Btf, level: Literal["lite", "full"], rows: CpuRows, more: st
 
 
 def _sources(names: tuple[str, ...] = SOURCES) -> str:
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     return "".join((here / name).read_text() for name in names)
 
 

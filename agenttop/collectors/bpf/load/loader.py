@@ -4,7 +4,7 @@ LLVM takes over 80 MB; here it goes when the programs are in the kernel. What
 stays are file descriptors, handed to the engine over a socket; when the
 engine closes them or ends, however it ends, the kernel detaches everything.
 
-    python -m agenttop.collectors.bpf.loader FD LEVEL tp_btf|raw_tp
+    python -m agenttop.collectors.bpf.load.loader FD LEVEL tp_btf|raw_tp
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from agenttop.collectors.bpf.cpurows import CpuRows
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
 from agenttop.linux import descriptors, isolation
 
 if TYPE_CHECKING:
-    from agenttop.collectors.bpf.btf import Btf
-    from agenttop.collectors.bpf.compiled import Compiled
-    from agenttop.collectors.bpf.programs import Plan
+    from agenttop.collectors.bpf.load.btf import Btf
+    from agenttop.collectors.bpf.load.compile_cache import Compiled
+    from agenttop.collectors.bpf.load.source import Plan
 
 #: Where distributions put modules for their own Python; BCC's are pure Python.
 DIST_PACKAGES: Final = ("/usr/lib/python3/dist-packages", "/usr/local/lib/python3/dist-packages")
@@ -127,8 +127,9 @@ def bcc() -> Any:
 
 
 def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
-    from agenttop.collectors.bpf import compiled, programs
-    from agenttop.collectors.bpf.btf import Btf, BtfError
+    from agenttop.collectors.bpf.load import compile_cache
+    from agenttop.collectors.bpf.load import source as programs
+    from agenttop.collectors.bpf.load.btf import Btf, BtfError
 
     try:
         btf = Btf.load()
@@ -136,7 +137,7 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
         plan = programs.plan(btf, "full" if level == "full" else "lite", rows, raw=raw)
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
-    known = compiled.recall(plan.text, plan.names)
+    known = compile_cache.recall(plan.text, plan.names)
     if known is not None:
         try:
             return _attach(plan, btf, rows, known)
@@ -146,7 +147,7 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
             # Not what it was said to be: compile.
     module = bcc()
     try:
-        made = compiled.compile_text(module, plan.text, MAPS, plan.names)
+        made = compile_cache.compile_text(module, plan.text, MAPS, plan.names)
     except Exception as error:  # BCC raises plain Exceptions
         raise LoadError(f"BCC could not compile the programs: {error}") from None
     try:
@@ -154,48 +155,49 @@ def _load(level: str, raw: bool) -> tuple[dict[str, Any], list[int]]:
     except OSError as error:
         said = f"the kernel refused a program: {error.strerror or error}"
         raise LoadError(descriptors.why(error, said)) from None
-    compiled.keep(made, plan.text, plan.names)
+    compile_cache.keep(made, plan.text, plan.names)
     return result
 
 
 def _attach(
     plan: Plan, btf: Btf, rows: CpuRows, made: Compiled
 ) -> tuple[dict[str, Any], list[int]]:
-    from agenttop.collectors.bpf import kernel, programs
+    from agenttop.collectors.bpf import syscall
+    from agenttop.collectors.bpf.load import source as programs
 
     maps = made.create_maps()
     table = maps[MAPS.index("cpu_rows")]
     for cpu, row in enumerate(rows.table()):
-        kernel.map_update(table, struct.pack("<I", cpu), row)
+        syscall.map_update(table, struct.pack("<I", cpu), row)
 
     def code(name: str) -> bytes:
-        return kernel.link_calls(made.code(f"p_{name}", maps), plan.calls)
+        return syscall.link_calls(made.code(f"p_{name}", maps), plan.calls)
 
     loaded: dict[str, int] = {}
     for name in plan.tracepoints:
         if plan.mode == "tp_btf":
-            loaded[name] = kernel.load_program(
+            loaded[name] = syscall.load_program(
                 code(name),
                 name,
-                kernel.PROG_TRACING,
-                kernel.ATTACH_TRACE_RAW_TP,
+                syscall.PROG_TRACING,
+                syscall.ATTACH_TRACE_RAW_TP,
                 btf.typedef(f"btf_trace_{name}") or 0,
             )
         else:
-            loaded[name] = kernel.load_program(code(name), name, kernel.PROG_RAW_TRACEPOINT)
+            loaded[name] = syscall.load_program(code(name), name, syscall.PROG_RAW_TRACEPOINT)
     iterator = []
     if plan.iterator:
-        loaded["iter_task"] = kernel.load_program(
+        loaded["iter_task"] = syscall.load_program(
             code("iter_task"),
             "iter_task",
-            kernel.PROG_TRACING,
-            kernel.ATTACH_TRACE_ITER,
+            syscall.PROG_TRACING,
+            syscall.ATTACH_TRACE_ITER,
             btf.function("bpf_iter_task") or 0,
         )
-        iterator = [kernel.link_iterator(loaded["iter_task"])]
+        iterator = [syscall.link_iterator(loaded["iter_task"])]
     # All are loaded before the first is attached: no half of a chain is measured.
     links = [
-        kernel.attach_raw_tracepoint(loaded[name], None if plan.mode == "tp_btf" else name)
+        syscall.attach_raw_tracepoint(loaded[name], None if plan.mode == "tp_btf" else name)
         for name in plan.tracepoints
     ]
     answer = {
@@ -318,7 +320,9 @@ class Loading(Child):
     """A load under way: start it, do other things, collect the result."""
 
     def __init__(self, level: str, raw: bool = False) -> None:
-        super().__init__("agenttop.collectors.bpf.loader", level, "raw_tp" if raw else "tp_btf")
+        super().__init__(
+            "agenttop.collectors.bpf.load.loader", level, "raw_tp" if raw else "tp_btf"
+        )
 
     def result(self) -> Loaded:
         """Wait and take over. Raises LoadError with one line that says why not."""

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from numpy.typing import NDArray
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.mapped import mapped
+from agenttop.collectors.bpf.read.mmap_array import mapped
 from agenttop.stats.token_bucket import Bucket, Rates
 
 _WINDOW: Final = layout.dtype(layout.WINDOW_FIELDS)

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.tracer import Record, Tracer
+from agenttop.collectors.bpf.read.tracer import Record, Tracer
 from agenttop.collectors.procfs.cpus import ProcfsCpus
 from agenttop.model.sample import Activity, CpuCounters, IdleCounters
 from agenttop.model.vocabulary import SOFTIRQS, VECTORS

@@ -13,8 +13,9 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from agenttop.collectors.bpf import kernel, layout
-from agenttop.collectors.bpf.causes_loader import (
+from agenttop.collectors.bpf import layout, syscall
+from agenttop.collectors.bpf.causes.cpu_power import Power
+from agenttop.collectors.bpf.causes.loader import (
     CONTEXT_PROGRAMS,
     CONTEXTS,
     FOLDS,
@@ -25,9 +26,8 @@ from agenttop.collectors.bpf.causes_loader import (
     CauseLoading,
     LoadedCauses,
 )
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.loader import LoadError
-from agenttop.collectors.bpf.powered import Power
+from agenttop.collectors.bpf.load.loader import LoadError
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
 from agenttop.collectors.procfs.frequency import no_frequency
 from agenttop.linux import descriptors
 from agenttop.linux.files import parse_cpulist, read_text
@@ -118,7 +118,7 @@ class Causes:
         """The programs name no CPU as idle that does not run."""
         mask = sum(1 << cpu for cpu in self._online if cpu < layout.AVOIDABLE_CPUS)
         value = mask.to_bytes(layout.AVOIDABLE_CPUS // 8, "little")
-        kernel.map_update(self._maps["online_cpus"], _FIRST, value)
+        syscall.map_update(self._maps["online_cpus"], _FIRST, value)
 
     def finish(self) -> None:
         """Take over what ``loading`` has loaded."""
@@ -136,7 +136,7 @@ class Causes:
         assert self._loaded is not None
         mask = sum(1 << CAUSE_NAMES.index(cause) for cause in self._wanted)
         mask |= CONTEXTS if self._contexts else 0
-        kernel.map_update(self._maps["cause_wanted"], _FIRST, struct.pack("<I", mask))
+        syscall.map_update(self._maps["cause_wanted"], _FIRST, struct.pack("<I", mask))
         self._tell_online()
         self._power.refresh()
         needed = {name for cause in self._wanted for name in self._programs(cause)}
@@ -197,19 +197,19 @@ class Causes:
         runs = run_ns = 0
         for name in PROGRAMS[cause]:
             if name in programs:
-                spent, count, _ = kernel.program_info(programs[name])
+                spent, count, _ = syscall.program_info(programs[name])
                 runs, run_ns = runs + count, run_ns + spent
         return runs, run_ns
 
     def run_time_ns(self) -> int:
         """Time in the programs; grows only while the kernel measures it."""
         programs = self._loaded.programs.values() if self._loaded else ()
-        return sum(kernel.program_info(fd)[0] for fd in programs)
+        return sum(syscall.program_info(fd)[0] for fd in programs)
 
     def recursion_misses(self) -> int:
         """Runs that the kernel skipped because the program was running on that CPU already."""
         programs = self._loaded.programs.values() if self._loaded else ()
-        return sum(kernel.program_info(fd)[2] for fd in programs)
+        return sum(syscall.program_info(fd)[2] for fd in programs)
 
     def close(self) -> None:
         """Detach everything."""
@@ -230,11 +230,11 @@ def _online() -> frozenset[int]:
 
 def _link(name: str, program: int) -> list[int]:
     if name not in SOFTWARE_EVENTS:
-        return [kernel.attach_raw_tracepoint(program)]
+        return [syscall.attach_raw_tracepoint(program)]
     links: list[int] = []
     for cpu in sorted(_online()):
         try:
-            links.append(kernel.attach_software_event(program, SOFTWARE_EVENTS[name], cpu))
+            links.append(syscall.attach_software_event(program, SOFTWARE_EVENTS[name], cpu))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 continue  # it has gone offline meanwhile

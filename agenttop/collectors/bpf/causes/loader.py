@@ -1,6 +1,6 @@
 """The programs of causes: loaded when first wanted, onto the maps of the chain that runs.
 
-    python -m agenttop.collectors.bpf.causes_loader FD LEVEL MAPS CPUS
+    python -m agenttop.collectors.bpf.causes.loader FD LEVEL MAPS CPUS
 
 MAPS is JSON: the descriptors of the maps by name. CPUS too: those that have
 rows in the maps. As the loader, this process goes when the programs are in the
@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.loader import Child, LoadError, bcc, hand_over
+from agenttop.collectors.bpf.load.loader import Child, LoadError, bcc, hand_over
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
 from agenttop.linux.files import read_text
 
 if TYPE_CHECKING:
-    from agenttop.collectors.bpf.btf import Btf
-    from agenttop.collectors.bpf.compiled import Compiled
+    from agenttop.collectors.bpf.load.btf import Btf
+    from agenttop.collectors.bpf.load.compile_cache import Compiled
 
 #: include/uapi/linux/time.h; Python has no name for it.
 _CLOCK_MONOTONIC_COARSE: Final = 6
@@ -253,7 +253,7 @@ class CauseLoading(Child):
     def __init__(self, level: str, maps: Mapping[str, int], rows: CpuRows) -> None:
         used = {name: maps[name] for name in MAPS}
         super().__init__(
-            "agenttop.collectors.bpf.causes_loader",
+            "agenttop.collectors.bpf.causes.loader",
             level,
             json.dumps(used),
             json.dumps(rows.cpus),
@@ -267,34 +267,36 @@ class CauseLoading(Child):
 
 
 def _load(level: str, maps: dict[str, int], rows: CpuRows) -> tuple[dict[str, Any], list[int]]:
-    from agenttop.collectors.bpf import compiled, kernel, programs
-    from agenttop.collectors.bpf.btf import Btf, BtfError
+    from agenttop.collectors.bpf import syscall
+    from agenttop.collectors.bpf.load import compile_cache
+    from agenttop.collectors.bpf.load import source as programs
+    from agenttop.collectors.bpf.load.btf import Btf, BtfError
 
     try:
         btf = Btf.load()
         text, names = source(btf, "full" if level == "full" else "lite", rows)
     except (BtfError, programs.UnsupportedError) as error:
         raise LoadError(str(error)) from None
-    made = compiled.recall(text, names)
+    made = compile_cache.recall(text, names)
     if made is None:
         try:
-            made = compiled.compile_text(bcc(), text, ALL_MAPS, names)
+            made = compile_cache.compile_text(bcc(), text, ALL_MAPS, names)
         except LoadError:
             raise
         except Exception as error:  # BCC raises plain Exceptions
             raise LoadError(f"BCC could not compile the programs of causes: {error}") from None
-        compiled.keep(made, text, names)
+        compile_cache.keep(made, text, names)
     threads = made.maps[MAPS.index("threads")].value_size
-    (_, _, running, *_), _ = kernel.map_info(maps["threads"])
+    (_, _, running, *_), _ = syscall.map_info(maps["threads"])
     if threads != running:
         raise LoadError("the chain's programs are of another version: start agenttop anew")
-    own = [kernel.create_map(one.name, one.shape, None) for one in made.maps[len(MAPS) :]]
+    own = [syscall.create_map(one.name, one.shape, None) for one in made.maps[len(MAPS) :]]
     return _into_kernel(btf, made, _names(level), [*(maps[name] for name in MAPS), *own])
 
 
 def source(btf: Btf, level: Literal["lite", "full"], rows: CpuRows) -> tuple[str, list[str]]:
     """What is compiled, and the programs in it. Raises UnsupportedError."""
-    from agenttop.collectors.bpf import programs
+    from agenttop.collectors.bpf.load import source as programs
 
     text = programs.cause_text(btf, level, rows, _facts(btf, rows))
     return text, [f"p_{name}" for name in _names(level)]
@@ -374,7 +376,8 @@ def lacks(btf: Btf, program: str) -> str:
 def _into_kernel(
     btf: Btf, made: Compiled, names: tuple[str, ...], maps: list[int]
 ) -> tuple[dict[str, Any], list[int]]:
-    from agenttop.collectors.bpf import kernel, programs
+    from agenttop.collectors.bpf import syscall
+    from agenttop.collectors.bpf.load import source as programs
 
     calls = programs.kernel_calls(btf)
     loaded: dict[str, int] = {}
@@ -384,14 +387,14 @@ def _into_kernel(
         if lacking:
             refused[name] = lacking
             continue
-        code = kernel.link_calls(made.code(f"p_{name}", maps), calls)
+        code = syscall.link_calls(made.code(f"p_{name}", maps), calls)
         try:
             if name in SOFTWARE_EVENTS:
-                loaded[name] = kernel.load_program(code, name, kernel.PROG_PERF_EVENT)
+                loaded[name] = syscall.load_program(code, name, syscall.PROG_PERF_EVENT)
             else:
                 btf_id = btf.typedef(f"btf_trace_{tracepoint_of(btf, name)}") or 0
-                loaded[name] = kernel.load_program(
-                    code, name, kernel.PROG_TRACING, kernel.ATTACH_TRACE_RAW_TP, btf_id
+                loaded[name] = syscall.load_program(
+                    code, name, syscall.PROG_TRACING, syscall.ATTACH_TRACE_RAW_TP, btf_id
                 )
         except OSError as error:
             refused[name] = f"the kernel refused a program: {error.strerror or error}"[:300]

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from agenttop.collectors.bpf import kernel, layout
+from agenttop.collectors.bpf import layout, syscall
 from agenttop.linux import paths
 
 _FORMAT: Final = 1
@@ -65,10 +65,10 @@ class Compiled:
 
     def create_maps(self) -> list[int]:
         """New maps in the kernel, in order. Raises OSError."""
-        btf = kernel.load_btf(self.btf) if self.btf else 0
+        btf = syscall.load_btf(self.btf) if self.btf else 0
         try:
             return [
-                kernel.create_map(
+                syscall.create_map(
                     one.name,
                     one.shape,
                     (btf, one.btf_key, one.btf_value) if one.btf_value else None,
@@ -99,10 +99,10 @@ def compile_text(module: Any, text: str, maps: Sequence[str], programs: Sequence
     specs: list[MapSpec] = []
     btf = b""
     for name, fd in fds.items():
-        spec, btf_id = kernel.map_info(fd)
-        with_btf = spec[0] == kernel.MAP_TASK_STORAGE
+        spec, btf_id = syscall.map_info(fd)
+        with_btf = spec[0] == syscall.MAP_TASK_STORAGE
         if with_btf:
-            btf = kernel.btf_of(btf_id)
+            btf = syscall.btf_of(btf_id)
         made = MapSpec(name, *spec[:5], *(spec[5:] if with_btf else (0, 0)))
         specs.append(replace(made, value_size=layout.VALUE_SIZES.get(name, made.value_size)))
 

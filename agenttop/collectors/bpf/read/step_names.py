@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.collectors.bpf import kernel, layout
-from agenttop.collectors.bpf.mapped import mapped
+from agenttop.collectors.bpf import layout, syscall
+from agenttop.collectors.bpf.read.mmap_array import mapped
 from agenttop.model.histogram_layout import BUCKETS
 from agenttop.model.sample import Histogram
 from agenttop.model.vocabulary import STEP_MEASURES
@@ -92,7 +92,7 @@ class Steps:
             for place in {0, share}:
                 self._returned[place][int(lane > layout.LANES_BY_RULE)] += 1
             key = struct.pack("<Q", slot) + self._lanes["name"][lane].tobytes()
-            kernel.map_delete(self._maps["names"], key)
+            syscall.map_delete(self._maps["names"], key)
             self._lanes[lane] = 0
             self._hists.pop(lane, None)
             self._histogram_cells(lane)[:] = 0
@@ -151,4 +151,4 @@ class Steps:
 
     def _give_back(self, lane: int) -> None:
         pool = "free_lanes" if lane <= layout.LANES_BY_RULE else "free_alone"
-        kernel.queue_push(self._maps[pool], struct.pack("<I", lane))
+        syscall.queue_push(self._maps[pool], struct.pack("<I", lane))

@@ -17,16 +17,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.collectors.bpf import kernel, layout
-from agenttop.collectors.bpf.causes import Causes
-from agenttop.collectors.bpf.details import Details
-from agenttop.collectors.bpf.loader import Loaded
-from agenttop.collectors.bpf.mapped import mapped
-from agenttop.collectors.bpf.powered import Power
-from agenttop.collectors.bpf.ring import Ring
-from agenttop.collectors.bpf.rows import Rows
-from agenttop.collectors.bpf.steps import Steps
-from agenttop.collectors.bpf.windows import Windows
+from agenttop.collectors.bpf import layout, syscall
+from agenttop.collectors.bpf.causes.cpu_power import Power
+from agenttop.collectors.bpf.causes.labels import Details
+from agenttop.collectors.bpf.causes.observer import Causes
+from agenttop.collectors.bpf.load.loader import Loaded
+from agenttop.collectors.bpf.read.counter_rows import Rows
+from agenttop.collectors.bpf.read.mmap_array import mapped
+from agenttop.collectors.bpf.read.ring_buffer import Ring
+from agenttop.collectors.bpf.read.step_names import Steps
+from agenttop.collectors.bpf.read.windows import Windows
 from agenttop.linux.process import is_ending, program_threads
 from agenttop.model.histogram_layout import BUCKETS
 from agenttop.model.sample import CauseCounters, Histogram
@@ -268,12 +268,12 @@ class Tracer:
             self.threads()
         finally:
             for key, _ in wanted:
-                kernel.map_delete(fd, struct.pack("<I", key))
+                syscall.map_delete(fd, struct.pack("<I", key))
 
     def _put(self, fd: int, key: int, value: bytes) -> bool:
         """Whether there was room for it; if not, that is counted (LOSSES: storage_full)."""
         try:
-            kernel.map_update(fd, struct.pack("<I", key), value)
+            syscall.map_update(fd, struct.pack("<I", key), value)
         except OSError:
             self._refused += 1
             return False
@@ -283,7 +283,7 @@ class Tracer:
         """Every measured thread."""
         if self._loaded.iterator is None:
             return self._threads_hash()
-        fd = kernel.open_iterator(self._loaded.iterator)
+        fd = syscall.open_iterator(self._loaded.iterator)
         chunks = []
         try:
             while chunk := os.read(fd, 1 << 16):
@@ -315,7 +315,7 @@ class Tracer:
             fd = self._loaded.maps["threads"]
             for thread in self._threads_hash():
                 if thread.slot == slot:
-                    kernel.map_delete(fd, struct.pack("<I", thread.tid))
+                    syscall.map_delete(fd, struct.pack("<I", thread.tid))
 
     def members(self, slot: int) -> int:
         """Number of live measured threads of a slot."""
@@ -370,16 +370,16 @@ class Tracer:
         value = ctypes.create_string_buffer(_LEARNED.itemsize)
         flags = 0
         for _ in range(_LEARN_TRIES):
-            kernel.map_update(fd, key, np.array((1, 0, ~np.uint64(0), 0, 0), _LEARNED).tobytes())
+            syscall.map_update(fd, key, np.array((1, 0, ~np.uint64(0), 0, 0), _LEARNED).tobytes())
             self.threads()
-            kernel.map_lookup_into(fd, key, value)
+            syscall.map_lookup_into(fd, key, value)
             told = np.frombuffer(value.raw, dtype=_LEARNED)[0]
             # One that is about to sleep has not got the flag yet; then it is tried again.
             if told["count"] >= _LEARN_SLEEPERS:
                 flags = int(told["sleepers"]) & ~int(told["reader"]) & 0xFFFFFFFF
             if flags:
                 break
-        kernel.map_update(fd, key, np.array((0, 0, 0, 0, flags), _LEARNED).tobytes())
+        syscall.map_update(fd, key, np.array((0, 0, 0, 0, flags), _LEARNED).tobytes())
 
     def _assign_hash(self, processes: Mapping[int, int], threads: Mapping[int, int]) -> None:
         fd = self._loaded.maps["threads"]
@@ -389,21 +389,21 @@ class Tracer:
         for tid, slot in wanted.items():
             key = struct.pack("<I", tid)
             if slot == layout.NO_SLOT:
-                kernel.map_delete(fd, key)
+                syscall.map_delete(fd, key)
                 continue
             value = bytearray(self._loaded.thread_size)
             struct.pack_into("<Q", value, 0, slot)
             # The program that sees its end may have run before it was there to be deleted.
             if self._put(fd, tid, bytes(value)) and is_ending(tid):
-                kernel.map_delete(fd, key)
+                syscall.map_delete(fd, key)
 
     def _threads_hash(self) -> list[Thread]:
         fd = self._loaded.maps["threads"]
         value = ctypes.create_string_buffer(self._loaded.thread_size)
         out = []
         pending = []
-        for key in kernel.map_keys(fd, 4):
-            if kernel.map_lookup_into(fd, key, value):
+        for key in syscall.map_keys(fd, 4):
+            if syscall.map_lookup_into(fd, key, value):
                 slot, steps, last, cpu, uid, asks = struct.unpack_from("<QQQ3I", value)
                 (tid,) = struct.unpack("<I", key)
                 if 0 < slot < layout.SLOTS:
@@ -492,7 +492,7 @@ class Tracer:
     def set_irq_source(self, line: int, source: str) -> None:
         """What wake-ups straight from this line's handler mean."""
         if line < layout.IRQS:
-            kernel.map_update(
+            syscall.map_update(
                 self._loaded.maps["irq_source"],
                 struct.pack("<I", line),
                 struct.pack("<I", layout.SOURCE_NAMES.index(source)),
@@ -532,18 +532,18 @@ class Tracer:
 
     def run_time_ns(self) -> int:
         """Time in the programs; grows only while ``measure_cost`` is on."""
-        chain = sum(kernel.program_info(fd)[0] for fd in self._loaded.programs.values())
+        chain = sum(syscall.program_info(fd)[0] for fd in self._loaded.programs.values())
         return chain + self.causes.run_time_ns()
 
     def recursion_misses(self) -> int:
         """Runs that the kernel skipped because the program was running on that CPU already."""
-        chain = sum(kernel.program_info(fd)[2] for fd in self._loaded.programs.values())
+        chain = sum(syscall.program_info(fd)[2] for fd in self._loaded.programs.values())
         return chain + self.causes.recursion_misses()
 
     def measure_cost(self, on: bool) -> None:
         """Have the kernel time all BPF programs (BPF_ENABLE_STATS), which itself costs."""
         if on and self._stats_fd is None:
-            self._stats_fd = kernel.enable_stats()
+            self._stats_fd = syscall.enable_stats()
         elif not on and self._stats_fd is not None:
             os.close(self._stats_fd)
             self._stats_fd = None

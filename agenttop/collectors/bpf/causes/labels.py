@@ -17,11 +17,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agenttop.collectors.bpf import kernel, layout
-from agenttop.collectors.bpf.mapped import mapped
-from agenttop.collectors.bpf.powered import Power
-from agenttop.collectors.bpf.ringops import OPERATIONS, UNKNOWN
-from agenttop.collectors.bpf.symbols import Symbols
+from agenttop.collectors.bpf import layout, syscall
+from agenttop.collectors.bpf.causes.cpu_power import Power
+from agenttop.collectors.bpf.causes.uring_opcodes import OPERATIONS, UNKNOWN
+from agenttop.collectors.bpf.read.kernel_symbols import Symbols
+from agenttop.collectors.bpf.read.mmap_array import mapped
 from agenttop.linux.process import printable
 from agenttop.model.sample import DetailCounters
 from agenttop.model.vocabulary import CAUSE_NAMES, DETAILS, SOFTIRQS, VECTORS
@@ -124,7 +124,7 @@ class Details:
             return
         keys, _ = self._items()
         for key in keys[keys["owner"] & np.uint64(0xFFFFFFFF) == slot]:
-            kernel.map_delete(self._fd, key.tobytes())
+            syscall.map_delete(self._fd, key.tobytes())
         self._counts[slot] = 0
 
     def _items(self) -> tuple[Any, Any]:
@@ -136,7 +136,7 @@ class Details:
                     ctypes.create_string_buffer(_KEY.itemsize * layout.LABELS),
                     ctypes.create_string_buffer(_VALUE.itemsize * layout.LABELS),
                 )
-            count = kernel.map_items(self._fd, *self._buffers, layout.LABELS)
+            count = syscall.map_items(self._fd, *self._buffers, layout.LABELS)
         if self._buffers is None or not count:
             return np.zeros(0, _KEY), np.zeros(0, _VALUE)
         keys, values = self._buffers

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from agenttop.collectors.bpf import layout
-from agenttop.collectors.bpf.cpurows import CpuRows
-from agenttop.collectors.bpf.mapped import mapped
+from agenttop.collectors.bpf.read.cpu_rows import CpuRows
+from agenttop.collectors.bpf.read.mmap_array import mapped
 from agenttop.collectors.procfs.idle import Idle
 from agenttop.linux import paths
 from agenttop.linux.files import read_number
