@@ -14,7 +14,7 @@ from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.model.sample import DetailCounters
 from agenttop.model.vocabulary import CAUSES
 from agenttop.workloads.blockfile import BLOCK
-from agenttop.workloads.causes import READ_BYTES
+from agenttop.workloads.cause_makers import READ_BYTES
 from tests.disks import DiskReads
 from tests.test_bpf_causes import observe
 from tests.tracing import LEVELS, caused, load, run_loop

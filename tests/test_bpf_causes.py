@@ -16,7 +16,7 @@ from agenttop.model.histogram_layout import BUCKETS
 from agenttop.model.sample import CauseCounters
 from agenttop.model.vocabulary import STAGES
 from agenttop.stats.histogram import percentiles
-from agenttop.workloads.causes import MAKERS
+from agenttop.workloads.cause_makers import MAKERS
 from tests.loops import loop, until
 from tests.tracing import LEVELS, caused, free_slot, load, run_loop
 

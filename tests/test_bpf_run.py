@@ -21,7 +21,7 @@ from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.collectors.procfs.frequency import no_frequency
 from agenttop.model.sample import CauseCounters, DetailCounters
 from agenttop.text.cause_labels import label_text
-from agenttop.workloads.waits import HOG_NAME
+from agenttop.workloads.run_delays import HOG_NAME
 from tests.loops import until
 from tests.test_bpf_causes import observe, p50
 from tests.tracing import LEVELS, Measured, caused, load, run_loop

@@ -33,7 +33,7 @@ def tracer(request: pytest.FixtureRequest) -> Iterator[Tracer]:
 #: wait(what, ns, own): one request, a timeout, that counts as a step of ``what``.
 RING = (
     "from agenttop.workloads import uring\n"
-    "from agenttop.workloads.system import Timespec, address\n"
+    "from agenttop.workloads.syscalls import Timespec, address\n"
     "ring, span = uring.Uring(), Timespec()\n"
     "def request(ns, data):\n"
     "    span.sec, span.nsec = divmod(ns, 10**9)\n"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from agenttop.errors import UserError
 from agenttop.workloads import gates, uring
 from agenttop.workloads.blockfile import candidates, in_memory
-from agenttop.workloads.measure import Record, evaluate, figures
+from agenttop.workloads.exact_stats import Record, evaluate, figures
 from tests.loops import ENDINGS, PATIENCE_S, alive, command, loop, processes, stop, until
 
 STEPS = 60

@@ -146,7 +146,7 @@ def test_who_finds_no_slot_gets_one_that_becomes_free() -> None:
 
 NEIGHBOUR = (
     "from agenttop.workloads import uring\n"
-    "from agenttop.workloads.system import Timespec, address\n"
+    "from agenttop.workloads.syscalls import Timespec, address\n"
     "asked = step('asked', latency='normal', within_ns=10**12)\n"
     "uring_user_data(asked)\n"
     "ring, span = uring.Uring(), Timespec(0, 1_000_000)\n"

@@ -13,12 +13,12 @@ import json
 
 from agenttop.errors import UserError
 from agenttop.model.options import count, number
-from agenttop.workloads.causes import ASIDE, MAKERS, READS
+from agenttop.workloads.cause_makers import ASIDE, MAKERS, READS
+from agenttop.workloads.exact_stats import Figures, Result
 from agenttop.workloads.gates import PACED, SOURCES, TABLE, Plan
 from agenttop.workloads.loop import MAX_STEPS, Settings
 from agenttop.workloads.loop import run as run_loop
-from agenttop.workloads.measure import Figures, Result
-from agenttop.workloads.waits import AWAITED
+from agenttop.workloads.run_delays import AWAITED
 
 EPILOG = "gates and their sources:\n" + "\n".join(
     f"  {gate:<9} {', '.join(sources)}" for gate, sources in TABLE.items()

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.workloads import noise, system, uring
+from agenttop.workloads import noise, syscalls, uring
 from agenttop.workloads.blockfile import BLOCK, BlockFile
 from agenttop.workloads.noise import ASK, burn
 
@@ -80,8 +80,8 @@ def toolcaller(tools: socket.socket, seed: int, stretch: Stretch) -> None:
 
 def voice(frame_ns: int) -> None:
     """A frame of sound at each tick of a timer; a late one is a gap to be heard."""
-    timer = system.timerfd_create()
-    system.timerfd_start(timer, time.monotonic_ns() + frame_ns, frame_ns)
+    timer = syscalls.timerfd_create()
+    syscalls.timerfd_start(timer, time.monotonic_ns() + frame_ns, frame_ns)
     poller = select.epoll()
     poller.register(timer, select.EPOLLIN)
     while True:
@@ -97,7 +97,7 @@ def retriever(seed: int, stretch: Stretch) -> None:
     pause = 15 * MS * stretch
     parent = os.getpid()
     if os.fork() == 0:
-        system.die_with(parent)
+        syscalls.die_with(parent)
         _by_pread(index, chance, pause)
     try:
         ring = uring.Uring()
@@ -111,19 +111,19 @@ def _offset(index: BlockFile, chance: random.Random) -> int:
 
 
 def _by_pread(index: BlockFile, chance: random.Random, pause: int) -> None:
-    # Its pauses are reads of a timer: a sleep would make that its only gate (agenttop.model.vocabulary).
-    timer = system.timerfd_create()
+    # Its pauses are reads of a timer: a sleep would make that its only gate (model.vocabulary).
+    timer = syscalls.timerfd_create()
     while True:
         for _ in range(8):
-            system.pread(index.fd, index.address, BLOCK, _offset(index, chance))
+            syscalls.pread(index.fd, index.address, BLOCK, _offset(index, chance))
             burn(120 * US)  # score the passage
-        system.timerfd_start(timer, time.monotonic_ns() + pause, 0)
+        syscalls.timerfd_start(timer, time.monotonic_ns() + pause, 0)
         os.read(timer, 8)
 
 
 def _by_uring(index: BlockFile, ring: uring.Uring, chance: random.Random, pause: int) -> None:
-    until = system.Timespec()
-    until_address = system.address(until)
+    until = syscalls.Timespec()
+    until_address = syscalls.address(until)
     while True:
         for _ in range(8):
             ring.queue(uring.OP_READ, index.fd, index.address, BLOCK, _offset(index, chance))
@@ -140,10 +140,10 @@ def main(arguments: list[str]) -> None:
     """KIND NAME PARENT SECONDS SEED STRETCH SOCKET (-1: none)."""
     kind, name, *numbers = arguments
     parent, seconds, seed, stretch, fd = map(int, numbers)
-    system.die_with(parent)
+    syscalls.die_with(parent)
     signal.alarm(seconds)  # ends it, should the demo forget to
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the demo's to answer
-    system.set_name(name)
+    syscalls.set_name(name)
     link = socket.socket(fileno=fd) if fd >= 0 else socket.socket()
     actors: dict[str, Callable[[], None]] = {
         "coder": lambda: coder(link, seed, stretch),

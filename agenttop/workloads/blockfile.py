@@ -13,7 +13,7 @@ from typing import Final
 
 from agenttop.errors import UserError
 from agenttop.linux import paths
-from agenttop.workloads.system import address, libc
+from agenttop.workloads.syscalls import address, libc
 
 BLOCK: Final = 4096
 

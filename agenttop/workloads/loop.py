@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.workloads import causes, gates, system, waits
-from agenttop.workloads.measure import Record, Result, evaluate
+from agenttop.workloads import cause_makers, gates, run_delays, syscalls
+from agenttop.workloads.exact_stats import Record, Result, evaluate
 
 #: The longest loop: each step is kept, 24 bytes while it runs and 120 when it is evaluated.
 MAX_STEPS: Final = 1_000_000
@@ -79,19 +79,19 @@ def run(settings: Settings) -> Result:
         step = gates.build(settings.plan)
     except OSError as error:
         raise UserError(f"cannot set up the loop: {error}") from None
-    maker: causes.Maker | None = None
-    awaited: waits.Awaited | None = None
+    maker: cause_makers.Maker | None = None
+    awaited: run_delays.Awaited | None = None
     try:
-        made = causes.MAKERS | causes.ASIDE
+        made = cause_makers.MAKERS | cause_makers.ASIDE
         if settings.cause in made:
             maker = made[settings.cause](settings.plan.file)
-        system.pin(settings.cpu)
-        if settings.cause in waits.AWAITED:
-            awaited = waits.AWAITED[settings.cause](settings.plan.interval_ns)
-        system.set_name(settings.name)
-        system.set_timer_slack(settings.plan.slack_ns)
+        syscalls.pin(settings.cpu)
+        if settings.cause in run_delays.AWAITED:
+            awaited = run_delays.AWAITED[settings.cause](settings.plan.interval_ns)
+        syscalls.set_name(settings.name)
+        syscalls.set_timer_slack(settings.plan.slack_ns)
         if settings.opt_in == "sched_setattr":
-            system.opt_in_sched_setattr()
+            syscalls.opt_in_sched_setattr()
         record = Record(settings.steps, settings.cause is not None)
         gc.collect()
         gc.disable()
@@ -126,15 +126,15 @@ def _steps(
     record: Record,
     compute_ns: int,
     mark: bool,
-    maker: causes.Maker | None,
-    awaited: waits.Awaited | None,
+    maker: cause_makers.Maker | None,
+    awaited: run_delays.Awaited | None,
 ) -> None:
     """The loop itself: no allocation that lasts, the clock read right beside each gate."""
     enter, leave, origin, slept = record.enter, record.leave, record.origin, record.slept
     arm, wait, finish = step.arm, step.wait, step.finish
     now = time.monotonic_ns
-    marker = system.mark_step
-    sleeps = system.Sleeps().count
+    marker = syscalls.mark_step
+    sleeps = syscalls.Sleeps().count
     step.source.start()
     for index in range(len(enter)):
         arm()

@@ -9,7 +9,7 @@ import struct
 import time
 from typing import Final
 
-from agenttop.workloads import blockfile, system
+from agenttop.workloads import blockfile, syscalls
 
 #: A request to a server: answers wanted, ns before each, bytes of each.
 ASK: Final = struct.Struct("=IQI")
@@ -46,7 +46,7 @@ def hog(seed: int) -> None:
     All hogs share the first CPU that they may use, so that there is a quieter
     one to be found for the agents.
     """
-    system.pin(min(os.sched_getaffinity(0)))
+    syscalls.pin(min(os.sched_getaffinity(0)))
     chance = random.Random(seed)
     while True:
         burst = chance.uniform(*_HOG_BURST_S)

@@ -22,8 +22,8 @@ from typing import NamedTuple
 from agenttop.errors import UserError
 from agenttop.workloads import uring
 from agenttop.workloads.blockfile import BLOCK, BlockFile
-from agenttop.workloads.outside import peer_command, start_outside
-from agenttop.workloads.system import (
+from agenttop.workloads.detached_peer import peer_command, start_outside
+from agenttop.workloads.syscalls import (
     ABSTIME,
     CLOCK_MONOTONIC,
     SignalWait,

@@ -16,7 +16,7 @@ import struct
 from typing import Final
 
 from agenttop.errors import UserError
-from agenttop.workloads.system import fast, libc
+from agenttop.workloads.syscalls import fast, libc
 
 SETUP: Final = 425
 ENTER: Final = 426

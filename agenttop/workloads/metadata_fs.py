@@ -14,7 +14,7 @@ from typing import Final
 
 from agenttop.errors import UserError
 from agenttop.workloads.blockfile import candidates, in_memory
-from agenttop.workloads.system import libc
+from agenttop.workloads.syscalls import libc
 
 #: include/uapi/linux/sched.h, include/uapi/linux/mount.h
 _CLONE_NEWNS: Final = 0x0002_0000

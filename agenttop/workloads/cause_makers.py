@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from agenttop.errors import UserError
-from agenttop.workloads.apart import Helper, OwnGroup
 from agenttop.workloads.blockfile import BLOCK, BlockFile, create, temporary
-from agenttop.workloads.ownfs import OwnFileSystem
-from agenttop.workloads.system import SYS_FUTEX, SYS_GETDENTS64, address, pread, sync_file_range
+from agenttop.workloads.helpers import Helper, OwnGroup
+from agenttop.workloads.metadata_fs import OwnFileSystem
+from agenttop.workloads.syscalls import SYS_FUTEX, SYS_GETDENTS64, address, pread, sync_file_range
 
 #: Its syscall() takes what the call takes.
 _libc: Final = ctypes.CDLL(None)

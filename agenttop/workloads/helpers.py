@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agenttop.errors import UserError
-from agenttop.workloads.system import die_with
+from agenttop.workloads.syscalls import die_with
 
 
 class Helper:

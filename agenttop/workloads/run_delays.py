@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from agenttop.errors import UserError
-from agenttop.workloads.apart import Helper
-from agenttop.workloads.system import set_name
+from agenttop.workloads.helpers import Helper
+from agenttop.workloads.syscalls import set_name
 
 _now = time.monotonic_ns
 _cpu: Final = ctypes.CDLL(None).sched_getcpu
