@@ -19,8 +19,8 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agenttop.collectors.bpf.causes import loader as causes_loader
-from agenttop.collectors.bpf.load import compile_cache, loader
+from agenttop.collectors.bpf.causes import loader as causes_loader  # noqa: E402
+from agenttop.collectors.bpf.load import compile_cache, loader  # noqa: E402
 from agenttop.collectors.bpf.load import source as programs  # noqa: E402
 from agenttop.collectors.bpf.load.btf import Btf  # noqa: E402
 from agenttop.collectors.bpf.read.cpu_rows import CpuRows  # noqa: E402

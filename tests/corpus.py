@@ -314,7 +314,7 @@ def wire() -> Outputs:
     refused = []
     for packet in foreign:
         try:
-            refused.append(f"{packet!r}: {protocol.decode(packet)}")
+            refused.append(f"{packet!r}: {wire.decode(packet)}")
         except wire.WireError as error:
             refused.append(f"{packet!r}: {error}")
     large = [["ok", f"{n} " + "x" * 20_000] for n in range(20)]
