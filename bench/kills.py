@@ -35,7 +35,8 @@ from agenttop.policies.guardian import lock
 from agenttop.policies.guardian.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.guardian.undo import recover
-from agenttop.policies.knobs.base import KNOBS, Change
+from agenttop.policies.knobs import KNOBS, change_line
+from agenttop.policies.knobs.base import Change
 from agenttop.stream.engine_client import EngineClient
 from bench.kills_scene import Scene, signal_all
 from bench.processes import agenttop
@@ -123,7 +124,7 @@ class Kills:
         lease.close()
         self.scene.keep_only({r.change.key for r in done if r.status == "ok"})
         self.kinds = {r.change.kind for r in done if r.status == "ok"} | {*self.scene.thread_kinds}
-        self.refused = {r.change.line(): r.text or r.status for r in done if r.status != "ok"}
+        self.refused = {change_line(r.change): r.text or r.status for r in done if r.status != "ok"}
 
     @property
     def all_kinds(self) -> list[str]:

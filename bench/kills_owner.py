@@ -29,7 +29,8 @@ from typing import Any
 
 from agenttop.policies.base import Agent, Change, Cpu, Exit, Targets, Thread
 from agenttop.policies.guardian.lease import Lease, LeaseLostError
-from agenttop.policies.knobs.base import KNOBS, KnobError, cpu_set, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import KnobError, cpu_set, thread_stat
 from agenttop.policies.manager import PolicyManager
 
 _PR_SET_PDEATHSIG = 1

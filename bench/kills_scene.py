@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from agenttop.policies.knobs.base import KNOBS, KnobError, cpu_set, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import KnobError, cpu_set, thread_stat
 from agenttop.policies.knobs.cgroup import mount
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS, Attr
 from bench.kills_victims import CHOOSING, CHOSE

@@ -22,7 +22,8 @@ from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.guardian import lock
 from agenttop.policies.guardian.journal import NAME, Hold, load, open_state_dir
 from agenttop.policies.guardian.undo import recover
-from agenttop.policies.knobs.base import KNOBS, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import thread_stat
 from agenttop.policies.manager import PolicyManager
 
 SETTINGS: Final[dict[str, dict[str, object]]] = {

@@ -330,7 +330,8 @@ def wire() -> Outputs:
 def journals() -> Outputs:
     """Holds of each kind as the guardian keeps them, and journals as they are read."""
     from agenttop.policies.guardian import journal, namespaces
-    from agenttop.policies.knobs.base import KNOBS, Change
+    from agenttop.policies.knobs import KNOBS
+    from agenttop.policies.knobs.base import Change
 
     journal.boot_id = lambda: BOOT
     journal.ticks = lambda: 123_456

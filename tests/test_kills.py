@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agenttop.policies.knobs.base import KNOBS
+from agenttop.policies.knobs import KNOBS
 from bench.kills import WAYS, kills
 from tests.policying import machine_lock, needs_root
 

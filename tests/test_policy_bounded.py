@@ -32,7 +32,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(pid)
         return ProcInfo(pid, 1, "make", ("make",), None, None, 7, 1, False)
 
-    monkeypatch.setattr(chosen_cgroups.procinfo, "read", one)
+    monkeypatch.setattr(chosen_cgroups.process, "read", one)
     return found
 
 

@@ -19,7 +19,8 @@ from agenttop.policies.base import Agent, Targets
 from agenttop.policies.builtin.demote import Demote, Params
 from agenttop.policies.guardian.journal import Hold, open_state_dir, ticks
 from agenttop.policies.guardian.undo import recover, undo
-from agenttop.policies.knobs.base import AFFINITY, KNOBS
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import AFFINITY
 from agenttop.policies.knobs.cgroup import CPU, CPUSET
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts import chosen_cgroups

@@ -18,7 +18,8 @@ from agenttop.policies.guardian import undo
 from agenttop.policies.guardian.journal import Journal, load
 from agenttop.policies.guardian.process import Guardian
 from agenttop.policies.guardian.window_watch import Watch
-from agenttop.policies.knobs.base import KNOBS, Change, KnobError, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change, KnobError, thread_stat
 from agenttop.policies.knobs.files import Sysctl
 from agenttop.policies.manager import PolicyManager
 from tests.policying import needs_root

@@ -16,7 +16,8 @@ from agenttop.policies.base import Agent, Cpu, Targets, Thread
 from agenttop.policies.guardian import heirs
 from agenttop.policies.guardian.journal import Hold, Journal, open_state_dir, ticks
 from agenttop.policies.guardian.undo import recover, release_heirs, undo_all
-from agenttop.policies.knobs.base import KNOBS, Change, cpu_set, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change, cpu_set, thread_stat
 from agenttop.policies.knobs.sched_attr import SCHED_POLICY
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.parts.chosen_processes import Chosen

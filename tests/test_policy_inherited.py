@@ -21,7 +21,8 @@ from agenttop.policies.guardian.inheritance import ENTRY, FIELDS, KEY, THREAD
 from agenttop.policies.guardian.journal import Hold, open_state_dir, ticks
 from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.guardian.undo import recover
-from agenttop.policies.knobs.base import KNOBS, Change, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change, thread_stat
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS, default_slice
 from tests.policying import needs_root, needs_two_cpus, until
 from tests.test_policy_heirs import running, shell, started

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from agenttop.policies.guardian.journal import Journal, load, open_state_dir
 from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.guardian.undo import recover
-from agenttop.policies.knobs import base
-from agenttop.policies.knobs.base import AFFINITY, KNOBS, Change, cpu_set, thread_stat
+from agenttop.policies.knobs import KNOBS, base
+from agenttop.policies.knobs.base import AFFINITY, Change, cpu_set, thread_stat
 from tests.policying import needs_root, needs_two_cpus
 
 COUNT = 8

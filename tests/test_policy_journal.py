@@ -22,7 +22,8 @@ from agenttop.policies.guardian.journal import (
     open_state_dir,
 )
 from agenttop.policies.guardian.undo import forget, recover, undo_all
-from agenttop.policies.knobs.base import KNOBS, Change
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change
 from tests.policying_files import use
 
 BUDGET = "net.core.netdev_budget"

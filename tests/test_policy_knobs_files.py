@@ -14,14 +14,8 @@ from agenttop.policies.builtin.softirq import mask
 from agenttop.policies.guardian.journal import Hold, Journal, open_state_dir, ticks
 from agenttop.policies.guardian.lease import Lease
 from agenttop.policies.guardian.undo import recover, undo
-from agenttop.policies.knobs.base import (
-    KNOBS,
-    Change,
-    KnobError,
-    format_cpus,
-    parse_cpus,
-    thread_stat,
-)
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change, KnobError, format_cpus, parse_cpus, thread_stat
 from agenttop.policies.knobs.files import (
     BLOCKDEV,
     CGROUP,

@@ -13,6 +13,7 @@ from agenttop.errors import UserError
 from agenttop.model.sample import Event, PolicyStatus
 from agenttop.policies.base import Agent, Cpu, Exit, Targets, Thread
 from agenttop.policies.guardian import lock
+from agenttop.policies.knobs import change_line
 from agenttop.policies.knobs.base import RESUME_LATENCY, cpu_set
 from agenttop.policies.manager import PolicyManager
 from tests.policying import (
@@ -147,7 +148,7 @@ class TestOnTheKernel:
     def test_a_plan_says_what_then_happens(self, manager: PolicyManager, victim: Victim) -> None:
         before = machine(victim)
         now = targets(victim)
-        planned = {n: [c.line() for c in manager.plan(n, now)] for n in ("guard", "home")}
+        planned = {n: [change_line(c) for c in manager.plan(n, now)] for n in ("guard", "home")}
         assert machine(victim) == before
         assert manager.guardian is None
         path = RESUME_LATENCY.path("cpu0")

@@ -14,7 +14,7 @@ from agenttop.model.sample import PolicyStatus
 from agenttop.policies.base import Agent, Targets, Thread
 from agenttop.policies.builtin.home import Home
 from agenttop.policies.builtin.softirq import Softirq
-from agenttop.policies.knobs.base import KNOBS
+from agenttop.policies.knobs import KNOBS
 from agenttop.policies.manager import PolicyManager
 from tests.policying import Victim, needs_root, needs_two_cpus, victims
 from tests.test_policy_manager import run, targets, texts

@@ -25,7 +25,8 @@ from agenttop.policies.builtin.slice import Params as SliceParams
 from agenttop.policies.builtin.slice import Slice
 from agenttop.policies.guardian.journal import Journal
 from agenttop.policies.guardian.undo import undo_all
-from agenttop.policies.knobs.base import KNOBS, Change, KnobError, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change, KnobError, thread_stat
 from agenttop.policies.knobs.sched_attr import (
     IO_PRIORITY,
     SCHED_POLICY,

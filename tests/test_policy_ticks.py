@@ -14,7 +14,7 @@ from agenttop.collectors.procfs.interrupts import Interrupts
 from agenttop.policies.base import Change, Cpu, Targets
 from agenttop.policies.builtin import steer
 from agenttop.policies.builtin.floor import StaticFloor
-from agenttop.policies.knobs.base import KNOBS
+from agenttop.policies.knobs import KNOBS
 from agenttop.policies.knobs.cpufreq import CPUFREQ
 from agenttop.policies.manager import DRIFT_NS, PolicyManager
 from agenttop.policies.parts import performance_floor

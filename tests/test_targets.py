@@ -28,7 +28,7 @@ class Machine:
             slot=1, background=False, user=0, chosen=False,
         )  # fmt: skip
         monkeypatch.setattr(module.time, "monotonic_ns", lambda: self.now)
-        monkeypatch.setattr(module.procinfo, "read_file", self._read)
+        monkeypatch.setattr(module.process, "read_file", self._read)
         self.engine = EngineTargets(self)  # type: ignore[arg-type]
 
     def agents(self) -> list[Any]:

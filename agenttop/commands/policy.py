@@ -18,6 +18,7 @@ from agenttop.model.options import add_agents, add_policy_settings
 from agenttop.policies import bundles, catalog
 from agenttop.policies.builtin.window import DURING, Window
 from agenttop.policies.catalog import parse_set
+from agenttop.policies.knobs import change_line
 from agenttop.policies.manager import PolicyManager
 from agenttop.policies.selection import states
 
@@ -110,7 +111,7 @@ def _plan(args: argparse.Namespace) -> int:
                     print(f"  {name}.{key} = {msgspec.json.encode(value).decode()}")
             print(f"  {manager.detail(name)}")
             for change in changes:
-                print(f"  {change.line()}{DURING if name == Window.name else ''}")
+                print(f"  {change_line(change)}{DURING if name == Window.name else ''}")
             if not changes:
                 print("  nothing to change")
     return 0

@@ -15,7 +15,7 @@ from agenttop.policies.guardian.journal import Hold, JournalError, load, open_ow
 from agenttop.policies.guardian.lease import kept
 from agenttop.policies.guardian.outcome import label, plain, shown, words
 from agenttop.policies.guardian.process import REQUEST
-from agenttop.policies.knobs.base import KNOBS
+from agenttop.policies.knobs import KNOBS
 
 #: A revert takes a second at most (heirs.BOUND_S); a loaded machine gets more.
 REVERT_S: Final = 3.0

@@ -40,6 +40,7 @@ from agenttop.model.sample import Command, Event, Failure, Host, Level, Mode
 from agenttop.policies import bundles
 from agenttop.policies.active_policy import reason_of
 from agenttop.policies.base import Targets
+from agenttop.policies.knobs import change_line
 from agenttop.policies.manager import PolicyManager
 from agenttop.stream.framing import Decoder, StreamError, encode
 from agenttop.stream.outbox import Outbox
@@ -495,7 +496,7 @@ class Engine:
             changes = self._policies.plan(name, self._targets.current())
         except UserError as error:
             return [str(error)]
-        return [change.line() for change in changes]
+        return [change_line(change) for change in changes]
 
     def _switch_bundle(self, name: str, on: bool) -> None:
         """All policies of a bundle; those that cannot be had are named and left out."""

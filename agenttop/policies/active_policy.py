@@ -12,7 +12,8 @@ from agenttop.policies.builtin.window import DURING, Window
 from agenttop.policies.guardian import machine
 from agenttop.policies.guardian.outcome import words
 from agenttop.policies.guardian.undo import THREAD_KINDS
-from agenttop.policies.knobs.base import KNOBS, KnobError, cpu_set, split_thread
+from agenttop.policies.knobs import KNOBS, change_line
+from agenttop.policies.knobs.base import KnobError, cpu_set, split_thread
 
 EventKind = Literal["policy", "agent", "info", "warning", "error"]
 
@@ -100,7 +101,7 @@ class Entry:
         """A knob was written."""
         first = self.held.get(change.key)
         self.held[change.key] = change._replace(before=first.before) if first else change
-        self.lines[change.key] = self.held[change.key].line() + self.during
+        self.lines[change.key] = change_line(self.held[change.key]) + self.during
 
     def drop(self, key: Key) -> None:
         """A knob is no longer held."""

@@ -28,7 +28,8 @@ from agenttop.policies.guardian.lease import Lease, LeaseLostError, Notice, Resu
 from agenttop.policies.guardian.lock import LockedError
 from agenttop.policies.guardian.outcome import words
 from agenttop.policies.guardian.undo import THREAD_KINDS, Outcome
-from agenttop.policies.knobs.base import KNOBS, split_thread
+from agenttop.policies.knobs import KNOBS, change_line
+from agenttop.policies.knobs.base import split_thread
 
 if TYPE_CHECKING:
     from agenttop.collectors.bpf.read.windows import Windows
@@ -420,7 +421,7 @@ class PolicyManager:
             if result.status == "ok":
                 entry.hold(change)
                 if self._verbose:
-                    events.append(event("info", change.line() + entry.during))
+                    events.append(event("info", change_line(change) + entry.during))
             elif result.status == "refused":
                 entry.refused[change.key] = result.text
             elif result.status == "gone":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agenttop.policies.base import Key, Settings
-from agenttop.policies.knobs.base import KNOBS, KnobError
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import KnobError
 
 
 class Wishes:

@@ -22,15 +22,8 @@ from functools import partial
 from agenttop.policies.guardian.inheritance import FIELDS, Inherited
 from agenttop.policies.guardian.journal import Hold, Key
 from agenttop.policies.guardian.outcome import Outcome, label, plain, words
-from agenttop.policies.knobs.base import (
-    KNOBS,
-    KnobError,
-    cpu_set,
-    parse_cpus,
-    replace,
-    split_thread,
-    thread_stat,
-)
+from agenttop.policies.knobs import KNOBS, replace
+from agenttop.policies.knobs.base import KnobError, cpu_set, parse_cpus, split_thread, thread_stat
 from agenttop.policies.knobs.cpusets import granted
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
 

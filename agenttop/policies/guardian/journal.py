@@ -22,7 +22,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from agenttop.policies.guardian import namespaces
-from agenttop.policies.knobs.base import KNOBS, Change
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change
 
 VERSION = 1
 NAME = "journal"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from agenttop.policies.guardian.journal import Hold
-from agenttop.policies.knobs.base import KNOBS, UNPINNED
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import UNPINNED
 
 
 class Outcome(NamedTuple):

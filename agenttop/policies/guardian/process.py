@@ -43,7 +43,8 @@ from agenttop.policies.guardian.outcome import Outcome, left_alone, shown, words
 from agenttop.policies.guardian.rt_priority import Urgency
 from agenttop.policies.guardian.undo import undo_all
 from agenttop.policies.guardian.window_watch import Watch
-from agenttop.policies.knobs.base import KNOBS, Change
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import Change
 from agenttop.policies.knobs.cpusets import as_found
 
 #: No renewal for this long and the lease is over.

@@ -22,7 +22,8 @@ from agenttop.policies.guardian.heirs import (
 from agenttop.policies.guardian.inheritance import Inherited
 from agenttop.policies.guardian.journal import NAME, Hold, Journal, Key, aside, load, put_aside
 from agenttop.policies.guardian.outcome import Outcome, failed, left_alone, plain, restored, shown
-from agenttop.policies.knobs.base import KNOBS, UNPINNED, replace
+from agenttop.policies.knobs import KNOBS, replace
+from agenttop.policies.knobs.base import UNPINNED
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
 
 __all__ = ["THREAD_KINDS", "Outcome", "left_alone", "recover", "release_heirs", "undo", "undo_all"]

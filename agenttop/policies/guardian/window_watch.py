@@ -20,7 +20,8 @@ from collections.abc import Iterable
 
 from agenttop.collectors.bpf.read.ring_buffer import Ring
 from agenttop.policies.guardian.outcome import words
-from agenttop.policies.knobs.base import KNOBS, RESUME_LATENCY, Change, KnobError, reason
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import RESUME_LATENCY, Change, KnobError, reason
 
 Key = tuple[str, str]
 

@@ -51,10 +51,6 @@ class Change(NamedTuple):
         """What is written, whoever writes it."""
         return (self.kind, self.target)
 
-    def line(self) -> str:
-        """For people: ``affinity of tid 123 (name): 0-1 -> 1``."""
-        return f"{KNOBS[self.kind].label(self.target)}: {self.before} -> {self.after}"
-
 
 class Knob(Protocol):
     """How one kind of setting is read, written and compared."""
@@ -388,23 +384,3 @@ class Affinity:
 RESUME_LATENCY = ResumeLatency()
 CPU_LATENCY = CpuLatency()
 AFFINITY = Affinity()
-
-KNOBS: dict[str, Knob] = {
-    "pm_qos": RESUME_LATENCY,
-    "cpu_latency": CPU_LATENCY,
-    "affinity": AFFINITY,
-}
-
-
-def replace(kind: str, target: str, current: str, value: str) -> bool:
-    """Write ``value`` unless the knob has changed since ``current`` was read.
-
-    Returns False if it has, as far as that can be seen without a pause; raises KnobError.
-    """
-    if kind == "affinity":
-        return AFFINITY.replace(target, current, value)
-    KNOBS[kind].write(target, value)
-    return True
-
-
-# At the end, because they need what is above: they add their kinds to KNOBS.

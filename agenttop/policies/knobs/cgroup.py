@@ -18,7 +18,7 @@ import re
 
 from agenttop.linux import whole_file
 from agenttop.linux.cgroup_mounts import cgroup2_mount, cgroup_mounts
-from agenttop.policies.knobs.base import KNOBS, cpu_set, parse_cpus, reason
+from agenttop.policies.knobs.base import Knob, cpu_set, parse_cpus, reason
 from agenttop.policies.knobs.files import FileKnob
 
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.A)
@@ -178,6 +178,7 @@ def _cpus(text: str) -> frozenset[int]:
 CPU = {1: Cpu(1), 2: Cpu(2)}
 CPUSET = {1: CpuSet(1), 2: CpuSet(2)}
 
-for _version in (1, 2):
-    KNOBS[f"cpu{_version}"] = CPU[_version]
-    KNOBS[f"cpuset{_version}"] = CPUSET[_version]
+CGROUP_KNOBS: dict[str, Knob] = {
+    **{f"cpu{version}": knob for version, knob in CPU.items()},
+    **{f"cpuset{version}": knob for version, knob in CPUSET.items()},
+}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from agenttop.policies.knobs.base import KNOBS, sys_root
+from agenttop.policies.knobs.base import sys_root
 from agenttop.policies.knobs.files import FileKnob
 
 _TARGET = re.compile(r"policy\d{1,5}/(scaling_min_freq|energy_performance_preference)", re.A)
@@ -39,4 +39,3 @@ class CpuFreq(FileKnob):
 
 
 CPUFREQ = CpuFreq()
-KNOBS["cpufreq"] = CPUFREQ

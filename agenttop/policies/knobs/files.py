@@ -25,8 +25,8 @@ import re
 from agenttop.linux import whole_file
 from agenttop.linux.cgroup_mounts import cgroup2_mount, proc_root
 from agenttop.policies.knobs.base import (
-    KNOBS,
     Affinity,
+    Knob,
     KnobError,
     cpu_set,
     parse_cpus,
@@ -371,13 +371,11 @@ NETDEV = NetDevice()
 BLOCKDEV = BlockDevice()
 CGROUP = Cgroup()
 
-KNOBS.update(
-    {
-        "irq_affinity": IRQ_AFFINITY,
-        "kthread": KERNEL_THREAD,
-        "sysctl": SYSCTL,
-        "netdev": NETDEV,
-        "blockdev": BLOCKDEV,
-        "cgroup": CGROUP,
-    }
-)
+FILE_KNOBS: dict[str, Knob] = {
+    "irq_affinity": IRQ_AFFINITY,
+    "kthread": KERNEL_THREAD,
+    "sysctl": SYSCTL,
+    "netdev": NETDEV,
+    "blockdev": BLOCKDEV,
+    "cgroup": CGROUP,
+}

@@ -15,7 +15,7 @@ import re
 import struct
 from ctypes import CDLL, c_long, create_string_buffer, get_errno
 
-from agenttop.policies.knobs.base import KNOBS, KnobError, split_thread, thread_stat
+from agenttop.policies.knobs.base import KnobError, split_thread, thread_stat
 
 #: arch/x86/entry/syscalls/syscall_64.tbl
 _SCHED_SETATTR, _SCHED_GETATTR = 314, 315
@@ -274,4 +274,3 @@ THREAD_KNOBS: dict[str, ThreadKnob] = {
     "sched_policy": SCHED_POLICY,
     "ioprio": IO_PRIORITY,
 }
-KNOBS.update(THREAD_KNOBS)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from agenttop.linux import paths
 from agenttop.policies.base import Agent, Key, Settings
-from agenttop.policies.knobs.base import KNOBS, KnobError, cpu_set, parse_cpus, thread_stat
+from agenttop.policies.knobs import KNOBS
+from agenttop.policies.knobs.base import KnobError, cpu_set, parse_cpus, thread_stat
 
 #: The scheduler's scale of utilization, SCHED_CAPACITY_SCALE.
 CAPACITY = 1024

@@ -92,7 +92,7 @@ def compile_text(module: Any, text: str, maps: Sequence[str], programs: Sequence
     the whole time. So it sees a value of one number, and gives the map that
     size; ``layout.VALUE_SIZES`` has the real one.
     """
-    os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parent / "shim")
+    os.environ["BCC_KERNEL_SOURCE"] = str(Path(__file__).parents[1] / "shim")
     done = module.BPF(text=text, cflags=["-Wno-everything"])
     fds = {name: int(module.lib.bpf_table_fd(done.module, name.encode())) for name in maps}
     places = {fd: place for place, fd in enumerate(fds.values())}
