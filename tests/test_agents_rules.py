@@ -148,7 +148,7 @@ NOT_AGENTS = [
     "agenttop demo",
     "agenttop snapshot --agent comm:loop",
     "/venv/bin/python /venv/bin/agenttop live",
-    "python -m agenttop.engine.loop",
+    "python -m agenttop.engine",
     "python -m agenttop serve",
 ]
 

@@ -66,10 +66,10 @@ def test_agenttops_own_processes_are_known_by_their_tree_not_by_name(
     tree.process(23, "/venv/bin/python -m agenttop loop", ppid=21, comm="voice")
     tree.process(24, "sha1sum /dev/zero", ppid=21)
     # A stranger's, by a name that agenttop's own have.
-    tree.process(30, "python -m agenttop.engine.loop", ppid=10)
+    tree.process(30, "python -m agenttop.engine", ppid=10)
     assert agents() == {20: ("claude", (20,)), 23: ("voice", (23,))}
     assert {21, 22, 25}.isdisjoint(agents("comm:python"))
-    assert 30 in agents("cmd:agenttop.engine.loop")
+    assert 30 in agents("cmd:agenttop.engine")
 
 
 def test_this_process_is_never_an_agent(tree: Tree) -> None:

@@ -63,7 +63,7 @@ def test_with_bpf_there_are_chains_or_the_reason_and_what_helps(most: int, opene
 
 def test_the_soft_limit_is_raised_first() -> None:
     code = (
-        "import resource; from agenttop import descriptors;"
+        "import resource; from agenttop.linux import descriptors;"
         "descriptors.raise_limit(); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     done = subprocess.run(

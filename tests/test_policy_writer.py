@@ -26,7 +26,7 @@ PRESSURE = Path("/proc/sys/vm/vfs_cache_pressure")
 #: Takes the lock with the state directory argv[1], says so, and holds it until stdin ends.
 HOLDER = """
 import sys
-from agenttop.policies import lock
+from agenttop.policies.guardian import lock
 try:
     held = lock.acquire(sys.argv[1])
 except (lock.LockedError, lock.JournalError) as error:
@@ -220,11 +220,12 @@ def test_a_user_cannot_hold_it(tmp_path: Path, namespaces: int) -> None:
     """Whatever it locks."""
     script = f"""
 import fcntl, os, sys
-from agenttop.policies import kernelfs, machine
+from agenttop.linux import kernel_filesystems
+from agenttop.policies.guardian import machine
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
-kernelfs.syscall(272, {namespaces})  # unshare(2)
+kernel_filesystems.syscall(272, {namespaces})  # unshare(2)
 held = []
 for path in ("/sys/kernel/tracing", "/sys/kernel/debug", machine.PID_NS, "/proc", "/sys"):
     try:
