@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from agenttop.errors import UserError
-from agenttop.store.admission import ImplausibleError
+from agenttop.stream.admission import ImplausibleError
 from agenttop.stream.framing import StreamError
 from agenttop.stream.recording import MAGIC, Header
 from bench import fuzz_frames

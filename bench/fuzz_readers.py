@@ -22,12 +22,12 @@ from agenttop.report.builder import build
 from agenttop.report.formats import html, markdown, text
 from agenttop.report.time_blocks import Blocks
 from agenttop.screens.app import AgentTop
-from agenttop.store.admission import Checker
+from agenttop.store.replayed import still
 from agenttop.store.store import Store
 from agenttop.store.toggles import attach
+from agenttop.stream.admission import Checker
 from agenttop.stream.framing import Decoder, StreamError
 from agenttop.stream.recording import MAX_DECODED, MAX_SAMPLE
-from agenttop.stream.replay import still
 from agenttop.stream.size_estimate import MalformedError, Scale, TooHeavyError
 from agenttop.view.options import ViewOptions
 

@@ -15,20 +15,21 @@ import msgspec
 from agenttop.agents.patterns import Pattern
 from agenttop.agents.program_names import programs
 from agenttop.agents.rules import Rules
+from agenttop.commands.arguments import count, number
 from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.flight.breach_condition import parse as condition
 from agenttop.linux import process
-from agenttop.model.options import causes_of, count, number
+from agenttop.model.options import causes_of
 from agenttop.model.sample import Command, Failure
 from agenttop.policies import bundles, catalog
 from agenttop.render.columns import sort_key
 from agenttop.render.snapshot_text import Layout, report
 from agenttop.step import _made
+from agenttop.store.replayed import measured, still
 from agenttop.store.store import Store
 from agenttop.stream.framing import Decoder, StreamError
 from agenttop.stream.recording import MAGIC, Header, Recording
-from agenttop.stream.replay import measured, still
 from agenttop.text import figures as shown
 from bench import fuzz_frames
 from bench.fuzz_frames import HOSTILE, damaged

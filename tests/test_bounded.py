@@ -16,8 +16,8 @@ import pytest
 
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
-from agenttop.linux import memory_limit
 from agenttop.model.vocabulary import MEASURES, STAGES
+from agenttop.stream import memory_limit
 from agenttop.stream.recording import MAGIC, Header, Writer
 from tests.synth import Synth
 
@@ -139,7 +139,7 @@ def test_beyond_the_bound_is_a_line_and_the_bound_goes() -> None:
 _SHOWN = """
 import sys
 from pathlib import Path
-from agenttop.linux import memory_limit as bounded
+from agenttop.stream import memory_limit as bounded
 from agenttop.errors import UserError
 from agenttop.stream.replay import Replay
 from agenttop.store.store import Store

@@ -19,9 +19,9 @@ from agenttop.flight.breach_watch import APART_NS, MOST_DUMPS, Breach, Ring, Wat
 from agenttop.flight.perfetto_trace import trace
 from agenttop.model.sample import Command, Event, Sample
 from agenttop.model.snapshot import Agent
+from agenttop.store.replayed import measured, still
 from agenttop.store.store import Store
 from agenttop.stream.recording import Recording
-from agenttop.stream.replay import measured, still
 from tests.engines import needs_bpf
 from tests.loops import loop
 from tests.screen_rig import rig

@@ -20,8 +20,7 @@ from agenttop.stats.before_after import (
     change,
     student,
 )
-from agenttop.stats.permutation_test import ERROR_RATE, MOST, Sides, compare, exchanges
-from agenttop.trial.plan import MIN_ROUNDS
+from agenttop.stats.permutation_test import ERROR_RATE, MIN_ROUNDS, MOST, Sides, compare, exchanges
 from tests.synth import buckets_of
 
 

@@ -13,7 +13,8 @@ from hdrh.histogram import HdrHistogram
 
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import SLOWPATH_STAGES, STAGES
-from agenttop.render.snapshot_json import encode, schema
+from agenttop.render.json_schema import schema
+from agenttop.render.snapshot_json import encode
 from agenttop.store.store import Store
 from tests.synth import Synth
 

@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 
+from agenttop.model.row_layout import MOST_NAMES as MOST
 from agenttop.model.sample import Histogram, MarkCounters, NamedCounters, Sample
 from agenttop.model.snapshot import Agent, Snapshot
 from agenttop.render import snapshot_text
 from agenttop.render.snapshot_json import encode
 from agenttop.stats.histogram import BUCKETS, EDGES
-from agenttop.store.step_names import MOST, OTHER
+from agenttop.store.step_names import OTHER
 from agenttop.store.store import Store
 from tests.synth import Synth
 

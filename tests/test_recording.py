@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from agenttop import cli
 from agenttop.collectors.bpf import layout
 from agenttop.errors import UserError
+from agenttop.model.row_layout import CAUSE_ANNEXES as ANNEXES
 from agenttop.model.sample import (
     Activity,
     AgentCounters,
@@ -32,8 +33,10 @@ from agenttop.model.sample import (
     Sample,
 )
 from agenttop.render.snapshot_text import Layout, report
-from agenttop.store import admission
-from agenttop.store.admission import (
+from agenttop.store.replayed import measured, still
+from agenttop.store.store import Store
+from agenttop.stream import admission, recording
+from agenttop.stream.admission import (
     IN_ADVANCE,
     MOST_AGENTS,
     MOST_CPUS,
@@ -42,12 +45,8 @@ from agenttop.store.admission import (
     Checker,
     ImplausibleError,
 )
-from agenttop.store.cause_sums import ANNEXES
-from agenttop.store.store import Store
-from agenttop.stream import recording
 from agenttop.stream.framing import encode
 from agenttop.stream.recording import MAGIC, Header, Recording, Writer
-from agenttop.stream.replay import measured, still
 from tests.synth import Synth
 
 

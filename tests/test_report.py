@@ -20,7 +20,7 @@ from agenttop import cli
 from agenttop.model.histogram_layout import LAST_NS
 from agenttop.model.sample import Budget, Command, Sample
 from agenttop.model.vocabulary import STAGES
-from agenttop.render.snapshot_json import schema
+from agenttop.render.json_schema import schema
 from agenttop.report import time_blocks as cutting
 from agenttop.report.builder import build
 from agenttop.report.estimate import percentile, quotient, ratio_of_sums
@@ -28,10 +28,11 @@ from agenttop.report.figure_text import said
 from agenttop.report.formats import html, markdown, plots, text
 from agenttop.report.model import Answer, Point, Report
 from agenttop.report.questions import QUESTIONS
+from agenttop.report.schema import REPORT
 from agenttop.report.time_blocks import Blocks
 from agenttop.stats.histogram import BUCKETS, bucket_of
+from agenttop.store.replayed import still
 from agenttop.store.snapshot_builder import Named
-from agenttop.stream.replay import still
 from tests.synth import PROFILES, Synth, replace
 from tests.test_recording import framed, written
 
@@ -252,7 +253,7 @@ def test_a_report_tells_of_the_same_losses_as_a_snapshot() -> None:
 
 
 def test_json_is_what_its_schema_says(report: Report) -> None:
-    rules = schema("report")
+    rules = schema(REPORT)
     jsonschema.Draft202012Validator.check_schema(rules)
     validator = jsonschema.Draft202012Validator(rules)
     data = json.loads(msgspec.json.encode(report))

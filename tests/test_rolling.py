@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agenttop.model.row_layout import BLOCK
 from agenttop.model.sample import Histogram
 from agenttop.stats import histogram
 from agenttop.stats.sparse_counts import Cells
-from agenttop.store.windows import BLOCK, Cumulative, Figures, Ints, estimated, unpack
+from agenttop.store.windows import Cumulative, Figures, Ints, estimated, unpack
 from agenttop.store.windows import figures as of_cells
 
 VALUES = st.lists(

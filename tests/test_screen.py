@@ -639,7 +639,7 @@ async def test_themes_are_walked_and_a_broken_one_is_told(
         seen = []
         for _ in range(4):
             await made.press("t")
-            seen.append(made.view.palette.theme.name)
+            seen.append(made.view.appearance.theme.name)
         assert seen == ["light", "high-contrast", "ansi16", "dark"]
 
 

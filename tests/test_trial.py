@@ -15,10 +15,11 @@ import pytest
 from agenttop.collectors.procfs.energy import Energy
 from agenttop.commands.trial_run import report
 from agenttop.model.sample import Budget, Command, Effect, Host, IdleState
+from agenttop.stats.permutation_test import MIN_ROUNDS
 from agenttop.store.power import power
 from agenttop.store.store import Store
 from agenttop.store.toggles import SETTLE_NS, History, attach, blocks, counts, deeper
-from agenttop.trial.plan import LABELS, MIN_ROUNDS, Plan
+from agenttop.trial.plan import LABELS, Plan
 from agenttop.trial.trial import Result, Trial
 from tests.engines import needs_bpf
 from tests.loops import loop

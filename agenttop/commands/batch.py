@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from agenttop.commands import session as headless
+from agenttop.commands.arguments import engine_options
 from agenttop.config import theme_file
 from agenttop.flight.breach_watch import Breach
-from agenttop.model.options import engine_options
 from agenttop.render.columns import sort_help, sort_key
 from agenttop.render.snapshot_text import Layout, report, terminal_width
 from agenttop.store.store import Store

@@ -14,11 +14,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agenttop.commands import live, session
+from agenttop.commands import arguments, live, session
 from agenttop.commands.snapshot import FORMATS, Wanted, measure
 from agenttop.config import output_file
 from agenttop.errors import UserError
-from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.model.vocabulary import LEVELS
 from agenttop.render.columns import sort_help
@@ -35,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--for",
         dest="for_s",
-        type=options.number(0.1, LIMIT_S),
+        type=arguments.number(0.1, LIMIT_S),
         metavar="SECONDS",
         help=f"end after that long ({SNAPSHOT_S:g} without a terminal; else when the screen is"
         f" quit, at most {LIMIT_S:,})",
@@ -51,12 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="FILE", help="no screen: measure, then write there")
     add("--level", choices=LEVELS, default="lite", help="(%(default)s)")
     add("--no-bpf", action="store_true", help="without BPF: only what /proc and /sys tell")
-    options.add_causes(parser)
+    arguments.add_causes(parser)
     add("--readonly", action="store_true", help="policies can be looked at but not switched")
-    options.add_policy_settings(parser)
+    arguments.add_policy_settings(parser)
     add("--theme", metavar="NAME", help="of the screen, or of an svg")
     add("--ascii", action="store_true", help="plain ASCII only")
-    options.add_sort(parser)
+    arguments.add_sort(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from agenttop.policies.catalog import parse_set
 
-    options.check_bpf(args)
+    arguments.check_bpf(args)
     args.settings = parse_set(args.set)
     screen = args.format is None and args.output is None and live.on_terminal(os.environ)
     if screen:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from agenttop.commands import arguments
 from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
-from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.render.columns import sort_help, sort_key
 from agenttop.view.options import ViewOptions
@@ -35,25 +35,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--ascii", action="store_true", help="plain ASCII only")
     add("--no-mouse", action="store_true", help="leave the mouse to the terminal")
     add("--readonly", action="store_true", help="policies can be looked at but not switched")
-    options.add_window(group)  # type: ignore[arg-type]
-    options.add_sort(group)  # type: ignore[arg-type]
+    arguments.add_window(group)  # type: ignore[arg-type]
+    arguments.add_sort(group)  # type: ignore[arg-type]
     batch = parser.add_argument_group("without a screen")
     batch.add_argument("-b", "--batch", action="store_true", help="text, a block per update")
     batch.add_argument(
         "-n",
         "--iterations",
-        type=options.count(1, 1_000_000_000),
+        type=arguments.count(1, 1_000_000_000),
         metavar="N",
         help="with -b: end after N updates",
     )
-    options.add_engine(parser)
-    breach_watch.add(parser)
+    arguments.add_engine(parser)
+    arguments.add_breach(parser)
     parser.add_argument(
         "-p",
         "--pid",
         action="append",
         default=[],
-        type=options.count(1, 1 << 22),
+        type=arguments.count(1, 1 << 22),
         metavar="PID",
         help="short for --agent pid:PID (repeatable)",
     )
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         window_s=args.window,
         breach=breach_watch.Breach.of(args),
     )
-    return show(options.engine_options(args), view=view)
+    return show(arguments.engine_options(args), view=view)
 
 
 def on_terminal(environ: Mapping[str, str]) -> bool:

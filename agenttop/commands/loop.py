@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from agenttop.commands.arguments import count, number
 from agenttop.errors import UserError
-from agenttop.model.options import count, number
 from agenttop.workloads.cause_makers import ASIDE, MAKERS, READS
 from agenttop.workloads.exact_stats import Figures, Result
 from agenttop.workloads.gates import PACED, SOURCES, TABLE, Plan

@@ -13,8 +13,8 @@ import msgspec
 
 from agenttop.commands import policy_apply, policy_status, policy_trial
 from agenttop.commands.agent_source import looking
+from agenttop.commands.arguments import add_agents, add_policy_settings
 from agenttop.errors import UserError
-from agenttop.model.options import add_agents, add_policy_settings
 from agenttop.policies import bundles, catalog
 from agenttop.policies.builtin.window import DURING, Window
 from agenttop.policies.catalog import parse_set

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from agenttop.commands.agent_source import Look, looking
+from agenttop.commands.arguments import number
 from agenttop.errors import UserError
 from agenttop.linux import signals
-from agenttop.model.options import number
 from agenttop.model.sample import Budget, Event
 from agenttop.policies import bundles
 from agenttop.policies.base import Targets

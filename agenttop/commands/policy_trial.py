@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 
-from agenttop.model import options
-from agenttop.trial.plan import BLOCK_S, MIN_ROUNDS, ROUNDS, SETTLE_S, Plan
+from agenttop.commands import arguments
+from agenttop.model.options import EngineOptions
+from agenttop.stats.permutation_test import MIN_ROUNDS
+from agenttop.trial.plan import BLOCK_S, ROUNDS, SETTLE_S, Plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,29 +22,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("name", nargs="+", metavar="NAME", help="policies and bundles that are switched together")
     add(
         "--rounds",
-        type=options.count(1, 1000),
+        type=arguments.count(1, 1000),
         default=ROUNDS,
         metavar="N",
         help=f"rounds of three blocks; {MIN_ROUNDS} are needed for a verdict (%(default)s)",
     )
     add(
         "--block",
-        type=options.number(0.5, 3600),
+        type=arguments.number(0.5, 3600),
         default=BLOCK_S,
         metavar="SECONDS",
         help="length of a block (%(default)g)",
     )
     add(
         "--settle",
-        type=options.number(0.1, 600),
+        type=arguments.number(0.1, 600),
         default=SETTLE_S,
         metavar="SECONDS",
         help="discarded before each block (%(default)g)",
     )
-    add("--seed", type=options.count(0, 1 << 31), metavar="N", help="repeats an order of blocks")
+    add("--seed", type=arguments.count(0, 1 << 31), metavar="N", help="repeats an order of blocks")
     add("--json", action="store_true", help="print one JSON object")
-    options.add_policy_settings(parser)
-    options.add_agents(parser)
+    arguments.add_policy_settings(parser)
+    arguments.add_agents(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     # numpy and all that measures load only now.
     from agenttop.commands import session, trial_run
 
-    engine = options.EngineOptions(
+    engine = EngineOptions(
         agent_patterns=list(args.agent),
         agents_file=args.agents,
         delay_s=trial_run.delay_s(plan),

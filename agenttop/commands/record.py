@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from agenttop.commands import arguments
 from agenttop.commands import session as headless
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
 from agenttop.linux import signals
-from agenttop.model import options
+from agenttop.model.options import EngineOptions
 from agenttop.store.store import Store
 from agenttop.stream.recording import Writer, create
 from agenttop.text.figures import count, duration
@@ -39,18 +40,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="for_s",
-        type=options.number(0.1, 10_000_000),
+        type=arguments.number(0.1, 10_000_000),
         metavar="SECONDS",
         help="how long (until Ctrl-C)",
     )
     switching.add(parser)
-    options.add_engine(parser)
-    breach_watch.add(parser)
+    arguments.add_engine(parser)
+    arguments.add_breach(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Record until the time is over, Ctrl-C or a signal. Raises UserError."""
-    engine = options.engine_options(args)
+    engine = arguments.engine_options(args)
     if args.for_s is not None:
         engine.delay_s = min(engine.delay_s, args.for_s)
     switched = Switching.of(args.switch, args.for_s, engine)
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def record(
     file: BinaryIO,
-    engine: options.EngineOptions,
+    engine: EngineOptions,
     switched: Switching | None,
     seconds: float | None,
     watched: breach_watch.Breach | None = None,
@@ -98,7 +99,7 @@ def record(
                 with whole():
                     writer.add(sample)
                 last_ns = sample.t_ns
-                if started is None and headless.measures(store.host):
+                if started is None and (store.host is not None and store.host.settled):
                     started = last_ns
                 if started is None:
                     continue

@@ -9,9 +9,8 @@ import argparse
 import os
 from dataclasses import replace
 
-from agenttop.commands import live
+from agenttop.commands import arguments, live
 from agenttop.config import theme_file
-from agenttop.model import options
 from agenttop.render.columns import sort_help
 from agenttop.view.options import ViewOptions
 
@@ -20,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", metavar="FILE", help="what agenttop record wrote")
     parser.add_argument(
         "--speed",
-        type=options.number(0.01, 10_000),
+        type=arguments.number(0.01, 10_000),
         default=1.0,
         metavar="N",
         help="N times as fast as it came (%(default)g)",
@@ -29,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--theme", metavar="NAME|FILE", help=f"{', '.join(theme_file.BUILTIN)}, or one of your own")
     add("--ascii", action="store_true", help="plain ASCII only")
     add("--no-mouse", action="store_true", help="leave the mouse to the terminal")
-    options.add_window(parser)
-    options.add_sort(parser)
+    arguments.add_window(parser)
+    arguments.add_sort(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from agenttop.commands import arguments
 from agenttop.commands import session as headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
-from agenttop.model import options
+from agenttop.model.options import EngineOptions
 from agenttop.trial import switching
 from agenttop.trial.switching import Switching
 
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="for_s",
-        type=options.number(1, 10_000_000),
+        type=arguments.number(1, 10_000_000),
         metavar="SECONDS",
         help=f"how long to measure ({SECONDS:g}; of a recording: all of it)",
     )
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", help="write there instead, when all is done"
     )
     switching.add(parser)
-    options.add_engine(parser)
+    arguments.add_engine(parser)
     # The questions ask for them: all, unless others (or off) are asked for.
     parser.set_defaults(causes=_ALL)
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.recording is not None:
         if args.switch:
             raise UserError("--switch is for a measurement, not for a recording")
-        options.refuse_measuring(args, causes=_ALL)
+        arguments.refuse_measuring(args, causes=_ALL)
         return headless.quietly(
             lambda: _deliver(_of_recording(args.recording, args.for_s, args.format), output)
         )
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.causes == _ALL:
         # All of them, those that tax every system call too: they are what questions ask for.
         args.causes = "off" if args.no_bpf else "full"
-    engine = options.engine_options(args)
+    engine = arguments.engine_options(args)
     switched = Switching.of(args.switch, seconds, engine)
     return headless.quietly(
         lambda: _deliver(_measured(engine, switched, seconds, args.format), output)
@@ -84,7 +85,7 @@ def _deliver(body: bytes, output: Path | None) -> int:
 
 
 def _measured(
-    engine: options.EngineOptions, switched: Switching | None, seconds: float, form: str
+    engine: EngineOptions, switched: Switching | None, seconds: float, form: str
 ) -> bytes:
     from agenttop.report.time_blocks import Blocks
 
@@ -106,10 +107,10 @@ def _measured(
 
 
 def _of_recording(path: str, seconds: float | None, form: str) -> bytes:
-    from agenttop.linux import memory_limit
     from agenttop.report.time_blocks import Blocks
+    from agenttop.store.replayed import measured, still
+    from agenttop.stream import memory_limit
     from agenttop.stream.recording import Recording
-    from agenttop.stream.replay import measured, still
 
     blocks = Blocks(still)
     with Recording(path) as recording, memory_limit.memory(recording.name):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Final
+
+DOCUMENTS: Final = ("snapshot", "report")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from agenttop.render.snapshot_json import DOCUMENTS
-
     parser.add_argument(
         "document", nargs="?", choices=DOCUMENTS, default=DOCUMENTS[0], help="(%(default)s)"
     )
@@ -16,7 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
-    from agenttop.render.snapshot_json import schema
+    from agenttop.render.json_schema import SNAPSHOT, schema
+    from agenttop.report.schema import REPORT
 
-    print(json.dumps(schema(args.document), indent=2))
+    print(json.dumps(schema(REPORT if args.document == "report" else SNAPSHOT), indent=2))
     return 0

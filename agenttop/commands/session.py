@@ -15,11 +15,9 @@ from agenttop.errors import UserError
 from agenttop.flight.breach_watch import Breach, Watcher
 from agenttop.linux.readiness import readable
 from agenttop.model.options import EngineOptions
-from agenttop.model.sample import CAUSES_LOADING, Command, Failure, Host, Message, Sample
+from agenttop.model.sample import CAUSES_LOADING, Command, Failure, Message, Sample
 from agenttop.store.store import Store
 
-#: host.missing["chains"] while the engine still loads its BPF programs.
-LOADING: Final = "loading"
 #: An engine that says nothing for so long (beyond its delay) hangs.
 SILENCE_S: Final = 60.0
 #: After which time a signal whose exception was dropped comes again.
@@ -156,14 +154,9 @@ class Session:
         """Wait until chains and causes are measured, or it is known that they cannot be."""
         for sample in samples:
             loading = any(cause.reason == CAUSES_LOADING for cause in sample.causes)
-            if measures(self.store.host) and not loading:
+            if (self.store.host is not None and self.store.host.settled) and not loading:
                 return sample
         raise UserError("the engine ended before it measured anything")
-
-
-def measures(host: Host | None) -> bool:
-    """Is the kernel side loaded, or is it known that it cannot be?"""
-    return host is not None and not host.missing.get("chains", "").startswith(LOADING)
 
 
 def own_cpu_ns() -> int:

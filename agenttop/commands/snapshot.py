@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Final
 
+from agenttop.commands import arguments
 from agenttop.commands import session as headless
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
-from agenttop.model import options
 from agenttop.model.options import EngineOptions
 from agenttop.model.snapshot import Snapshot
 from agenttop.render.columns import sort_help, sort_key
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="for_s",
-        type=options.number(0.1, 86_400),
+        type=arguments.number(0.1, 86_400),
         metavar="SECONDS",
         help=f"how long to measure ({SECONDS:g}; of a recording: all of it)",
     )
@@ -52,9 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--theme", metavar="NAME|FILE", help="of an svg (dark)")
     parser.add_argument("--ascii", action="store_true", help="text in plain ASCII")
-    options.add_sort(parser)
-    options.add_engine(parser)
-    breach_watch.add(parser)
+    arguments.add_sort(parser)
+    arguments.add_engine(parser)
+    arguments.add_breach(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
     wanted = Wanted.of(args)
     recording = getattr(args, "recording", None)
     if recording is not None:
-        options.refuse_measuring(args)
+        arguments.refuse_measuring(args)
         if getattr(args, "on_breach", None):
             raise UserError("--on-breach is for a measurement, not for a recording")
         seconds = getattr(args, "for_s", None)
         return headless.quietly(lambda: deliver(of_recording(recording, wanted, seconds), wanted))
-    engine = options.engine_options(args)
+    engine = arguments.engine_options(args)
     # A sample at the end of the time, however short it is.
     engine.delay_s = min(engine.delay_s, wanted.seconds)
     if wanted.output is not None:
@@ -158,9 +158,9 @@ def measure(
 
 def of_recording(path: str, wanted: Wanted, seconds: float | None) -> bytes:
     """The same of a recording, over its first seconds or all of it. Raises UserError."""
-    from agenttop.linux import memory_limit
+    from agenttop.store.replayed import measured, still, whole
+    from agenttop.stream import memory_limit
     from agenttop.stream.recording import Recording
-    from agenttop.stream.replay import measured, still, whole
 
     store = Store(clock=still) if wanted.format == "svg" else whole()
     if wanted.format == "svg":

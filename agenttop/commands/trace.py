@@ -12,12 +12,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from agenttop.commands import arguments
 from agenttop.commands import session as headless
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.flight.perfetto_trace import trace
 from agenttop.flight.recorder import Flight
-from agenttop.model import options
+from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Host, Sample
 from agenttop.store.store import Store
 from agenttop.text.figures import clean, count
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="for_s",
-        type=options.number(0.1, 86_400),
+        type=arguments.number(0.1, 86_400),
         metavar="SECONDS",
         help=f"how long to record ({SECONDS:g}; of a recording: all of it)",
     )
@@ -40,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="of a recording (agenttop record, or a breach) instead of measuring now",
     )
-    options.add_engine(parser)
+    arguments.add_engine(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.output:
         raise UserError("-o '': the name of a file is wanted")
     if args.recording is not None:
-        options.refuse_measuring(args)
+        arguments.refuse_measuring(args)
     output = Path(args.output)
     output_file.check(output)
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if args.recording is not None:
             flight, body = of_recording(args.recording, args.for_s)
         else:
-            flight = of_now(options.engine_options(args), args.for_s or SECONDS)
+            flight = of_now(arguments.engine_options(args), args.for_s or SECONDS)
             body = trace(flight)
         output_file.write(output, body)
         agents = len({step.agent for step in flight.steps})
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return headless.quietly(work)
 
 
-def of_now(engine: options.EngineOptions, seconds: float) -> Flight:
+def of_now(engine: EngineOptions, seconds: float) -> Flight:
     """What an engine tells within the time. Raises UserError, also where there are no chains."""
     engine.delay_s = min(engine.delay_s, seconds)
     store = Store()
@@ -87,9 +88,9 @@ def of_recording(path: str, seconds: float | None) -> tuple[Flight, bytes]:
 
     Raises UserError.
     """
-    from agenttop.linux import memory_limit
+    from agenttop.store.replayed import measured, whole
+    from agenttop.stream import memory_limit
     from agenttop.stream.recording import Recording
-    from agenttop.stream.replay import measured, whole
 
     store = whole()
     with Recording(path) as recording, memory_limit.memory(recording.name):

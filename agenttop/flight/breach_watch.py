@@ -24,7 +24,6 @@ from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.flight.breach_condition import Condition, parse
 from agenttop.linux import paths
-from agenttop.model import options
 from agenttop.model.sample import Command, Event, Host, Sample
 from agenttop.model.snapshot import Agent, Snapshot
 from agenttop.stream.recording import Writer
@@ -66,29 +65,6 @@ class Breach:
         directory = Path(args.breach_dir) if args.breach_dir else (state or Path()) / "breaches"
         check(directory)
         return cls(conditions, args.breach_keep, directory)
-
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """``--on-breach`` and what belongs to it."""
-    group = parser.add_argument_group("flight recorder")
-    group.add_argument(
-        "--on-breach",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="write the last seconds to a file when it comes true: [AGENT:][step|slowpath "
-        "]p50|p99|p999>DURATION, as 'p99>2ms' (repeatable)",
-    )
-    group.add_argument(
-        "--breach-keep",
-        type=options.number(1, 3600),
-        default=KEEP_S,
-        metavar="SECONDS",
-        help="at least so many of them (%(default)g)",
-    )
-    group.add_argument(
-        "--breach-dir", metavar="DIR", help="write there ($XDG_STATE_HOME/agenttop/breaches)"
-    )
 
 
 def check(directory: Path) -> None:

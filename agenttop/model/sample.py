@@ -22,6 +22,8 @@ from agenttop.step import CLASSES
 STREAM_VERSION = 1
 
 #: CauseState.reason of one that is wanted, until its programs are in the kernel.
+#: How host.missing["chains"] begins while the engine loads its BPF programs.
+LOADING = "loading"
 CAUSES_LOADING = "its programs are being loaded"
 
 Level = Literal["lite", "full"]
@@ -66,6 +68,11 @@ class Host(Struct):
     #: One line that says what would unlock the rest, or None when nothing is missing.
     banner: str | None = None
     stream_version: int = STREAM_VERSION
+
+    @property
+    def settled(self) -> bool:
+        """Whether the kernel side is loaded, or is known not to be possible here."""
+        return not self.missing.get("chains", "").startswith(LOADING)
 
 
 # --------------------------------------------------------------------------- counters

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from agenttop.model.row_layout import BLOCK
 from agenttop.model.sample import (
     AgentCounters,
     Budget,
@@ -32,7 +33,7 @@ from agenttop.store.cause_sums import Caused
 from agenttop.store.snapshot_builder import losses, lost
 from agenttop.store.store import Store
 from agenttop.store.toggles import SETTLE_NS
-from agenttop.store.windows import BLOCK, Ints, Label, Tick
+from agenttop.store.windows import Ints, Label, Tick
 
 #: A block has this length at first, ns; with more blocks than MOST it is doubled.
 FIRST_NS: Final = 1_000_000_000

@@ -37,9 +37,9 @@ from agenttop.store.cpu_heat import HeatHistory
 from agenttop.store.toggles import attach
 from agenttop.stream.framing import StreamError
 from agenttop.text.figures import clean
+from agenttop.view.appearance import Appearance
 from agenttop.view.options import ViewOptions
 from agenttop.view.state import Data, View
-from agenttop.widgets.paint import Palette
 
 #: With so many writes that the terminal has not taken, a tick is not drawn.
 BACKLOG: Final = 4
@@ -97,7 +97,7 @@ class AgentTop(App[None]):
         self.view = View(
             data=data,
             options=options,
-            palette=Palette(first, options.ascii_only, self.no_color),
+            appearance=Appearance(first, options.ascii_only, self.no_color),
             snapshot=snapshot,
             sort=sort,
             inverted=inverted,
@@ -231,7 +231,7 @@ class AgentTop(App[None]):
     def action_theme(self) -> None:
         """The next theme; one that is broken is told and passed over."""
         names = self._theme_names
-        at = names.index(self.view.palette.theme.name) if self._in_list() else -1
+        at = names.index(self.view.appearance.theme.name) if self._in_list() else -1
         for step in range(1, len(names) + 1):
             name = names[(at + step) % len(names)]
             try:
@@ -240,13 +240,13 @@ class AgentTop(App[None]):
                 self._main.tell(str(error), "error")
                 continue
             self._use(theme)
-            self.view.palette = Palette(theme, self.view.options.ascii_only, self.no_color)
+            self.view.appearance = Appearance(theme, self.view.options.ascii_only, self.no_color)
             self._main.repaint()
             self._main.tell(f"theme {theme.title} ({name})")
             return
 
     def _in_list(self) -> bool:
-        return self.view.palette.theme.name in self._theme_names
+        return self.view.appearance.theme.name in self._theme_names
 
     def _use(self, theme: theme_file.Theme) -> None:
         """Tell Textual the ground: all else is painted by the panels themselves."""

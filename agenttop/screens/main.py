@@ -20,6 +20,7 @@ from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import STAGES
 from agenttop.policies.bundles import load_all
 from agenttop.render.columns import COLUMNS
+from agenttop.screens.help import help_rows
 from agenttop.screens.keys import BINDINGS, FOOTER, RESERVED
 from agenttop.screens.popup import Popup
 from agenttop.text.figures import clean
@@ -494,7 +495,7 @@ class Main(Screen[None]):
             Popup(
                 view,
                 "Keys and words",
-                lambda width: detail_rows.help_rows(view, width),
+                lambda width: help_rows(view, width),
                 also_closes="question_mark,f1,h",
             )
         )

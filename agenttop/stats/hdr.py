@@ -8,7 +8,7 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 
 from agenttop.stats.histogram import EDGES, MAX_VALUE_NS
-from agenttop.store.windows import Ints
+from agenttop.stats.sparse_counts import Ints
 
 #: Two significant digits: as fine as our own buckets.
 DIGITS: Final = 2

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from agenttop.model import snapshot as shot
+from agenttop.model.row_layout import BLOCK, CAUSE_ANNEXES
 from agenttop.model.sample import (
     AgentCounters,
     CauseCounters,
@@ -23,15 +24,13 @@ from agenttop.model.sample import (
     Histogram,
 )
 from agenttop.model.vocabulary import CAUSE_NAMES, CAUSES, DETAILS, STAGES
-from agenttop.store.windows import BLOCK, Ints, Label
+from agenttop.store.windows import Ints, Label
 from agenttop.text.cause_labels import label_facts, label_text
 
 #: Sums of a cause: steps, events, ns.
 _SUMS: Final = 3
 #: Behind those of an annex's causes stands, in the first, the time that is explained by stage.
 _EXPLAINED: Final = slice(_SUMS * BLOCK, _SUMS * BLOCK + len(STAGES))
-#: The annexes of an agent.
-ANNEXES: Final = -(-len(CAUSES) // BLOCK)
 _LARGEST: Final = (1 << 63) - 1
 #: Labels of a cause that are kept of an agent: those of the kernel side and one for the rest.
 _MOST_LABELS: Final = 65
@@ -60,7 +59,7 @@ class Caused:
         if not counters.causes:
             return [], []
         if not self.annexes:
-            self.annexes += [slot() for _ in range(ANNEXES)]
+            self.annexes += [slot() for _ in range(CAUSE_ANNEXES)]
         now = _sums(counters, width)
         before = np.zeros_like(now) if self.before is None else self.before
         gained = np.zeros_like(now) if first else np.maximum(now - before, 0)
@@ -112,7 +111,7 @@ class Caused:
 
 
 def _sums(counters: AgentCounters, width: int) -> Ints:
-    rows = [[0] * width for _ in range(ANNEXES)]
+    rows = [[0] * width for _ in range(CAUSE_ANNEXES)]
     for place, name in enumerate(CAUSE_NAMES):
         one = counters.causes.get(name)
         if one is not None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from agenttop.model import snapshot as shot
 from agenttop.model.histogram_layout import LAST_NS
+from agenttop.model.row_layout import BLOCK
 from agenttop.model.sample import (
     Activity,
     AgentCounters,
@@ -38,7 +39,7 @@ from agenttop.model.vocabulary import (
 )
 from agenttop.store.cause_sums import Caused, by_cause, told, unexplained
 from agenttop.store.step_names import MARKS, Names, by_name, deadlines, markers, marks_row
-from agenttop.store.windows import BEYOND, BLOCK, Boundary, Figures, Ints, Sums, beyond, figures
+from agenttop.store.windows import BEYOND, Boundary, Figures, Ints, Sums, beyond, figures
 
 # Places of an agent's scalars.
 _STEPS, _READY, _UNATTRIBUTED, _STEP_SUM, _TAIL_STEPS = range(5)

@@ -14,17 +14,14 @@ from typing import Final
 import numpy as np
 
 from agenttop.model import snapshot as shot
+from agenttop.model.row_layout import BLOCK, MOST_NAMES, NAMES_PER_ANNEX
 from agenttop.model.sample import Histogram, MarkCounters, NamedCounters
 from agenttop.model.vocabulary import STEP_MEASURES
 from agenttop.step import CLASSES
-from agenttop.store.windows import BLOCK, Ints
+from agenttop.store.windows import Ints
 
 #: Shown for the names beyond the limit.
 OTHER: Final = "(other names)"
-#: Names that share an annex.
-PER_ANNEX: Final = BLOCK // len(STEP_MEASURES)
-#: Names kept for an agent at most (the kernel side has 16 and one for the rest).
-MOST: Final = 32
 #: Sums of a name: steps, step_sum_ns, slowpath_sum_ns.
 _SUMS: Final = 3
 _NO_MARKS: Final = MarkCounters()
@@ -66,14 +63,14 @@ class Names:
             )
             lane = self.lanes.get(counters.lane)
             if lane is None:
-                if len(self.lanes) >= MOST:
+                if len(self.lanes) >= MOST_NAMES:
                     continue
                 place = len(self.lanes)
-                if place // PER_ANNEX >= len(self.annexes):
+                if place // NAMES_PER_ANNEX >= len(self.annexes):
                     self.annexes.append(slot())
                 lane = Lane(place, counters, now if first else (0,) * _SUMS)
                 self.lanes[counters.lane] = lane
-            annex = self.annexes[lane.place // PER_ANNEX]
+            annex = self.annexes[lane.place // NAMES_PER_ANNEX]
             row = rows.setdefault(annex, np.zeros(width, dtype=np.int64))
             row[_sums(lane)] = [max(a - b, 0) for a, b in zip(now, lane.before, strict=True)]
             lane.before, lane.last = now, counters
@@ -94,13 +91,13 @@ class Names:
 
     def row(self, lane: Lane, measure: str) -> int:
         """The row of a measure's histogram in Sums.counts."""
-        annex = self.annexes[lane.place // PER_ANNEX]
-        inside = lane.place % PER_ANNEX * len(STEP_MEASURES)
+        annex = self.annexes[lane.place // NAMES_PER_ANNEX]
+        inside = lane.place % NAMES_PER_ANNEX * len(STEP_MEASURES)
         return annex * BLOCK + inside + STEP_MEASURES.index(measure)
 
     def sums(self, lane: Lane, scalars: Sequence[Sequence[int]]) -> list[int]:
         """Steps, and the sums of step and slowpath, out of all slots' scalars."""
-        return list(scalars[self.annexes[lane.place // PER_ANNEX]][_sums(lane)])
+        return list(scalars[self.annexes[lane.place // NAMES_PER_ANNEX]][_sums(lane)])
 
 
 def by_name(
@@ -132,7 +129,7 @@ def by_name(
 
 
 def _sums(lane: Lane) -> slice:
-    start = lane.place % PER_ANNEX * _SUMS
+    start = lane.place % NAMES_PER_ANNEX * _SUMS
     return slice(start, start + _SUMS)
 
 

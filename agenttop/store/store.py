@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from agenttop.model.row_layout import BLOCK
 from agenttop.model.sample import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
@@ -24,7 +25,7 @@ from agenttop.stats.histogram import BUCKETS
 from agenttop.stats.sparse_counts import summed
 from agenttop.store.snapshot_builder import SCALARS, SCHEDSTAT, Owner, View, build, scalars_of
 from agenttop.store.toggles import History
-from agenttop.store.windows import BLOCK, Boundary, Cumulative, Ints, Sums, Tick, figures
+from agenttop.store.windows import Boundary, Cumulative, Ints, Sums, Tick, figures
 
 #: Exemplars shown per agent.
 EXEMPLARS: Final = 16

@@ -16,13 +16,14 @@ from typing import Final
 
 import numpy as np
 
+from agenttop.model.row_layout import BLOCK
 from agenttop.model.sample import Cost, Effect, Host, PolicyStatus
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import MEASURES
 from agenttop.stats.before_after import PERCENTILES, Counts, change
 from agenttop.stats.histogram import BUCKETS
 from agenttop.store.power import power
-from agenttop.store.windows import BLOCK, Boundary, Ints, Tick
+from agenttop.store.windows import Boundary, Ints, Tick
 
 #: What is compared.
 COMPARED: Final = ("slowpath", "step")

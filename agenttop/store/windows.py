@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
+from agenttop.model.row_layout import BLOCK
 from agenttop.model.sample import CpuCounters, Histogram, Trust
-from agenttop.model.vocabulary import MEASURES, SOFTIRQS
 from agenttop.stats.histogram import BUCKETS, EDGES
 from agenttop.stats.sparse_counts import Cells, summed
 from agenttop.stats.sparse_counts import Ints as Ints
@@ -22,9 +22,6 @@ from agenttop.stats.sparse_counts import Ints as Ints
 #: A label of a cause: the cause's name, and the label's words.
 Label = tuple[str, tuple[int, ...]]
 
-#: Histograms of one owner: an agent's measures, or some of its causes, a CPU's softirq vectors,
-#: the idle states (cpuidle has at most 10).
-BLOCK: Final = max(len(MEASURES), len(SOFTIRQS), 10)
 _SLOT_CELLS: Final = BLOCK * BUCKETS
 #: The ratios whose values every Stat carries, as exact fractions.
 RATIOS: Final = ((1, 2), (99, 100), (999, 1000))

@@ -29,7 +29,7 @@ from agenttop import __version__
 from agenttop.config import output_file
 from agenttop.errors import UserError
 from agenttop.model.sample import STREAM_VERSION, Sample
-from agenttop.store.admission import Checker, ImplausibleError
+from agenttop.stream.admission import Checker, ImplausibleError
 from agenttop.stream.framing import Decoder, StreamError, encode
 from agenttop.stream.size_estimate import MalformedError, Scale, TooHeavyError
 from agenttop.text.figures import clean

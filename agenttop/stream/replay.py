@@ -6,51 +6,20 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from agenttop.commands import session
 from agenttop.errors import UserError
-from agenttop.linux.memory_limit import Budget
 from agenttop.model.sample import Command, Event, Message, Sample
-from agenttop.store.store import Store
+from agenttop.stream.memory_limit import Budget
 from agenttop.stream.recording import Recording
 
 #: Samples that may wait for the screen, and what they may take in memory together, bytes (one of
 #: any size may): a slow screen delays the replay, it never fills the memory.
 _WAITING: Final = 16
 _WEIGHT: Final = 8 << 20
-#: A window that nobody asks for.
-SHORT_NS: Final = 1_000_000_000
-
-
-def measured(recording: Recording, store: Store) -> Iterator[Sample]:
-    """Its Samples, each already in the Store, from the first that measures what there is.
-
-    ``store`` must have a clock that does not go on by itself (``Still``).
-    Raises UserError where the file is damaged.
-    """
-    begun = False
-    for sample in recording:
-        store.feed(sample)
-        begun = begun or session.measures(store.host)
-        if begun:
-            yield sample
-    if not begun:
-        raise UserError(f"{recording.name}: ends before anything is measured")
-
-
-def still() -> int:
-    """A Store's clock that does not move: nothing in a recording grows older."""
-    return 0
-
-
-def whole() -> Store:
-    """A Store for what is told of a recording as a whole: no rolling window, no long trends."""
-    return Store(window_ns=SHORT_NS, history_s=SHORT_NS / 1e9, clock=still)
 
 
 class Replay:

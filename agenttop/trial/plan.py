@@ -13,8 +13,6 @@ LABELS: Final[tuple[Label, ...]] = ("on", "off", "control")
 ROUNDS: Final = 8
 BLOCK_S: Final = 3.0
 SETTLE_S: Final = 1.0
-#: A verdict needs so many rounds: with fewer, chance alone does it more often than in 5 %.
-MIN_ROUNDS: Final = 6
 
 
 @dataclass(frozen=True)

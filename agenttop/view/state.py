@@ -13,9 +13,9 @@ from agenttop.model.vocabulary import TARGETS_NS
 from agenttop.render.columns import named_rows, ordered
 from agenttop.store.store import Marker, TrendPoint
 from agenttop.store.toggles import History
+from agenttop.view.appearance import Appearance
 from agenttop.view.options import ViewOptions
 from agenttop.view.trials import Trials
-from agenttop.widgets.paint import Palette
 
 #: The slowpath may take what its stages may take together.
 SLOWPATH_TARGET_NS: Final = (
@@ -56,7 +56,7 @@ class View:
 
     data: Data
     options: ViewOptions
-    palette: Palette
+    appearance: Appearance
     snapshot: Snapshot | None = None
     #: The agents shown: filtered and sorted.
     agents: list[Agent] = field(default_factory=list)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from agenttop.model.sample import Command, PolicyStatus
 from agenttop.policies.bundles import Bundle
 from agenttop.text.figures import clean
+from agenttop.view.bundles import available, is_on
 from agenttop.view.state import View
-from agenttop.widgets.bundle_rows import available, is_on
 
 Send = Callable[[Command], None]
 

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agenttop.model.sample import PolicyStatus
 from agenttop.policies.bundles import Bundle
 from agenttop.text.figures import clean
+from agenttop.view.bundles import available, is_on
 from agenttop.view.state import View
 from agenttop.widgets.paint import Line, Row
-
-
-def available(view: View, bundle: Bundle) -> list[PolicyStatus]:
-    """Those of its policies that can be had on the machine that is shown."""
-    return [p for p in view.policies if p.name in bundle.policies and p.state != "n/a"]
-
-
-def is_on(view: View, bundle: Bundle) -> bool:
-    """All of them that can be had are on."""
-    there = available(view, bundle)
-    return bool(there) and all(p.state in ("on", "drift") for p in there)
 
 
 def bundle_rows(view: View, bundles: Sequence[Bundle], width: int) -> list[Row]:

@@ -125,7 +125,7 @@ class Cpus(Panel):
         asleep = sum(state.ratio for state in cpu.idle)
         parts = [(max(1 - asleep, 0.0), "run", "block.busy")]
         parts += [
-            (state.ratio, clean(state.name, 8), f"block.{self.view.palette.idle(index)}")
+            (state.ratio, clean(state.name, 8), f"block.{self.view.appearance.idle(index)}")
             for index, state in enumerate(cpu.idle)
         ]
         spans = blocks(parts, width)

@@ -9,7 +9,6 @@ from agenttop.model.sample import PolicyStatus
 from agenttop.model.snapshot import Agent, Stat
 from agenttop.model.vocabulary import COMPUTE_PARTS, STAGE_TARGETS_NS, STAGES
 from agenttop.render.columns import COLUMNS
-from agenttop.screens.keys import BINDINGS, RESERVED, shown
 from agenttop.text.ages import ago
 from agenttop.text.figures import NA, clean, count, duration, measured, percent, rate
 from agenttop.view.state import View
@@ -17,54 +16,21 @@ from agenttop.widgets.effect_rows import effect_rows, trial_rows
 from agenttop.widgets.paint import Line, Row
 from agenttop.widgets.policies import STATES
 
-_WORDS = (
-    ("step", "from one gate entry that blocked to the next of the same thread"),
-    ("gate", "the system call in which a thread waits"),
-    ("slowpath", "irq + softirq + ipi + idle_exit + queue + return: what the kernel adds"),
-    ("~", "an estimate: fewer than 5 samples lie beyond it (with none it is N/A)"),
-    ("N/A", "cannot be had here; select it and the frame says why"),
-)
 
-
-def _title(text: str, width: int) -> Row:
+def title(text: str, width: int) -> Row:
     return Line(width).add(f" {text}", "title").row()
 
 
-def _blank(width: int) -> Row:
+def blank(width: int) -> Row:
     return Line(width).row()
 
 
-def _fact(name: str, text: str, width: int, role: str = "text") -> list[Row]:
+def fact(name: str, text: str, width: int, role: str = "text") -> list[Row]:
     """A name and its text, wrapped under itself."""
     lead = 16
     lines = textwrap.wrap(text, max(width - lead - 1, 8)) or [""]
     rows = [Line(width).add("  ").fit(name, lead - 2, "dim").add(lines[0], role).row()]
     return rows + [Line(width).add(" " * lead).add(line, role).row() for line in lines[1:]]
-
-
-def help_rows(view: View, width: int) -> list[Row]:
-    """Made from the bindings and from the policies' own keys."""
-    rows: list[Row] = []
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for binding in BINDINGS:
-        group = binding.group.description if binding.group else ""
-        groups.setdefault(group, []).append((shown(binding.key), binding.tooltip))
-    for policy in view.policies:
-        if policy.key not in RESERVED:
-            text = f"{policy.name}: {policy.title}" + (
-                " (readonly)" if view.options.readonly else " on or off"
-            )
-            groups["Policies"].insert(0, (clean(policy.key, 2), clean(text, 80)))
-    for group, keys in groups.items():
-        rows.append(_title(group, width))
-        for key, does in keys:
-            row = Line(width).add("  ").fit(key, 13, "key").add(" ").add(does, "text").row()
-            rows.append(row)
-        rows.append(_blank(width))
-    rows.append(_title("Words", width))
-    for word, meaning in _WORDS:
-        rows += _fact(word, meaning, width)
-    return rows
 
 
 def sort_rows(view: View, width: int) -> list[Row]:
@@ -83,85 +49,83 @@ def sort_rows(view: View, width: int) -> list[Row]:
 def policy_rows(view: View, policy: PolicyStatus, width: int) -> list[Row]:
     """What it would do, what it did."""
     _, word, role = STATES.get(policy.state, ("", policy.state, "warn"))
-    rows = _fact("state", word, width, role)
-    rows += _fact("what", clean(policy.title, 200), width)
+    rows = fact("state", word, width, role)
+    rows += fact("what", clean(policy.title, 200), width)
     if policy.detail:
-        rows += _fact("now", clean(policy.detail, 400), width)
+        rows += fact("now", clean(policy.detail, 400), width)
     if view.options.readonly:
-        rows += _fact("switching", "not here: agenttop runs with --readonly", width, "warn")
+        rows += fact("switching", "not here: agenttop runs with --readonly", width, "warn")
     elif policy.state != "n/a":
-        rows += _fact("switching", f"press {clean(policy.key, 2)}", width)
+        rows += fact("switching", f"press {clean(policy.key, 2)}", width)
     if policy.since_ns is not None and view.snapshot is not None:
-        rows += _fact("since", f"{ago(view.snapshot.t_ns - policy.since_ns)} ago", width)
+        rows += fact("since", f"{ago(view.snapshot.t_ns - policy.since_ns)} ago", width)
     if policy.cpus:
-        rows += _fact("CPUs", ", ".join(map(str, policy.cpus)), width)
+        rows += fact("CPUs", ", ".join(map(str, policy.cpus)), width)
     if policy.tids:
-        rows += _fact("threads", ", ".join(map(str, policy.tids)), width)
+        rows += fact("threads", ", ".join(map(str, policy.tids)), width)
     for agent_id, what in policy.agents.items():
         name = view.name_of(int(agent_id)) if agent_id.isdecimal() else agent_id
-        rows += _fact(clean(name, 13), clean(what, 60), width)
+        rows += fact(clean(name, 13), clean(what, 60), width)
     effect = view.effect(policy.name)
     if effect is not None and policy.name not in view.trials.newest:
         rows += effect_rows(effect, view.name_of(effect.agent), width)
     result = view.trials.result(policy.name, view.agent, view.host)
     if result is not None:
         rows += trial_rows(result, width)
-    for title, lines in (
+    for heading, lines in (
         ("Would change", policy.plan),
         ("Changed, given back when off", policy.changes),
     ):
         if lines:
-            rows += [_blank(width), _title(title, width)]
+            rows += [blank(width), title(heading, width)]
             rows += [
                 Line(width).add("  ").fit(clean(x, 300), width - 3, "text").row() for x in lines
             ]
     if not policy.changes and not policy.plan:
-        rows += [_blank(width), Line(width).add("  nothing is changed now", "dim").row()]
+        rows += [blank(width), Line(width).add("  nothing is changed now", "dim").row()]
     return rows
 
 
 def agent_rows(view: View, agent: Agent, width: int) -> list[Row]:
     """Everything that is known about an agent."""
-    rows = _fact("rule", clean(agent.rule, 80), width)
-    rows += _fact("processes", _numbers(agent.pids), width)
+    rows = fact("rule", clean(agent.rule, 80), width)
+    rows += fact("processes", _numbers(agent.pids), width)
     tracked = agent.threads_tracked
     text = str(agent.threads) if tracked is None else f"{tracked} of {agent.threads} measured"
-    rows += _fact("threads", text, width)
+    rows += fact("threads", text, width)
     if not agent.alive:
-        rows += _fact("state", "has ended; its steps leave the window with time", width, "warn")
-    rows += _fact(
-        "steps", f"{count(agent.steps)} in the window, {rate(agent.steps_per_s)}/s", width
-    )
-    rows += [_blank(width), _stage_head(width)]
+        rows += fact("state", "has ended; its steps leave the window with time", width, "warn")
+    rows += fact("steps", f"{count(agent.steps)} in the window, {rate(agent.steps_per_s)}/s", width)
+    rows += [blank(width), _stage_head(width)]
     for stage in STAGES:
         rows.append(_stage(stage, agent.stages.get(stage), width))
     rows.append(_stage("slowpath", agent.slowpath, width))
     rows.append(_stage("step", agent.step, width))
-    rows.append(_blank(width))
-    rows += _fact("ended by", _shares(agent.sources), width)
-    rows += _fact("gates", _shares(agent.gates), width)
-    rows += _fact("resumes on", _shares({f"cpu {c}": n for c, n in agent.cpu_steps.items()}), width)
+    rows.append(blank(width))
+    rows += fact("ended by", _shares(agent.sources), width)
+    rows += fact("gates", _shares(agent.gates), width)
+    rows += fact("resumes on", _shares({f"cpu {c}": n for c, n in agent.cpu_steps.items()}), width)
     total = sum(value or 0 for value in agent.compute_ns.values())
     parts = [
         f"{part.replace('_', '-')} {percent((agent.compute_ns.get(part) or 0) / total)}"
         for part in COMPUTE_PARTS
         if total and agent.compute_ns.get(part) is not None
     ]
-    rows += _fact("compute", ", ".join(parts) or NA, width)
+    rows += fact("compute", ", ".join(parts) or NA, width)
     if agent.ready is not None:
-        rows += _fact("ready", f"{count(agent.ready)} gates returned at once", width)
-    rows += _fact("unattributed", f"{count(agent.unattributed)} steps without a known waker", width)
-    rows += _fact("run queue", f"{duration(agent.run_delay_ns)} a time slice (schedstat)", width)
-    rows += _fact("CPU", percent(agent.cpu_ratio), width)
+        rows += fact("ready", f"{count(agent.ready)} gates returned at once", width)
+    rows += fact("unattributed", f"{count(agent.unattributed)} steps without a known waker", width)
+    rows += fact("run queue", f"{duration(agent.run_delay_ns)} a time slice (schedstat)", width)
+    rows += fact("CPU", percent(agent.cpu_ratio), width)
     for name, what in sorted(agent.policies.items()):
-        rows += _fact(clean(name, 13), clean(what, 60) or "holds it", width, "good")
+        rows += fact(clean(name, 13), clean(what, 60) or "holds it", width, "good")
     host = view.host
     reasons: Iterable[tuple[str, str]] = host.missing.items() if host else ()
     missing = list(reasons)
     if missing:
-        rows += [_blank(width), _title("N/A here", width)]
+        rows += [blank(width), title("N/A here", width)]
         for group, reason in missing:
-            rows += _fact(clean(group, 13), clean(reason, 200), width, "dim")
+            rows += fact(clean(group, 13), clean(reason, 200), width, "dim")
     return rows
 
 

@@ -8,6 +8,7 @@ compares equal to the one drawn before is not drawn again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -16,7 +17,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from agenttop.config.theme_file import Look, Theme
+from agenttop.view.appearance import Appearance
 
 #: Unicode glyphs and, below each, the ASCII one of the same width.
 _GLYPHS: Final = (
@@ -27,7 +28,6 @@ _TO_ASCII: Final = str.maketrans(
     {u: a for us, plain in _GLYPHS for u, a in zip(us, plain, strict=True)}
 )
 
-HEAT_LEVELS: Final = 8
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
@@ -181,11 +181,10 @@ class Palette:
     of a bar, with readable text on it.
     """
 
-    def __init__(self, theme: Theme, ascii_only: bool = False, no_color: bool = False) -> None:
-        self.theme = theme
-        self.ascii_only = ascii_only
-        #: NO_COLOR: weight, underlines and reversal only.
-        self.no_color = no_color
+    def __init__(self, appearance: Appearance) -> None:
+        self.theme = theme = appearance.theme
+        self.ascii_only = appearance.ascii_only
+        self.no_color = appearance.no_color
         self._cursor = theme.looks["cursor"]
         self._background = theme.looks["background"].color or "default"
         self._styles: dict[tuple[str, str], Style] = {}
@@ -197,14 +196,6 @@ class Palette:
         if style is None:
             style = self._styles[key] = self._make(role, ground)
         return style
-
-    def idle(self, index: int) -> str:
-        """Role of the idle state with that index."""
-        return f"idle.{min(index, self.theme.idle_levels - 1)}"
-
-    def series(self, index: int) -> str:
-        """Role of a plot's line."""
-        return f"series.{index % self.theme.series}"
 
     def strip(self, row: Row, width: int) -> Strip:
         """The row as Textual draws it."""
@@ -246,6 +237,12 @@ class Palette:
         )
 
 
+@lru_cache(maxsize=1)
+def palette(appearance: Appearance) -> Palette:
+    """The palette of an appearance: the last one is kept."""
+    return Palette(appearance)
+
+
 def _rich(color: str) -> RichColor:
     return RichColor.parse(color)
 
@@ -256,8 +253,3 @@ def _readable(background: str) -> str:
         return "white" if background in ("black", "blue", "bright_black") else "black"
     red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
     return "#0b0e13" if red * 299 + green * 587 + blue * 114 > 105_000 else "#f4f6fa"
-
-
-def look_of(theme: Theme, role: str) -> Look:
-    """The theme's look of a role (for Textual's own style sheet)."""
-    return theme.looks[role]

@@ -14,7 +14,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from agenttop.widgets.paint import Line, Row, Span, fitted, size_of
+from agenttop.widgets.paint import Line, Row, Span, fitted, palette, size_of
 
 if TYPE_CHECKING:
     from agenttop.view.state import View
@@ -91,7 +91,7 @@ class Panel(Widget):
         strip = self._strips.get(y)
         if strip is None:
             row = self._rows[y] if y < len(self._rows) else Line(width).row()
-            strip = self._strips[y] = self.view.palette.strip(row, width)
+            strip = self._strips[y] = palette(self.view.appearance).strip(row, width)
         return strip
 
     def render_lines(self, crop: Region) -> list[Strip]:

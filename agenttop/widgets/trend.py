@@ -64,7 +64,7 @@ class Trend(Panel):
         timeline = Timeline(snapshot.t_ns, span * 10**9, width - _LABEL - 2)
         # Until time has moved by a whole cell the picture stays: that is most of the cost.
         drawn_for = (width, height, span, timeline.first_dot, [name for name, _, _ in trends],
-                     view.selected, len(view.data.markers), view.palette)  # fmt: skip
+                     view.selected, len(view.data.markers), view.appearance)  # fmt: skip
         if drawn_for != self._drawn_for:
             self._drawn_for = drawn_for
             self._drawn = self._draw(trends, timeline, span, width, height - 1)
@@ -73,7 +73,7 @@ class Trend(Panel):
     def _trends(self) -> list[tuple[str, str, Sequence[TrendPoint]]]:
         """Label, role and points of what is to be drawn, that on top last."""
         view = self.view
-        series = view.palette.series
+        series = view.appearance.series
         if not self.compare:
             trend = view.data.trend(view.selected) if view.selected is not None else ()
             return [(label, series(at), trend) for _, label, at in _PERCENTILES if trend]
@@ -101,7 +101,7 @@ class Trend(Panel):
         self._lines = [curve for curve in curves if curve[2]]
         scale = Scale.over([value for _, _, curve in self._lines for _, value in curve])
         view = self.view
-        canvas = Canvas(timeline.columns, height, scale, view.palette.ascii_only)
+        canvas = Canvas(timeline.columns, height, scale, view.appearance.ascii_only)
         canvas.level(SLOWPATH_TARGET_NS, "·", "warn")
         marks = self._marks(timeline)
         for column in marks:

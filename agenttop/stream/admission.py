@@ -14,17 +14,15 @@ import msgspec
 import numpy as np
 
 from agenttop.collectors.bpf import layout
+from agenttop.model.row_layout import CAUSE_ANNEXES, MOST_NAMES, NAMES_PER_ANNEX
 from agenttop.model.sample import Histogram, Sample
-from agenttop.store.cause_sums import ANNEXES
-from agenttop.store.step_names import MOST as MOST_NAMES
-from agenttop.store.step_names import PER_ANNEX
 
 #: In one Sample: twice as many as the kernel side has slots for.
 MOST_AGENTS: Final = 2 * (layout.SLOTS - 1)
 #: Slots of a Store (the buckets in use take memory) that agents, their names and their causes
 #: take, beside what bounded.py allows all of them together: so many agents with causes. An
-#: engine takes (SLOTS - 1) * (1 + ANNEXES), and one for each of its LANES - 1 names at most.
-MOST_SLOTS: Final = MOST_AGENTS * (1 + ANNEXES)
+#: engine takes (SLOTS - 1) * (1 + CAUSE_ANNEXES), and one for each of its LANES - 1 names at most.
+MOST_SLOTS: Final = MOST_AGENTS * (1 + CAUSE_ANNEXES)
 #: In one file, one after the other: a report knows all of them, 1 kB each.
 MOST_IN_ALL: Final = 100_000
 #: CPU numbers lie below this.
@@ -113,8 +111,8 @@ class Checker:
             lanes[agent.id] = known.union(more)
         self._lanes = lanes
         self._caused = {a.id for a in sample.agents if a.causes or a.id in self._caused}
-        names = sum(-(-min(len(each), MOST_NAMES) // PER_ANNEX) for each in lanes.values())
-        slots = len(lanes) + names + ANNEXES * len(self._caused)
+        names = sum(-(-min(len(each), MOST_NAMES) // NAMES_PER_ANNEX) for each in lanes.values())
+        slots = len(lanes) + names + CAUSE_ANNEXES * len(self._caused)
         _at_most(slots, MOST_SLOTS, "histograms of agents, names and causes")
         _at_most(self._agents, MOST_IN_ALL, "agents one after the other")
 

@@ -1,1 +1,0 @@
-"""The looks at the machine that doctor.py puts together; none of them changes anything."""
