@@ -41,7 +41,7 @@ _OTHER: Final = (None, True, 0, -1, "", b"", [], {}, [[]], {"": {}}, 1e308)
 
 def bases() -> list[list[bytes]]:
     """Streams of packed Samples: agents and CPUs, few buckets each."""
-    from tests.synth import Synth
+    from tests.support.synth import Synth
 
     out = []
     for seed, (agents, cpus, mode) in enumerate(

@@ -85,8 +85,8 @@ def _child(kind: str, name: str, rounds: int) -> dict[str, list[float]]:
 
 
 def _machine(folder: Path, cpus: int, agents: int, processes: int) -> Any:
-    from tests.trees import Tree
-    from tests.trees.machine import Machine
+    from tests.support.trees import Tree
+    from tests.support.trees.machine import Machine
 
     gone = set(range(cpus // 2, cpus // 2 + cpus // 32))
     machine = Machine(
@@ -212,8 +212,8 @@ def _pss_mb() -> tuple[float, float]:
 
 
 async def _screen(cpus: int, agents: int, rounds: int) -> dict[str, list[float]]:
-    from tests.screen_rig import rig
-    from tests.synth import Synth
+    from tests.support.screen_rig import rig
+    from tests.support.synth import Synth
 
     told: dict[str, list[float]] = {}
     for width, height in ((200, 50), (80, 24)):

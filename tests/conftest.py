@@ -15,9 +15,9 @@ from agenttop.collectors.bpf.read.tracer import Tracer
 from agenttop.policies.guardian import lock
 from agenttop.policies.guardian.journal import NAME, JournalError, open_state_dir
 from agenttop.policies.guardian.undo import recover
-from tests.tracing import free_slot
+from tests.support.tracing import free_slot
 
-pytest_plugins = ["tests.tiers"]
+pytest_plugins = ["tests.support.tiers"]
 
 # How long an example takes says something about the machine, nothing about what is tested.
 settings.register_profile("untimed", deadline=None)
