@@ -102,7 +102,7 @@ def test_another_python_is_one_clear_error(
     with pytest.raises(UserError, match=r"^'comm:a\.\*b': .* run agenttop with Python 3") as error:
         Pattern.parse("comm:a.*b")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"agents\.yaml:.* run agenttop with Python 3"):
+    with pytest.raises(UserError, match=r"builtin\.yaml:.* run agenttop with Python 3"):
         Rules.load()
     # What needs no regular expression is as it was.
     for text in ("pid:1", "user:0", "cgroup:/system.slice/*"):
