@@ -6,7 +6,6 @@ import argparse
 import math
 
 from agenttop.errors import UserError
-from agenttop.flight.breach_watch import KEEP_S
 from agenttop.model.options import EngineOptions, causes_of
 from agenttop.model.vocabulary import CAUSE_NAMES, LEVELS
 
@@ -182,27 +181,4 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         type=count(1, 1_000_000_000),
         metavar="N",
         help="end after N updates (with -b)",
-    )
-
-
-def add_breach(parser: argparse.ArgumentParser) -> None:
-    """``--on-breach`` and what belongs to it."""
-    group = parser.add_argument_group("flight recorder")
-    group.add_argument(
-        "--on-breach",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="write the last seconds to a file when it comes true: [AGENT:][step|slowpath "
-        "]p50|p99|p999>DURATION, as 'p99>2ms' (repeatable)",
-    )
-    group.add_argument(
-        "--breach-keep",
-        type=number(1, 3600),
-        default=KEEP_S,
-        metavar="SECONDS",
-        help="at least so many of them (%(default)g)",
-    )
-    group.add_argument(
-        "--breach-dir", metavar="DIR", help="write there ($XDG_STATE_HOME/agenttop/breaches)"
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from agenttop.commands import arguments
+from agenttop.commands import arguments, breach_arguments
 from agenttop.config import theme_file
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with -b: end after N updates",
     )
     arguments.add_engine(parser)
-    arguments.add_breach(parser)
+    breach_arguments.add(parser)
     parser.add_argument(
         "-p",
         "--pid",

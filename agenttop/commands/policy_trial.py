@@ -12,7 +12,7 @@ import argparse
 
 from agenttop.commands import arguments
 from agenttop.model.options import EngineOptions
-from agenttop.stats.permutation_test import MIN_ROUNDS
+from agenttop.stats.rounds import MIN_ROUNDS
 from agenttop.trial.plan import BLOCK_S, ROUNDS, SETTLE_S, Plan
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from agenttop.commands import arguments
+from agenttop.commands import arguments, breach_arguments
 from agenttop.commands import session as headless
 from agenttop.errors import UserError
 from agenttop.flight import breach_watch
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     switching.add(parser)
     arguments.add_engine(parser)
-    arguments.add_breach(parser)
+    breach_arguments.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:

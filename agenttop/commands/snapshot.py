@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from agenttop.commands import arguments
+from agenttop.commands import arguments, breach_arguments
 from agenttop.commands import session as headless
 from agenttop.config import output_file, theme_file
 from agenttop.errors import UserError
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ascii", action="store_true", help="text in plain ASCII")
     arguments.add_sort(parser)
     arguments.add_engine(parser)
-    arguments.add_breach(parser)
+    breach_arguments.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:

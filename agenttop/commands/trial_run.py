@@ -13,7 +13,7 @@ from agenttop.errors import UserError
 from agenttop.model.options import EngineOptions
 from agenttop.model.sample import Change, Sample
 from agenttop.render.effect_text import MEASURES, PERCENTILES, costs, interval, lacking, times
-from agenttop.stats.permutation_test import MIN_ROUNDS
+from agenttop.stats.rounds import MIN_ROUNDS
 from agenttop.store.store import Store
 from agenttop.text.figures import ascii_only, clean, measured
 from agenttop.trial.plan import Plan

@@ -40,14 +40,13 @@ from agenttop.stats.before_after import (
     steep,
     unsure,
 )
+from agenttop.stats.rounds import MIN_ROUNDS
 
 Verdict = Literal["better", "worse", "no difference", "not enough"]
 Key = TypeVar("Key", bound=Hashable)
 
 #: Share of trials without a difference that may be called better or worse: promised are 5 %.
 ERROR_RATE: Final = 0.04
-#: A verdict needs so many rounds: with fewer, chance alone does it more often than in 5 %.
-MIN_ROUNDS: Final = 6
 #: Ways to exchange the labels that are looked at, and resamples for each.
 MOST: Final = 256
 RESAMPLES: Final = 200

@@ -13,7 +13,8 @@ from agenttop.render.effect_text import (
     lacking,
     times,
 )
-from agenttop.stats.permutation_test import MIN_ROUNDS, Compared
+from agenttop.stats.permutation_test import Compared
+from agenttop.stats.rounds import MIN_ROUNDS
 from agenttop.text.figures import clean, measured
 from agenttop.trial.trial import Result
 from agenttop.widgets.paint import Line, Row

@@ -20,7 +20,8 @@ from agenttop.stats.before_after import (
     change,
     student,
 )
-from agenttop.stats.permutation_test import ERROR_RATE, MIN_ROUNDS, MOST, Sides, compare, exchanges
+from agenttop.stats.permutation_test import ERROR_RATE, MOST, Sides, compare, exchanges
+from agenttop.stats.rounds import MIN_ROUNDS
 from tests.support.synth import buckets_of
 
 

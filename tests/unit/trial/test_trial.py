@@ -15,7 +15,7 @@ import pytest
 from agenttop.collectors.procfs.energy import Energy
 from agenttop.commands.trial_run import report
 from agenttop.model.sample import Budget, Command, Effect, Host, IdleState
-from agenttop.stats.permutation_test import MIN_ROUNDS
+from agenttop.stats.rounds import MIN_ROUNDS
 from agenttop.store.power import power
 from agenttop.store.store import Store
 from agenttop.store.toggles import SETTLE_NS, History, attach, blocks, counts, deeper
