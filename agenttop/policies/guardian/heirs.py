@@ -22,7 +22,7 @@ from functools import partial
 from agenttop.policies.guardian.inheritance import FIELDS, Inherited
 from agenttop.policies.guardian.journal import Hold, Key
 from agenttop.policies.guardian.outcome import Outcome, label, plain, words
-from agenttop.policies.knobs import KNOBS, replace
+from agenttop.policies.knobs import KNOBS
 from agenttop.policies.knobs.base import KnobError, cpu_set, parse_cpus, split_thread, thread_stat
 from agenttop.policies.knobs.cpusets import granted
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
@@ -209,7 +209,7 @@ class _Pass:
             if knob.same(now, back):
                 return
             name = label(hold.kind, target)
-            if not replace(hold.kind, target, now, back):
+            if not knob.replace(target, now, back):
                 return
             self.fresh.add(hold.key)
             self._forking[hold.key, target] = None

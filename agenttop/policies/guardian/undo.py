@@ -22,7 +22,7 @@ from agenttop.policies.guardian.heirs import (
 from agenttop.policies.guardian.inheritance import Inherited
 from agenttop.policies.guardian.journal import NAME, Hold, Journal, Key, aside, load, put_aside
 from agenttop.policies.guardian.outcome import Outcome, failed, left_alone, plain, restored, shown
-from agenttop.policies.knobs import KNOBS, replace
+from agenttop.policies.knobs import KNOBS
 from agenttop.policies.knobs.base import UNPINNED
 from agenttop.policies.knobs.sched_attr import THREAD_KNOBS
 
@@ -58,7 +58,7 @@ def _undo(hold: Hold, record: Inherited | None) -> Outcome:
     if record is not None and record.chosen(hold):
         return left_alone(hold, current)
     back = _back(hold, current)
-    if not replace(hold.kind, hold.target, current, back):
+    if not knob.replace(hold.target, current, back):
         return left_alone(hold, knob.read(hold.target) or current)
     now = knob.read(hold.target)
     if back.endswith(UNPINNED):

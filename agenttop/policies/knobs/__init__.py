@@ -23,14 +23,3 @@ KNOBS: dict[str, Knob] = {
 def change_line(change: Change) -> str:
     """For people: ``affinity of tid 123 (name): 0-1 -> 1``."""
     return f"{KNOBS[change.kind].label(change.target)}: {change.before} -> {change.after}"
-
-
-def replace(kind: str, target: str, current: str, value: str) -> bool:
-    """Write ``value`` unless the knob has changed since ``current`` was read.
-
-    Returns False if it has, as far as that can be seen without a pause; raises KnobError.
-    """
-    if kind == "affinity":
-        return AFFINITY.replace(target, current, value)
-    KNOBS[kind].write(target, value)
-    return True

@@ -67,6 +67,15 @@ class Knob(Protocol):
     def write(self, target: str, value: str) -> None:
         """Set it. Raises KnobError with the kernel's reason."""
 
+    def replace(self, target: str, current: str, value: str) -> bool:
+        """Set it unless it has changed since ``current`` was read. Raises KnobError.
+
+        Returns False if it has changed, as far as a knob can see that: the kernel has no call
+        that compares and sets.
+        """
+        self.write(target, value)
+        return True
+
     def same(self, a: str, b: str) -> bool:
         """Whether two values mean the same now."""
 
@@ -128,7 +137,7 @@ def cpu_set(which: str = "online") -> frozenset[int]:
 # --------------------------------------------------------------------------- PM QoS
 
 
-class ResumeLatency:
+class ResumeLatency(Knob):
     """/sys/devices/system/cpu/cpuN/power/pm_qos_resume_latency_us.
 
     Documentation/ABI/testing/sysfs-devices-power: the longest exit latency
@@ -170,7 +179,8 @@ class ResumeLatency:
     def same(self, a: str, b: str) -> bool:
         return a == b
 
-    ours = same
+    def ours(self, current: str, written: str) -> bool:
+        return self.same(current, written)
 
     def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
         current = self.read(target)
@@ -182,7 +192,7 @@ class ResumeLatency:
         return 0.0 if value == "n/a" else float(value) or float("inf")
 
 
-class CpuLatency:
+class CpuLatency(Knob):
     """/dev/cpu_dma_latency: the same limit for all CPUs, for as long as the file is open.
 
     Documentation/power/pm_qos_interface.rst. Nothing to restore after a
@@ -236,7 +246,8 @@ class CpuLatency:
     def same(self, a: str, b: str) -> bool:
         return a == b
 
-    ours = same
+    def ours(self, current: str, written: str) -> bool:
+        return self.same(current, written)
 
     def drift(self, target: str, written: str, thorough: bool = True) -> str | None:
         return None  # Nobody else can write to our request.
@@ -292,7 +303,7 @@ def _listed(value: str) -> frozenset[int]:
     return parse_cpus(value.removesuffix(UNPINNED))
 
 
-class Affinity:
+class Affinity(Knob):
     """sched_setaffinity(2) of one thread, named by process, thread and start time.
 
     The start time keeps a thread id that the kernel gave away again from
@@ -335,11 +346,7 @@ class Affinity:
         self._write(target, value, None)
 
     def replace(self, target: str, current: str, value: str) -> bool:
-        """Write ``value`` unless the thread has chosen CPUs since ``current`` was read.
-
-        Returns False if it has. A child often chooses within its first 0.1 ms, and reading and
-        checking /proc takes about as long.
-        """
+        # A child often chooses within its first 0.1 ms, and checking /proc takes about as long.
         return self._write(target, value, _listed(current))
 
     def _write(self, target: str, value: str, expected: frozenset[int] | None) -> bool:
@@ -352,7 +359,6 @@ class Affinity:
             # Unrestricted: say so, or the thread would miss CPUs that its cpuset gains later.
             cpus |= cpu_set("possible")
         try:
-            # Right before the write: the kernel has no call that compares and sets.
             if expected is not None and not os.sched_getaffinity(tid) <= expected:
                 return False
             os.sched_setaffinity(tid, cpus)

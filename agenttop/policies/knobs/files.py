@@ -47,7 +47,7 @@ def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:64]
 
 
-class FileKnob:
+class FileKnob(Knob):
     """A setting that is one file, written and read as text."""
 
     def valid(self, target: str, value: str) -> bool:

@@ -15,7 +15,7 @@ import re
 import struct
 from ctypes import CDLL, c_long, create_string_buffer, get_errno
 
-from agenttop.policies.knobs.base import KnobError, split_thread, thread_stat
+from agenttop.policies.knobs.base import Knob, KnobError, split_thread, thread_stat
 
 #: arch/x86/entry/syscalls/syscall_64.tbl
 _SCHED_SETATTR, _SCHED_GETATTR = 314, 315
@@ -91,7 +91,7 @@ def default_slice() -> int:
     return 0
 
 
-class ThreadKnob:
+class ThreadKnob(Knob):
     """What the knobs here have in common: a thread named ``PID/TID/START``."""
 
     #: What it is, for labels.
@@ -133,14 +133,24 @@ class ThreadKnob:
             raise KnobError(error.strerror or str(error)) from None
 
     def write(self, target: str, value: str) -> None:
+        self._write(target, value, None)
+
+    def replace(self, target: str, current: str, value: str) -> bool:
+        return self._write(target, value, current)
+
+    def _write(self, target: str, value: str, expected: str | None) -> bool:
         if not self._lives(target):
-            return
+            return True
+        tid = split_thread(target)[1]
         try:
-            self.put(split_thread(target)[1], value)
+            if expected is not None and self.get(tid) != expected:
+                return False
+            self.put(tid, value)
         except ProcessLookupError:
-            return
+            return True
         except OSError as error:
             raise KnobError(error.strerror or str(error)) from None
+        return True
 
     def same(self, a: str, b: str) -> bool:
         return a == b

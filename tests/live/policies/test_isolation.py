@@ -36,7 +36,7 @@ ERRORS = (
 )
 
 
-class Faulty:
+class Faulty(base.Knob):
     """A knob whose values are in memory, and whose steps raise as asked for."""
 
     def __init__(self) -> None:

@@ -184,13 +184,13 @@ def test_affinity_that_a_thread_chooses_while_it_is_restored_stays(
     assert before is not None
     low, high = sorted(os.sched_getaffinity(tid))[:2]
     AFFINITY.write(target, str(low))
-    write = AFFINITY._write
+    replace = AFFINITY.replace
 
-    def chosen_since(target: str, value: str, expected: frozenset[int] | None) -> bool:
+    def chosen_since(target: str, current: str, value: str) -> bool:
         os.sched_setaffinity(tid, {high})
-        return write(target, value, expected)
+        return replace(target, current, value)
 
-    monkeypatch.setattr(AFFINITY, "_write", chosen_since)
+    monkeypatch.setattr(AFFINITY, "replace", chosen_since)
     outcome = undo(hold("affinity", target, before, str(low)))
     assert outcome.foreign
     assert "left as it is" in outcome.text

@@ -143,6 +143,30 @@ def test_an_ended_or_other_thread_is_not_touched(kind: str, victim: Victim) -> N
     assert knob.read(name_of(victim.pid)) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "held", "chosen"),
+    [
+        ("sched_policy", "IDLE:0", "BATCH:7"),
+        ("ioprio", "3:0", "2:4"),
+        ("slice", "500000", "400000"),
+    ],
+)
+def test_what_a_thread_chooses_between_the_read_and_the_write_stays(
+    kind: str, held: str, chosen: str, victim: Victim
+) -> None:
+    if kind == "slice" and not default_slice():
+        pytest.skip("this kernel has no slices of fair threads")
+    knob, name = THREAD_KNOBS[kind], name_of(victim.pid)
+    before = knob.read(name)
+    assert before is not None
+    knob.write(name, held)
+    knob.write(name, chosen)
+    assert not knob.replace(name, held, before)
+    assert knob.read(name) == chosen
+    assert knob.replace(name, chosen, before)
+    assert knob.read(name) == before
+
+
 @given(kind=st.sampled_from(["cpufreq", *THREAD_KNOBS]), target=st.text(), value=st.text())
 def test_a_journal_can_name_only_what_there_is(kind: str, target: str, value: str) -> None:
     assert not KNOBS[kind].valid(target, value)
