@@ -1,7 +1,7 @@
 """Patterns that pick processes: ``pid:N | comm:RE | cmd:RE | prog:RE | cgroup:PATH | user:NAME``.
 
 comm and cmd are searched for (anchor with ^ and $), prog must match as a
-whole: a name of the program that runs (programs.py), or that name and the
+whole: a name of the program that runs (program_names.py), or that name and the
 first word after it (``prog:ollama serve``).
 """
 
@@ -20,10 +20,10 @@ from agenttop.errors import UserError
 from agenttop.linux.process import ProcInfo, printable
 
 KINDS: Final = ("pid", "comm", "cmd", "prog", "cgroup", "user")
-#: Characters of a command line that patterns see: their time is linear in it (linear.py).
+#: Characters of a command line that patterns see: their time is linear in it (linear_regex.py).
 MAX_TEXT: Final = 1024
 MAX_PATTERN: Final = 500
-#: Those whose regular expressions linear.py is known to take apart.
+#: Those whose regular expressions linear_regex.py is known to take apart.
 PYTHONS: Final = "3.11 to 3.13"
 #: (uid_t) -1, which chown(2) and its like take for "none".
 NO_USER: Final = (1 << 32) - 1

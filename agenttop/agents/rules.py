@@ -3,7 +3,7 @@
 An agent is the topmost process that matches a rule, with its descendants,
 except those that match a different rule (an MCP server that a coding agent
 started is an agent of its own). Kernel threads and this agenttop's own processes
-(own.py) never are; ``agenttop loop`` is, it exists to be measured.
+(own_processes.py) never are; ``agenttop loop`` is, it exists to be measured.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def _became(hold: Hold) -> str:
 
 
 def _request(guardian: int, name: str) -> None:
-    """Ask a guardian to give one policy back, or all (see guardian.py)."""
+    """Ask a guardian to give one policy back, or all (see guardian/process.py)."""
     dir_fd = open_state_dir(str(paths.state()))
     assert dir_fd is not None
     try:

@@ -2,7 +2,7 @@
 
     python -m agenttop.engine FD OPTIONS
 
-FD is one end of a socket pair with stream.py's frames, OPTIONS an
+FD is one end of a socket pair with framing.py's frames, OPTIONS an
 EngineOptions as JSON. It ends, and gives every knob back, when the other end
 closes, on SIGTERM and on SIGHUP; a guardian does that for it when it is
 killed or stopped.

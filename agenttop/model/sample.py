@@ -221,7 +221,7 @@ class CauseState(Struct):
 
 
 class AgentCounters(Struct):
-    """One agent. Lists have the order of words.py; a new agent starts at 0."""
+    """One agent. Lists have the order of vocabulary.py; a new agent starts at 0."""
 
     #: Never used twice in a run of the engine.
     id: int

@@ -1,4 +1,4 @@
-"""Figures with intervals: a bootstrap over blocks of time, as effect.py makes for changes.
+"""Figures with intervals: a bootstrap over blocks of time, as before_after.py makes for changes.
 
 What is drawn anew are whole blocks, with everything that their steps have in
 common. The interval is the bootstrap's standard error (corrected for as few

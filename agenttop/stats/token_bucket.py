@@ -43,7 +43,7 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The default is for ever enough for 2,000 armings a second. With ``price:
     time`` a token is a microsecond by which a CPU is held out of deeper idle,
-    with ``price: joules`` a microjoule that is lost by that (lost_power.py).
+    with ``price: joules`` a microjoule that is lost by that (held_power.py).
     """
 
     #: Tokens of a full bucket.

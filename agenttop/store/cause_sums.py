@@ -1,6 +1,6 @@
 """What agents' steps were spent on, as the Store keeps it: the causes of their stages.
 
-An agent's causes are summed in slots beside its own (annexes, as named.py has
+An agent's causes are summed in slots beside its own (annexes, as step_names.py has
 them for names), from when it has had any: the histograms of words.CAUSES in
 their order, and a row of scalars with their sums. What their labels gained
 stands beside the scalars.

@@ -129,7 +129,7 @@ class Named:
     unattributed: int
     step_ns: int
     tail_steps: int
-    #: In the order of words.py; a stage that is not measured has 0.
+    #: In the order of vocabulary.py; a stage that is not measured has 0.
     stages_ns: list[int]
     tail_ns: list[int]
     sources: list[int]

@@ -2,7 +2,7 @@
 
 The engine sends cumulative counts of the buckets that changed. A Tick holds
 what one Sample added; a Sums is the total over some Ticks. Both cost memory
-for the buckets in use alone (sparse.py).
+for the buckets in use alone (sparse_counts.py).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from agenttop.model.sample import Histogram, Sample
 #: In one Sample: twice as many as the kernel side has slots for.
 MOST_AGENTS: Final = 2 * (layout.SLOTS - 1)
 #: Slots of a Store (the buckets in use take memory) that agents, their names and their causes
-#: take, beside what bounded.py allows all of them together: so many agents with causes. An
+#: take, beside what memory_limit.py allows all of them together: so many agents with causes. An
 #: engine takes (SLOTS - 1) * (1 + CAUSE_ANNEXES), and one for each of its LANES - 1 names at most.
 MOST_SLOTS: Final = MOST_AGENTS * (1 + CAUSE_ANNEXES)
 #: In one file, one after the other: a report knows all of them, 1 kB each.

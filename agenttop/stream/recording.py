@@ -2,7 +2,7 @@
 
     16 bytes     MAGIC
     u32 + body   a Header as MessagePack (little-endian length first)
-    the rest     one zlib stream of stream.py's frames, flushed after each Sample
+    the rest     one zlib stream of framing.py's frames, flushed after each Sample
 
 A recording whose writer was killed lacks its end: all whole Samples are there.
 Files are hostile input: everything read is bounded (frames, what they take in
@@ -42,8 +42,8 @@ SCHEMA_VERSION: Final = 1
 MAX_HEADER: Final = 1 << 16
 #: A Sample in a file is smaller than this (256 agents with every bucket in use: 8 MB).
 MAX_SAMPLE: Final = 12 << 20
-#: And decoded it takes less than this, as weigh.py reckons: twice what it is (the largest of an
-#: engine, 256 agents with causes on 512 CPUs: 12 MB).
+#: And decoded it takes less than this, as size_estimate.py reckons: twice what it is (the largest
+#: of an engine, 256 agents with causes on 512 CPUs: 12 MB).
 MAX_DECODED: Final = 32 << 20
 #: Read, and inflated, at a time.
 _PIECE: Final = 1 << 16

@@ -56,7 +56,7 @@ class Replay:
         """What is due.
 
         Raises UserError where the file is damaged, after all that was good, and where what it
-        makes takes more memory than bounded.py allows.
+        makes takes more memory than memory_limit.py allows.
         """
         try:
             os.eventfd_read(self._wake)

@@ -5,7 +5,7 @@ due), and a list's length is believed before its items are there. The bytes are 
 along the types that they will be decoded to, and the sizes of what would be made are
 summed until they exceed what is allowed. Nothing is made meanwhile. The sum is an estimate:
 of small values it leaves out what CPython's allocator adds (up to an eighth); what is then made
-of the message is bounded by bounded.py.
+of the message is bounded by memory_limit.py.
 """
 
 from __future__ import annotations

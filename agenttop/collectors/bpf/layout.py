@@ -94,7 +94,7 @@ LOSSES: Final = (
     "labels_full",
     # No room for one more request to a disk.
     "requests_full",
-    # Steps that ended on a CPU that came after the programs were loaded (cpurows.py).
+    # Steps that ended on a CPU that came after the programs were loaded (cpu_rows.py).
     "new_cpu",
     # The guardian was not told of a window that opened.
     "window_ring_full",

@@ -15,7 +15,7 @@ Nothing is chosen by itself, and never an agent's process or cgroup, a kernel
 thread, process 1 or agenttop's own.
 
 Knobs: sched_setattr(2), policy and nice; sched_setaffinity(2); cpu.idle,
-cpu.weight, cpu.shares, cpuset.cpus (knobs_cgroup.py). What a demoted process
+cpu.weight, cpu.shares, cpuset.cpus (knobs/cgroup.py). What a demoted process
 starts inherits that; a second later it is held itself (manager), so that it is
 given back whatever becomes of its parent.
 """

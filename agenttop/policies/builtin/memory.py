@@ -4,7 +4,7 @@
   from reclaim (``memory.low``: as long as there is anything else to reclaim;
   if asked for, a part of it always, ``memory.min``).
 - Chosen processes that scan much memory once are told to be cold, some
-  megabytes a second (MADV_COLD, see cooling.py). That is an action and no
+  megabytes a second (MADV_COLD, see madvise_cold.py). That is an action and no
   setting: it is repeated while the policy is on, cannot be undone and need
   not be, since what is used again is hot again. Off unless processes are
   chosen.

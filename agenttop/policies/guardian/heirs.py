@@ -3,7 +3,7 @@
 A thread passes its CPUs, its scheduling attributes and its I/O priority on to
 the threads and processes that it starts: tool processes of an agent would
 stay on its home CPU for ever. Heirs are found in the kernel's record
-(inherited.py). Where there is none, an heir is a thread that started after
+(inheritance.py). Where there is none, an heir is a thread that started after
 the hold on a thread of its process or of an ancestor began, and has exactly
 the value of that hold; then a child that chose that very value itself cannot
 be told from one that inherited it.

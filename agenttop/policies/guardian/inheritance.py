@@ -3,7 +3,7 @@
 A thread passes its CPUs, its scheduling attributes and its I/O priority on to
 what it starts. From the values alone nobody can tell a child that inherited
 ``CPU 1`` from one that chose it (``taskset -c 1``). So BPF programs
-(inherit_bpf.py) keep a hash map: thread id -> for each kind of knob the id of
+(inheritance_programs.py) keep a hash map: thread id -> for each kind of knob the id of
 the held thread that the value came from. A fork copies the parent's entry,
 sched_setaffinity(2) and its like clear a field when they succeed, an exit
 removes the entry. Where BPF is missing there is no record: heirs.py then goes

@@ -1,4 +1,4 @@
-"""The BPF programs behind inherited.py: who has a value from a held thread, and who chose its own.
+"""BPF programs behind inheritance.py: who has a value from a held thread, who chose its own.
 
 Written in the kernel's instruction set by hand, a dozen instructions each, so
 that they load within milliseconds wherever bpf(2) and perf tracepoints are to

@@ -26,7 +26,7 @@ from agenttop.policies.knobs.base import thread_stat
 
 NAME = "lock"
 #: A guardian restores everything within a second of its engine's death; whoever of the two is
-#: last has the kernel detach BPF programs (inherit_bpf.py), which takes another one.
+#: last has the kernel detach BPF programs (inheritance_programs.py), which takes another one.
 PATIENCE_S = 4.0
 
 

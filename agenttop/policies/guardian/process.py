@@ -6,7 +6,7 @@ When the engine dies, falls silent or says so, everything is restored from
 what the journal holds. When the guardian itself is killed, the kernel drops
 its /dev/cpu_dma_latency request and the engine restores the rest.
 
-What they say to each other is in wire.py, one message a packet of a SOCK_SEQPACKET pair.
+What they say to each other is in protocol.py, one message a packet of a SOCK_SEQPACKET pair.
 
 Signals: SIGTERM reverts everything and ends it. SIGUSR1 reverts the policy
 named in the file ``request`` of the state directory, everything without one.

@@ -70,7 +70,9 @@ class Watched(NamedTuple):
 
 
 class Record(NamedTuple):
-    """Use the record whose descriptors come with it (inherit_bpf.py); without any: let go of it.
+    """Use the record whose descriptors come with it (inheritance_programs.py).
+
+    Without any: let go of it.
 
     The answer: one row, whether that was done. Nobody lets go while a thread is held.
     """

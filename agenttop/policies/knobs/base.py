@@ -11,8 +11,8 @@ kind             target              value
 ``affinity``     ``PID/TID/START``   CPU list, ``0-3,8``
 ================ =================== ==================================================
 
-Those that are files of /proc, /sys and cgroup v2 are in knobs_files.py, a cgroup's CPUs
-and its share of them in knobs_cgroup.py.
+Those that are files of /proc, /sys and cgroup v2 are in files.py, a cgroup's CPUs
+and its share of them in cgroup.py.
 """
 
 from __future__ import annotations

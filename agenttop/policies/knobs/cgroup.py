@@ -8,7 +8,7 @@ kind                    target             value
 ======================= ================== =============================================
 
 The digit is cgroup's version, ``path`` is below the controller's mount and
-never the root. The guardian imports this module with knobs.py: it stays small.
+never the root. The guardian imports this module with base.py: it stays small.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class CpuSet(FileKnob):
 
     Each write gives every task of the group the group's CPUs. Kernels from
     6.2 on keep what a task had asked for with sched_setaffinity(2) and honour
-    it as far as the group allows; older ones forget it (chosen_groups.py).
+    it as far as the group allows; older ones forget it (chosen_cgroups.py).
     """
 
     def __init__(self, version: int) -> None:

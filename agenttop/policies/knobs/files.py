@@ -14,7 +14,7 @@ kind             target                    value
 Devices are named by their numbers: a device that has been renamed is found
 again, and another one that got its name is not taken for it.
 
-The guardian imports this module with knobs.py: it stays as small.
+The guardian imports this module with base.py: it stays as small.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ class Cgroup(FileKnob):
 
     ``memory.low`` and ``memory.min`` in bytes or ``max``; ``io.weight``,
     ``io.bfq.weight``: the default weight; ``io.latency@MAJOR:MINOR``: target in
-    us, ``max`` is none. For its CPUs see knobs_cgroup.py.
+    us, ``max`` is none. For its CPUs see cgroup.py.
     """
 
     _VALUES = (

@@ -2,7 +2,7 @@
 
 Every setting that the policies touch must be as before within a second, with
 no process of agenttop left; where nobody is left to do it, ``agenttop
-restore`` must. (test_policy_crash.py does the same to the policies alone,
+restore`` must. (test_crash.py does the same to the policies alone,
 more often and at finer moments.)
 """
 

@@ -45,7 +45,7 @@ BLOCK_OPERATIONS: Final = {
     7: "zone_append",
     9: "write_zeroes",
 }
-#: In the word of a label that has the operation (causes_block.bpf.c).
+#: In the word of a label that has the operation (block.bpf.c).
 BACKGROUND: Final = 1 << 8
 
 Words = tuple[int, ...]

@@ -1,6 +1,6 @@
 """The causes that are observed now: their programs attached, their counters read.
 
-The chain's programs keep the sums (causes.bpf.c); what is attached here only
+The chain's programs keep the sums (common.bpf.c); what is attached here only
 tells them of causes. Nothing is loaded before somebody wants a cause, and
 nothing is attached while nobody does.
 """

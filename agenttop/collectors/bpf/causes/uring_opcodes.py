@@ -70,5 +70,5 @@ OPERATIONS: Final = (
     "writev_fixed",
     "pipe",
 )
-#: Of a request whose submission was not seen (causes_uring.bpf.c).
+#: Of a request whose submission was not seen (uring.bpf.c).
 UNKNOWN: Final = 0xFF
