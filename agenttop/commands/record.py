@@ -99,7 +99,7 @@ def record(
                 with whole():
                     writer.add(sample)
                 last_ns = sample.t_ns
-                if started is None and (store.host is not None and store.host.settled):
+                if started is None and store.settled:
                     started = last_ns
                 if started is None:
                     continue

@@ -154,7 +154,7 @@ class Session:
         """Wait until chains and causes are measured, or it is known that they cannot be."""
         for sample in samples:
             loading = any(cause.reason == CAUSES_LOADING for cause in sample.causes)
-            if (self.store.host is not None and self.store.host.settled) and not loading:
+            if self.store.settled and not loading:
                 return sample
         raise UserError("the engine ended before it measured anything")
 

@@ -21,9 +21,9 @@ from agenttop.step import CLASSES
 #: Version of the stream between engine and view.
 STREAM_VERSION = 1
 
-#: CauseState.reason of one that is wanted, until its programs are in the kernel.
 #: How host.missing["chains"] begins while the engine loads its BPF programs.
 LOADING = "loading"
+#: CauseState.reason of one that is wanted, until its programs are in the kernel.
 CAUSES_LOADING = "its programs are being loaded"
 
 Level = Literal["lite", "full"]
@@ -68,11 +68,6 @@ class Host(Struct):
     #: One line that says what would unlock the rest, or None when nothing is missing.
     banner: str | None = None
     stream_version: int = STREAM_VERSION
-
-    @property
-    def settled(self) -> bool:
-        """Whether the kernel side is loaded, or is known not to be possible here."""
-        return not self.missing.get("chains", "").startswith(LOADING)
 
 
 # --------------------------------------------------------------------------- counters

@@ -23,7 +23,7 @@ def measured(recording: Recording, store: Store) -> Iterator[Sample]:
     begun = False
     for sample in recording:
         store.feed(sample)
-        begun = begun or (store.host is not None and store.host.settled)
+        begun = begun or store.settled
         if begun:
             yield sample
     if not begun:

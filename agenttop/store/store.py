@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from agenttop.model.row_layout import BLOCK
-from agenttop.model.sample import Event, Exemplar, Histogram, Host, PolicyStatus, Sample
+from agenttop.model.sample import LOADING, Event, Exemplar, Histogram, Host, PolicyStatus, Sample
 from agenttop.model.snapshot import Snapshot
 from agenttop.model.vocabulary import MEASURES, SLOWPATH_STAGES, SOFTIRQS, STAGES
 from agenttop.stats.histogram import BUCKETS
@@ -140,6 +140,12 @@ class Store:
     def started_ns(self) -> int | None:
         """CLOCK_MONOTONIC of the first Sample (of this run of the engine)."""
         return self._started_ns
+
+    @property
+    def settled(self) -> bool:
+        """Whether the kernel side is loaded, or is known not to be possible here."""
+        host = self.host
+        return host is not None and not host.missing.get("chains", "").startswith(LOADING)
 
     def set_view_cpu(self, ns: int) -> None:
         """CPU time that the view's process has used, ns: it counts as agenttop's own too."""
