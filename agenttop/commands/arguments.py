@@ -168,17 +168,3 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     )
     Rules.load(options.agents_file, options.agent_patterns)
     return options
-
-
-def add_batch(parser: argparse.ArgumentParser) -> None:
-    """``-b`` and ``-n``, as top has them."""
-    parser.add_argument(
-        "-b", "--batch", action="store_true", help="print blocks of text instead of a screen"
-    )
-    parser.add_argument(
-        "-n",
-        "--iterations",
-        type=count(1, 1_000_000_000),
-        metavar="N",
-        help="end after N updates (with -b)",
-    )

@@ -13,8 +13,6 @@ per second) before a Store sees it.
 from __future__ import annotations
 
 import functools
-import os
-import stat
 import struct
 import time
 import zlib
@@ -246,11 +244,3 @@ class Recording:
                 break
             data += piece
         return data
-
-
-def is_pipe(path: Path) -> bool:
-    """A pipe or a device, whose size says nothing."""
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False

@@ -80,7 +80,6 @@ class Trial:
         self._asked_ns: int | None = None
         #: From when on ticks belong to the block; None until it is switched.
         self._from_ns: int | None = None
-        self.tokens_before: dict[int, int] = {}
         self.finished = False
         #: Why it ended early.
         self.ended: str | None = None

@@ -32,7 +32,6 @@ SCHED_FLAG_AGENT_LATENCY: Final = 0x1000_0000
 CLOCK_MONOTONIC: Final = 1
 #: clock_nanosleep(2), timerfd_settime(2): the time given is a point, not a span.
 ABSTIME: Final = 1
-TFD_NONBLOCK_CLOEXEC: Final = os.O_CLOEXEC
 
 #: Numbers of the calls without a libc function; io_uring's are the same everywhere.
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274, "riscv64": 274}

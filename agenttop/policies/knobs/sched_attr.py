@@ -29,8 +29,6 @@ _NUMBERS = {name: number for number, name in POLICIES.items()}
 _FAIR = (0, 3, 5)
 _IDLE = _NUMBERS["IDLE"]
 _RESET_ON_FORK, _KEEP_POLICY, _KEEP_PARAMS, _UTIL_MIN = 0x01, 0x08, 0x10, 0x20
-#: kernel/sched/syscalls.c, __setparam_fair: 0.1 to 100 ms.
-SLICE_NS = (100_000, 100_000_000)
 UCLAMP_MAX = 1024
 _UCLAMP_NONE = (1 << 32) - 1
 #: include/uapi/linux/ioprio.h: bits of the level, and of the hint above it (since 6.5).
