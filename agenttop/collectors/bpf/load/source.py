@@ -11,7 +11,7 @@ from typing import Final, Literal
 from agenttop.collectors.bpf import layout
 from agenttop.collectors.bpf.load.btf import Btf
 from agenttop.collectors.bpf.read.cpu_rows import CpuRows
-from agenttop.model.vocabulary import GATES
+from agenttop.model.vocabulary import GATES, VECTORS
 from agenttop.step import MARKER
 
 SOURCES: Final = (
@@ -85,28 +85,15 @@ KERNEL_CALLS: Final = {"bpf_preempt_disable": 0x41540001, "bpf_preempt_enable": 
 
 #: Tracepoints in the order of attaching: exits first (percpu.bpf.c says why), then what
 #: gives context, then the chain.
-_VECTORS: Final = (
-    "local_timer",
-    "reschedule",
-    "call_function",
-    "call_function_single",
-    "irq_work",
-    "thermal_apic",
-    "error_apic",
-    "spurious_apic",
-    "threshold_apic",
-    "deferred_error_apic",
-    "x86_platform_ipi",
-)
 EXITS: Final = (
     "irq_handler_exit",
-    *(f"{v}_exit" for v in _VECTORS),
+    *(f"{v}_exit" for v in VECTORS),
     "hrtimer_expire_exit",
     "softirq_exit",
 )
 ENTRIES: Final = (
     "irq_handler_entry",
-    *(f"{v}_entry" for v in _VECTORS),
+    *(f"{v}_entry" for v in VECTORS),
     "hrtimer_expire_entry",
     "softirq_entry",
     "softirq_raise",
